@@ -1,0 +1,103 @@
+"""What a backend is: the seam between deciding (the manager and the core below it) and doing.
+
+A backend is found by its framework's name through the entry-point group ``taskrouter.backends``; the entry point names a
+class whose constructor takes no argument. One instance serves all models of that framework in this process. Being
+imported must be cheap: libraries such as torch are imported by ``preflight`` or ``load``, never by the module.
+
+Putting models to sleep (``demote``, ``promote``) has its place here beside ``load`` and ``unload``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from taskrouter.types import Charges, DeviceId, Footprint, ModelRequest, Traits
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What checking a model found: its best known footprint, and the verbs it can do (empty: not known)."""
+
+    need: Footprint | None = None
+    verbs: frozenset[str] = frozenset()
+
+
+class LoadedModel(Protocol):
+    """A model that is ready. The manager holds the only lasting reference to it."""
+
+    @property
+    def measured(self) -> Footprint | None:
+        """Bytes it really takes, per device; ``None`` where that can't be measured."""
+
+    @property
+    def verbs(self) -> frozenset[str]:
+        """What it can be asked."""
+
+    @property
+    def raw(self) -> Any:
+        """The framework's own object, for callers that hold a lease and know what they do."""
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """Small facts for status and traces (dtype, parameters); no reference to the model itself."""
+
+    async def call(self, verb: str, request: Any) -> Any:
+        """Answer one request.
+
+        Must not block the event loop. When cancelled it tells the work to stop and **returns or raises only once the
+        work has stopped**: the lease lasts as long as this coroutine. Raises ``BadInput`` for input it can't use,
+        ``ModelDied`` when the model is gone, ``CallFailed`` otherwise.
+        """
+
+    def stream(self, verb: str, request: Any) -> AsyncIterator[Any]:
+        """Answer in pieces (an async generator). The same rules; closing the iterator is cancelling."""
+
+    async def wait_dead(self) -> Exception:
+        """Return the error when the model dies on its own; wait for ever if it never does. May be cancelled."""
+
+
+class Backend(Protocol):
+    """The adapter for one framework."""
+
+    def traits(self, request: ModelRequest) -> Traits:
+        """What the core must know. Pure: no I/O, no import of the framework."""
+
+    async def preflight(self, request: ModelRequest) -> Preflight:
+        """Check everything that can be checked without loading: files, headers, packages, arguments.
+
+        Must not block the event loop for long; may be cancelled. Raises ``PreflightFailed`` (``CheckpointMissing``,
+        ``CheckpointCorrupt``) or ``MissingDependency``. The estimate in the answer counts weights and working memory.
+        """
+
+    async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
+        """Load on these devices within these bytes.
+
+        Must leave the event loop free. Checks the memory that is really free just before it loads. Raises
+        ``OutOfMemory`` or ``LoadFailed``, and holds no memory once it has raised. Cancelled: where
+        ``traits.cancellable``, stops and frees before it raises; elsewhere cancellation is not sent.
+        """
+
+    async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:
+        """Free an idle model and see its bytes free, for at most ``timeout_s`` seconds.
+
+        Returns what is still missing per device (empty: all of it was seen free). Never raises for an unload that went
+        badly: what can't be freed is the answer. After this the object must not be used.
+        """
+
+    async def residue(self, key: str) -> Charges:
+        """What is still missing of an unload that left something behind; empty once it is free. Cheap; never waits."""
+
+    async def close(self) -> None:
+        """Give up what the backend itself holds (threads, clients). Idempotent; called once all models are unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry point: the framework's name, and which distribution brought it."""
+
+    name: str
+    distribution: str
+    extra: str = ""
+    aliases: tuple[str, ...] = field(default=())

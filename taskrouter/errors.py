@@ -1,0 +1,233 @@
+"""One tree of errors.
+
+Every class carries ``status_hint``, the HTTP status it is translated to at the one place where errors become
+responses, and every message says what happened, to which model, and what to do about it. Classes also inherit the
+built-in exception that code written against the older, task-keyed managers catches (``ValueError`` for an unknown
+task, ``RuntimeError`` for memory, ``TimeoutError`` for a deadline).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class TaskRouterError(Exception):
+    """The root: everything this library raises on purpose.
+
+    ``retry_after_s`` is the number of seconds after which asking again makes sense, or ``None`` where it doesn't.
+    """
+
+    status_hint: ClassVar[int] = 500
+    retry_after_s: float | None = None
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+# --- the configuration file -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong in a configuration file, and where it is.
+
+    ``line`` and ``column`` count from 1; 0 where the problem belongs to the file as a whole. ``path`` is the key's path,
+    such as ``tasks.detect.options.detr.vram_gb``.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        path = f" {self.path}:" if self.path else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{where}:{path} {self.message}{hint}"
+
+
+class ConfigError(TaskRouterError, ValueError):
+    """The configuration file can't be used; ``problems`` holds everything that is wrong with it, found in one pass."""
+
+    status_hint = 400
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class ConfigNotFound(ConfigError, FileNotFoundError):
+    """There is no configuration file at that path."""
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+# --- asking for the wrong thing ---------------------------------------------------------------------------------------
+
+
+class UnknownTask(TaskRouterError, ValueError):
+    """No task of that name in the configuration."""
+
+    status_hint = 404
+
+
+class UnknownOption(TaskRouterError, ValueError):
+    """The task has no option of that name."""
+
+    status_hint = 404
+
+
+class NotExternal(TaskRouterError, ValueError):
+    """The task's selected option is not an external API."""
+
+    status_hint = 400
+
+
+class UnsupportedVerb(TaskRouterError, ValueError):
+    """The option can't do what was asked of it (``detect`` on a chat model); said before anything is loaded."""
+
+    status_hint = 400
+
+
+class BadInput(TaskRouterError, ValueError):
+    """What was given to the model can't be used: an image that is no image, audio cut short, a nonsensical argument."""
+
+    status_hint = 400
+
+
+class MediaTooLarge(BadInput):
+    """The input is over a limit of ``media:`` (bytes, pixels or seconds)."""
+
+    status_hint = 413
+
+
+# --- getting a model ready --------------------------------------------------------------------------------------------
+
+
+class ModelUnavailable(TaskRouterError):
+    """The root of everything that keeps a model from being ready."""
+
+    status_hint = 503
+
+
+class MissingDependency(ModelUnavailable, ImportError):
+    """The option's framework or provider isn't installed; the message names the extra that brings it."""
+
+    status_hint = 501
+
+
+class PreflightFailed(ModelUnavailable):
+    """The option can't be loaded as it is written, found out before anything was evicted for it."""
+
+    status_hint = 424
+
+
+class CheckpointMissing(PreflightFailed):
+    """The model's files aren't there: no such folder, not in the cache while offline, a shard is missing."""
+
+
+class CheckpointCorrupt(PreflightFailed):
+    """The model's files are there and can't be used: a truncated safetensors file, unreadable JSON."""
+
+
+class UnknownFramework(PreflightFailed, ValueError):
+    """No backend of that name is installed."""
+
+    status_hint = 501
+
+
+class BrokenBackend(PreflightFailed):
+    """The framework's plug-in can't be used: it doesn't import, or isn't a backend; other frameworks are unaffected."""
+
+    status_hint = 500
+
+
+class LoadFailed(ModelUnavailable, RuntimeError):
+    """The backend could not load the model; the cause is chained."""
+
+    status_hint = 502
+
+
+class OutOfMemory(LoadFailed):
+    """The device ran out of memory while the model loaded, also with more room on the second try."""
+
+    status_hint = 507
+
+
+class ModelDied(ModelUnavailable):
+    """The model died while serving; the next request loads it again."""
+
+    status_hint = 502
+
+
+class ModelStuck(ModelUnavailable):
+    """A load is stuck in a thread that can't be killed; it keeps its bytes, and what must queue behind it is refused."""
+
+
+class CoolingDown(ModelUnavailable):
+    """The model failed to load repeatedly and isn't tried again before ``retry_after_s`` has passed."""
+
+
+class Unloaded(ModelUnavailable):
+    """The model was unloaded by request (or left the configuration) while this call waited for it."""
+
+
+class InsufficientMemory(ModelUnavailable, RuntimeError):
+    """The model can't fit: larger than the budget, or what is left beside pinned models and residue is too small."""
+
+    status_hint = 507
+
+
+class AllPinned(InsufficientMemory):
+    """Room could only come from pinned models."""
+
+    status_hint = 409
+
+
+class WouldDeadlock(ModelUnavailable, RuntimeError):
+    """Room could only come from a model that the caller itself holds a lease on."""
+
+    status_hint = 409
+
+
+class Overloaded(ModelUnavailable, TimeoutError):
+    """The deadline passed before the model was ready; the message says what it was waiting for."""
+
+
+# --- using a model ----------------------------------------------------------------------------------------------------
+
+
+class CallFailed(TaskRouterError, RuntimeError):
+    """The model raised while answering; the cause is chained. The model stays loaded."""
+
+    status_hint = 502
+
+
+# --- using the manager ------------------------------------------------------------------------------------------------
+
+
+class ManagerClosed(TaskRouterError, RuntimeError):
+    """The manager has been shut down."""
+
+    status_hint = 503
+
+
+class WrongLoop(TaskRouterError, RuntimeError):
+    """The manager is bound to another event loop; use one manager per loop, or ``manager.blocking()``."""
+
+
+class Forked(TaskRouterError, RuntimeError):
+    """The manager was made before this process was forked; make one in the child."""
+
+
+class DeviceInUse(TaskRouterError, RuntimeError):
+    """Another process already manages this GPU."""
+
+    status_hint = 409

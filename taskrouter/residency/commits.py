@@ -1,0 +1,256 @@
+"""Committing a plan, and carrying it out: what is promised, what drains, what unloads, when the load starts.
+
+Every change of a plan's bytes goes through ``_adopt``, ``_suspend`` and ``_resume``; between them the account's
+``promised`` is need − the bytes the plan's sources still hold for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from taskrouter.residency.books import State
+from taskrouter.residency.events import CancelLoad, Load, Preflight, Reason, Unload
+from taskrouter.residency.planning import Plan
+from taskrouter.residency.records import Model, Phase, Want
+from taskrouter.residency.store import Store
+from taskrouter.types import DeviceId, ModelKey, TicketId
+
+
+class Commits(Store):
+    """Plans that became promises."""
+
+    # --- committing a plan --------------------------------------------------------------------------------------------
+
+    def _adopt(self, want: Want, plan: Plan) -> None:
+        """Book a plan: what its victims and the unloads under way will free is drawn, the rest promised from free."""
+        want.devices = plan.devices
+        want.need = plan.need
+        want.considered = plan.considered
+        want.victims = list(plan.victims)
+        missing = {device: amount - plan.from_free.get(device, 0) for device, amount in plan.need.items()}
+        for device, coming in plan.from_pending.items():
+            for model in self._freeing.values():
+                part = min(coming, model.unowned(device))
+                if part > 0:
+                    self._draw(want, model, device, part)
+                    coming -= part
+                    missing[device] -= part
+        for victim in plan.victims:
+            for device, held in victim.charges.items():
+                part = min(missing.get(device, 0), held)
+                if part > 0:
+                    self._draw(want, victim, device, part)
+                    missing[device] -= part
+        self._promise(want)
+
+    @staticmethod
+    def _draw(want: Want, model: Model, device: DeviceId, amount: int) -> None:
+        model.draws.setdefault(want, {})[device] = amount
+        want.sources.add(model)
+
+    def _promise(self, want: Want) -> None:
+        """Promised = need − the bytes its sources still hold for it."""
+        for device, amount in self._owed(want).items():
+            self._accounts[device].promised += amount
+
+    def _withdraw(self, want: Want) -> None:
+        for device, amount in self._owed(want).items():
+            self._accounts[device].promised -= amount
+
+    @staticmethod
+    def _owed(want: Want) -> dict[DeviceId, int]:
+        owed = dict(want.need)
+        for model in want.sources:
+            for device, amount in model.draws.get(want, {}).items():
+                owed[device] -= amount
+        return owed
+
+    def _suspend(self, want: Want) -> dict[Model, dict[DeviceId, int]]:
+        """Take a committed plan out of the books, to see whether there is a better one."""
+        self._withdraw(want)
+        return {model: model.draws.pop(want) for model in want.sources}
+
+    def _resume(self, want: Want, drawn: dict[Model, dict[DeviceId, int]]) -> None:
+        """Put a suspended plan back as it was."""
+        for model, draw in drawn.items():
+            model.draws[want] = draw
+        self._promise(want)
+
+    @staticmethod
+    def _clear_plan(want: Want) -> None:
+        """Forget a plan that is out of the books."""
+        want.sources = set()
+        want.victims = []
+        want.need = {}
+        want.devices = ()
+
+    def _drain(self, want: Want, plan: Plan, now: float) -> None:
+        self._adopt(want, plan)
+        want.phase = Phase.DRAINING
+        for victim in plan.victims:
+            victim.state = State.DRAINING
+            victim.drain_for = want
+        if not any(victim.leases for victim in plan.victims):
+            # Only claims or protection stood in the way, and a drain ends both.
+            self._unload_victims(want, now)
+
+    def _lift(self, victims: Iterable[Model], now: float) -> None:
+        """End a drain: its victims serve again, those that wait for them first."""
+        for victim in list(victims):
+            if victim.state is State.DRAINING:
+                victim.drain_for = None
+                if not victim.retiring:
+                    victim.state = State.READY
+                    self._grant_waiting(victim, now)
+                self._dirty = True
+
+    def _evict(self, want: Want, plan: Plan, now: float) -> None:
+        """Commit a plan whose victims are all idle, and carry it out."""
+        self._clear_plan(want)
+        self._adopt(want, plan)
+        self._unload_victims(want, now)
+
+    def _unload_victims(self, want: Want, now: float) -> None:
+        want.phase = Phase.EVICTING
+        self._evicting[want.model.key] = want
+        self._take_group(want.model)
+        for victim in want.victims:
+            if victim.state is State.LOADING:
+                self._cancel_load(victim)
+                continue
+            if victim.spec.selected and victim.used:
+                want.evicted.append(victim)
+            first = want.model.first()
+            self._unload(
+                victim,
+                Reason.ROOM,
+                now,
+                wanted=want.model.key,
+                ticket=first.id if first else None,
+                considered=want.considered,
+            )
+        self._start_if_settled(want, now)
+
+    def _take_group(self, model: Model) -> None:
+        group = model.spec.traits.serial_group
+        if group is not None:
+            self._groups[group] = model
+
+    def _leave_group(self, model: Model) -> None:
+        group = model.spec.traits.serial_group
+        if group is not None and self._groups.get(group) is model:
+            del self._groups[group]
+
+    def _start_if_settled(self, want: Want, now: float) -> None:
+        """Start the load once every source was seen free, the bytes are really there, and its devices are quiet."""
+        model = want.model
+        if want.sources:
+            return
+        if any(self._accounts[device].free < 0 for device in want.devices):
+            # Foreign growth or residue ate what was promised: plan again with what there is.
+            self._back_to_blocked(want, now)
+            return
+        exclusive = model.spec.traits.exclusive_on_device
+        for other in (*self._loading.values(), *self._freeing.values()):
+            if set(other.devices).isdisjoint(want.devices):
+                continue
+            if exclusive or (other.state is State.LOADING and other.spec.traits.exclusive_on_device):
+                return
+        first = model.first()
+        self._withdraw(want)
+        for device, amount in want.need.items():
+            self._accounts[device].charged += amount
+        model.charges = want.need
+        model.devices = want.devices
+        model.state = State.LOADING
+        model.load_started = now
+        model.background = first is None or first.background
+        model.used = False
+        self._loading[model.key] = model
+        del self._wants[model.key]
+        del self._evicting[model.key]
+        model.want = None
+        model.made_room = want.evicted
+        self._take_group(model)
+        reason = Reason.RESTORE if want.restoring else Reason.WARMUP if first and first.background else Reason.REQUEST
+        self._out.append(
+            Load(model.key, model.generation, model.devices, dict(model.charges), reason, first.id if first else None)
+        )
+
+    def _back_to_blocked(self, want: Want, now: float) -> None:
+        """Take a committed want back: its victims go on unloading, owned by nobody."""
+        self._suspend(want)
+        self._lift(want.victims, now)
+        self._clear_plan(want)
+        if self._evicting.pop(want.model.key, None) is not None:
+            self._leave_group(want.model)
+        want.phase = Phase.BLOCKED
+        if not want.model.queued and not want.restoring:
+            self._drop(want, now)
+        else:
+            self._dirty = True
+
+    # --- unloading ----------------------------------------------------------------------------------------------------
+
+    def _unload(
+        self,
+        model: Model,
+        reason: Reason,
+        now: float,
+        *,
+        wanted: ModelKey | None = None,
+        ticket: TicketId | None = None,
+        considered: int = 0,
+    ) -> None:
+        self._begin_freeing(model, now)
+        self._out.append(Unload(model.key, model.generation, dict(model.charges), reason, wanted, ticket, considered))
+
+    def _begin_freeing(self, model: Model, now: float) -> None:
+        model.state = State.UNLOADING
+        model.drain_for = None
+        model.retiring = False
+        model.unload_started = now
+        for claim in model.claims:
+            del self._granted[claim]
+        model.claims.clear()
+        self._resident.pop(model.key, None)
+        self._retiring.pop(model.key, None)
+        self._freeing[model.key] = model
+
+    def _cancel_load(self, model: Model) -> None:
+        model.cancelling = True
+        self._freeing[model.key] = model
+        self._out.append(CancelLoad(model.key, model.generation))
+
+    # --- wants --------------------------------------------------------------------------------------------------------
+
+    def _want(self, model: Model, now: float, *, restoring: bool = False) -> None:
+        """Somebody waits for a cold model: check first that it can be loaded at all (law 3)."""
+        if model.state is not State.DISK or model.want is not None:
+            return
+        want = model.want = self._wants[model.key] = Want(model, restoring=restoring)
+        want.phase = Phase.PREFLIGHT
+        if not model.preflighting:
+            model.preflighting = True
+            model.generation += 1
+            self._out.append(Preflight(model.key, model.generation))
+        self._dirty = True
+
+    def _drop(self, want: Want, now: float) -> None:
+        """Nobody waits for it any more: lift its drain, give back its promise; what unloads already goes on unowned."""
+        model = want.model
+        if want.phase in (Phase.DRAINING, Phase.EVICTING):
+            self._suspend(want)
+            if want.phase is Phase.EVICTING:
+                self._leave_group(model)
+                self._remember(want.evicted)
+            self._lift(want.victims, now)
+        self._clear_plan(want)
+        self._evicting.pop(model.key, None)
+        self._wants.pop(model.key, None)
+        model.want = None
+        self._dirty = True
+
+    def _remember(self, evicted: Iterable[Model]) -> None:
+        """These were evicted for a load that came to nothing."""
+        self._restore.update((victim.key, victim) for victim in evicted)

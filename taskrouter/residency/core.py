@@ -1,0 +1,256 @@
+"""The residency core: events in, actions out, and the only code that decides what is resident and who waits.
+
+The laws it keeps are numbered in ``docs/design.md``; in short:
+
+1.  Book when you decide: granting is leasing, deciding a load promises its bytes, starting it charges them.
+2.  Unloading frees nothing until the bytes were seen free.
+3.  Preflight before you evict.
+4.  Plan before you evict; what a committed plan's victims free is promised to its load.
+5.  In use is untouchable. A lease ends when the operation has stopped; a claim protects for a while.
+6.  The load belongs to the manager: N callers, one load; only the last waiter's giving up cancels it.
+7.  Giving up is an event.
+8.  Every action ends in exactly one event; events of an earlier life are ignored.
+9.  Every ticket is granted or refused by its deadline: older ones reserve, then drain.
+10. Just loaded is protected for a while.
+11. One bad load harms nobody who is serving.
+12. What can't be freed is said.
+13. Progress is health.
+
+How it works: a handler books what the event says and marks the books dirty when somebody's plan could change by it;
+then passes run until nothing changes (``scheduling``). A ready model with a free slot is granted without a pass.
+Passes look for room with ``planning``, which changes nothing. The states of a model and how they follow each other::
+
+    DISK ─Load→ LOADING ─Loaded→ READY ⇄ DRAINING
+     ↑             │ ↘ STUCK        └──────┴─Unload→ UNLOADING ─Unloaded→ DISK
+     └─────────────┴── failed, cancelled    repeated failure: COOLDOWN → DISK
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from taskrouter.residency import messages
+from taskrouter.residency.books import ModelStatus, Snapshot, State
+from taskrouter.residency.events import (
+    Acquire,
+    Action,
+    ClearCooldown,
+    Died,
+    Event,
+    GiveUp,
+    LoadCancelled,
+    Loaded,
+    LoadFailed,
+    LoadStuck,
+    Observed,
+    Pin,
+    Preflighted,
+    PreflightFailed,
+    Reclaimed,
+    Reconfigure,
+    Release,
+    Retire,
+    Shutdown,
+    Tick,
+    Unloaded,
+)
+from taskrouter.residency.lifecycle import Lifecycle
+from taskrouter.residency.messages import size
+from taskrouter.residency.records import Model, Phase
+from taskrouter.types import ModelKey
+
+
+class Residency(Lifecycle):
+    """The one mutator. ``handle`` takes an event and the time and answers what is to be done; it does no I/O."""
+
+    def handle(self, event: Event, *, now: float) -> list[Action]:
+        """Take an event; answer the actions it leads to, in the order they are to be performed.
+
+        ``now`` is seconds on one monotonic clock; an earlier instant than the last one counts as the last one.
+        """
+        if now < self._now:
+            now = self._now
+        else:
+            self._now = now
+        out = self._out = []
+        _HANDLERS[type(event)](self, event, now)
+        if self._dirty:
+            self._settle(now)
+        elif self._timers_changed:
+            self._set_wake()
+        return out
+
+    # --- events of the people who run it ------------------------------------------------------------------------------
+
+    def _on_observed(self, event: Observed, now: float) -> None:
+        for device, reading in event.readings.items():
+            account = self._accounts.get(device)
+            if account is not None:
+                account.read(reading)
+        self._dirty = bool(self._wants) or any(account.free < 0 for account in self._accounts.values())
+
+    def _on_pin(self, event: Pin, now: float) -> None:
+        model = self._models.get(event.key)
+        if model is not None:
+            model.spec = replace(model.spec, pinned=event.pinned)
+            self._dirty = True
+
+    def _on_reconfigure(self, event: Reconfigure, now: float) -> None:
+        model = self._add(event.spec)
+        if model.state is State.READY:
+            self._grant_waiting(model, now)
+            if model.spec.keep_alive_s is not None:
+                self._arm_keep_alive(model, now + model.spec.keep_alive_s)
+        self._dirty = True
+
+    def _on_clear_cooldown(self, event: ClearCooldown, now: float) -> None:
+        model = self._models.get(event.key)
+        if model is not None:
+            model.failures = 0
+            self._end_cooldown(model)
+
+    def _on_retire(self, event: Retire, now: float) -> None:
+        model = self._models.get(event.key)
+        if model is not None:
+            self._restore.pop(model.key, None)
+            self._refuse_waiting(model, messages.retired(model))
+            self._retire(model, now)
+
+    def _retire(self, model: Model, now: float) -> None:
+        if model.want is not None:
+            self._drop(model.want, now)
+        if model.state in (State.LOADING, State.STUCK):
+            model.retiring = True
+            if model.spec.traits.cancellable and not model.cancelling and model.state is State.LOADING:
+                self._cancel_load(model)
+        elif model.state in (State.READY, State.DRAINING):
+            model.retiring = True
+            model.state = State.DRAINING
+            self._retiring[model.key] = model
+        self._dirty = True
+
+    def _on_shutdown(self, event: Shutdown, now: float) -> None:
+        self._closed = True
+        for model in self._models.values():
+            self._refuse_waiting(model, messages.shutdown(model))
+            self._retire(model, now)
+
+    def _on_tick(self, event: Tick, now: float) -> None:
+        self._woken_at = None
+        self._dirty = True
+
+    # --- what can be asked --------------------------------------------------------------------------------------------
+
+    def lru(self) -> ModelKey | None:
+        """The idle, unpinned model used longest ago, or ``None``."""
+        for model in self._plans.by_use():
+            if model.state is State.READY and not model.leases and not model.spec.pinned:
+                return model.key
+        return None
+
+    def resident(self) -> list[ModelKey]:
+        """Models that are ready (or draining), least recently used first."""
+        return list(self._resident)
+
+    def status(self, key: ModelKey) -> ModelStatus:
+        model = self._models[key]
+        return ModelStatus(
+            key=model.key,
+            label=model.spec.label,
+            state=model.state,
+            generation=model.generation,
+            devices=model.devices,
+            charges=dict(model.charges),
+            leases=len(model.leases),
+            claims=len(model.claims),
+            waiting=model.queued,
+            pinned=model.spec.pinned,
+            last_used=model.last_used,
+            loaded_at=model.loaded_at,
+            load_s=model.load_s,
+            cooldown_until=model.cooldown_until,
+            residue=dict(model.residue),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """Everything, frozen; holds no reference to a model."""
+        return Snapshot(
+            devices={device: account.view() for device, account in self._accounts.items()},
+            models={key: self.status(key) for key in self._models},
+            waiting=len(self._tickets),
+            oldest_arrival=min((ticket.arrival for ticket in self._tickets.values()), default=None),
+        )
+
+    def __repr__(self) -> str:
+        ready = sum(model.state is State.READY for model in self._resident.values())
+        rooms = ", ".join(
+            f"{size(account.charged)[:-4]}/{size(account.capacity)} {device}"
+            for device, account in self._accounts.items()
+        )
+        return f"<Residency {ready} ready, {len(self._loading)} loading, {rooms}, {len(self._tickets)} waiting>"
+
+    # --- the books, asserted ------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert that the books are true to the records. For tests and debugging; costs O(models)."""
+        for device, account in self._accounts.items():
+            models = self._models.values()
+            assert account.charged == sum(m.charges.get(device, 0) for m in models), f"{device} charged"
+            assert account.residue == sum(m.residue.get(device, 0) for m in models), f"{device} residue"
+            committed = [w for w in self._wants.values() if w.phase in (Phase.DRAINING, Phase.EVICTING)]
+            promised = sum(self._owed(want).get(device, 0) for want in committed)
+            assert account.promised == promised, f"{device} promised {account.promised}, owed {promised}"
+        for model in self._models.values():
+            self._check_model(model)
+        assert len(self._granted) == sum(len(m.leases) + len(m.claims) for m in self._models.values()), "leases"
+        assert len(self._tickets) == sum(m.queued for m in self._models.values()), "tickets"
+
+    def _check_model(self, model: Model) -> None:
+        holds = model.state in (State.LOADING, State.STUCK, State.READY, State.DRAINING, State.UNLOADING)
+        assert holds or not model.charges, f"{model} charges without being there"
+        assert holds == bool(model.devices), f"{model} has devices {model.devices}"
+        assert model.state in (State.READY, State.DRAINING) or not model.leases, f"{model} leased"
+        assert (model.key in self._resident) == (model.state in (State.READY, State.DRAINING)), f"{model} resident"
+        assert (model.key in self._loading) == (model.state in (State.LOADING, State.STUCK)), f"{model} loading"
+        assert (model.key in self._freeing) == (model.state is State.UNLOADING or model.cancelling), f"{model} freeing"
+        assert model.slots is None or len(model.leases) <= model.slots or model.spec.slots is not None, f"{model} slots"
+        for device in model.charges:
+            assert model.unowned(device) >= 0, f"{model} promised more than it holds"
+        for want, draw in model.draws.items():
+            assert model in want.sources, f"{model} drawn by {want.model} without being its source"
+            assert draw, f"{model} drawn by nothing"
+        if model.state is State.DRAINING:
+            owner = model.drain_for
+            live = owner is not None and self._wants.get(owner.model.key) is owner and owner.phase is Phase.DRAINING
+            assert live or model.retiring, f"{model} drains for nobody"
+        if model.want is not None:
+            assert model.state is State.DISK, f"{model} wanted though it is there"
+        elif model.state is State.DISK:
+            assert not model.queued, f"{model} has waiters and nobody wants it"
+
+
+_Handler = Callable[[Any, Any, float], None]
+
+_HANDLERS: Mapping[type, _Handler] = {
+    Acquire: Residency._on_acquire,
+    Release: Residency._on_release,
+    GiveUp: Residency._on_give_up,
+    Preflighted: Residency._on_preflighted,
+    PreflightFailed: Residency._on_preflight_failed,
+    Loaded: Residency._on_loaded,
+    LoadFailed: Residency._on_load_failed,
+    LoadCancelled: Residency._on_load_cancelled,
+    LoadStuck: Residency._on_load_stuck,
+    Unloaded: Residency._on_unloaded,
+    Reclaimed: Residency._on_reclaimed,
+    Died: Residency._on_died,
+    Observed: Residency._on_observed,
+    Pin: Residency._on_pin,
+    Retire: Residency._on_retire,
+    Reconfigure: Residency._on_reconfigure,
+    ClearCooldown: Residency._on_clear_cooldown,
+    Tick: Residency._on_tick,
+    Shutdown: Residency._on_shutdown,
+}

@@ -1,0 +1,119 @@
+"""What refusals say: what happened, to which model, and what to do. Built only when somebody is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from taskrouter.residency.books import MODEL_SLOTS, State
+from taskrouter.residency.events import Reason, Refusal
+from taskrouter.residency.records import Model, Phase
+from taskrouter.types import GIB, MIB, DeviceId
+
+if TYPE_CHECKING:
+    from taskrouter.residency.store import Store
+
+
+def size(amount: int) -> str:
+    """Bytes for people: ``6.2 GiB``, ``14.0 MiB``."""
+    return f"{amount / GIB:.1f} GiB" if abs(amount) >= GIB else f"{amount / MIB:.1f} MiB"
+
+
+def _amount(device: DeviceId, amount: int) -> str:
+    return f"{amount} of the models max_models allows" if device == MODEL_SLOTS else f"{size(amount)} on {device}"
+
+
+def no_room(core: Store, model: Model, what: str, device: DeviceId, needed: int, room: int) -> Refusal:
+    """The model can't fit, whatever is waited for; ``what`` as the planner found it."""
+    label = model.spec.label
+    if what == "too_large":
+        text = (
+            f"{label} needs {_amount(device, needed)}, more than the {_amount(device, room)} there is at all. "
+            f"Pick a smaller option or a stronger quantization, or raise memory.devices.{device}.budget."
+        )
+        return Refusal(Reason.TOO_LARGE, model.key, text)
+    held = [
+        other
+        for other in core.resident_models()
+        if other.charges.get(device) and other is not model and (what != "pinned" or other.spec.pinned)
+    ]
+    names = ", ".join(f"{other.spec.label} {size(other.charges[device])}" for other in held) or "nothing"
+    if what == "pinned":
+        text = (
+            f"{label} needs {_amount(device, needed)}; at most {size(max(room, 0))} can be had beside what is pinned "
+            f"({names}). Unpin one, pick a smaller option, or raise memory.devices.{device}.budget."
+        )
+        return Refusal(Reason.PINNED, model.key, text)
+    if what == "own_lease":
+        text = (
+            f"{label} needs {_amount(device, needed)}, and room could only come from a model this caller holds a lease "
+            f"on (resident: {names}). Leave that lease before asking for {label}."
+        )
+        return Refusal(Reason.OWN_LEASE, model.key, text)
+    residue = core.residue_on(device)
+    text = (
+        f"{label} needs {_amount(device, needed)}; only {size(max(room, 0))} can be had: memory that unloads did not "
+        f"give back or stuck loads hold ({residue}). Drop the references that keep it alive, or restart the process."
+    )
+    return Refusal(Reason.NO_ROOM, model.key, text)
+
+
+def no_free_room(core: Store, model: Model) -> Refusal:
+    """A warm-up (or a restoring load) found no free bytes, and those never evict."""
+    free = ", ".join(f"{size(core.books(device).free)} on {device}" for device in core.devices())
+    need = size(model.need.device_bytes)
+    text = f"{model.spec.label} needs {need}; warm-up takes free memory only, and there is {free}."
+    return Refusal(Reason.NO_ROOM, model.key, text)
+
+
+def deadline(core: Store, model: Model, waited: float, now: float) -> Refusal:
+    """The deadline of a ticket passed; says what it waited for and when asking again makes sense."""
+    label, want = model.spec.label, model.want
+    retry: float | None
+    if model.state in (State.LOADING, State.STUCK):
+        retry = max(model.load_started + model.load_s - now, 0.1)
+        doing = f"it is loading and needs about {retry:.0f} s more; the load goes on"
+    elif model.state in (State.READY, State.DRAINING):
+        retry = max(model.busy_for(now), 0.1)
+        doing = f"it is loaded and all of its {model.slots} slots are in use; raise max_concurrency or the deadline"
+        if model.state is State.DRAINING:
+            doing = "it is being drained to make room for another model"
+    elif model.state is State.UNLOADING:
+        retry = model.unload_s + model.load_s
+        doing = "it is being unloaded, and has to be loaded again"
+    elif want is not None and want.phase is Phase.PREFLIGHT:
+        retry, doing = model.load_s, "its files were still being checked"
+    else:
+        busy = [other for other in core.resident_models() if other.leases]
+        retry = max((other.busy_for(now) for other in busy), default=0.0) + model.load_s
+        names = ", ".join(f"{other.spec.label} ({len(other.leases)} in use)" for other in busy)
+        room = size(model.need.device_bytes)
+        doing = f"it waits for {room} of room; {'in use: ' + names if names else 'older requests come first'}"
+    text = f"{label} was not ready after {waited:.1f} s: {doing}. Ask again later, allow more time, or add a fallback."
+    return Refusal(Reason.DEADLINE, model.key, text, retry_after_s=retry)
+
+
+def cooldown(model: Model, now: float) -> Refusal:
+    """The model failed repeatedly."""
+    left = max((model.cooldown_until or now) - now, 0.0)
+    text = (
+        f"{model.spec.label} failed {model.failures} times in a row and is not tried again for {left:.0f} s. "
+        f"Fix the cause (the last error says it), or clear its cooldown."
+    )
+    return Refusal(Reason.COOLDOWN, model.key, text, retry_after_s=left)
+
+
+def stuck(model: Model, culprit: Model) -> Refusal:
+    """A load is stuck in a thread, and this one would have to queue behind it."""
+    who = "its load" if culprit is model else f"the load of {culprit.spec.label}, which it must wait for,"
+    text = f"{model.spec.label} can't be loaded: {who} is stuck and can't be killed. Restart the process."
+    return Refusal(Reason.STUCK, model.key, text)
+
+
+def retired(model: Model) -> Refusal:
+    """The model was unloaded on request."""
+    return Refusal(Reason.RETIRED, model.key, f"{model.spec.label} was unloaded by request while this call waited.")
+
+
+def shutdown(model: Model) -> Refusal:
+    """The manager shuts down."""
+    return Refusal(Reason.SHUTDOWN, model.key, f"{model.spec.label} is not loaded: the manager is shutting down.")

@@ -1,0 +1,301 @@
+"""Finding room for one cold model: what a plan would use, in the order of law 4, without changing anything.
+
+A plan uses, in this order: free bytes; bytes of unloads nobody owns; idle unpinned victims; then busy or loading ones,
+which can only be reserved. Victims without which the others suffice are dropped. Of several device sets it takes the
+one that needs the cheapest evictions, then the tightest fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from math import inf
+
+from taskrouter.residency.accounts import Account
+from taskrouter.residency.books import Settings, State
+from taskrouter.residency.policy import Missing, Policy, by_priority, drop_unneeded, take
+from taskrouter.residency.records import Model, Want
+from taskrouter.types import DeviceId, ModelKey, TicketId
+
+
+class Mode(IntEnum):
+    """What the plan would have to touch, from nothing to models that are still in use or loading."""
+
+    FREE = 0
+    PENDING = 1
+    IDLE = 2
+    DRAIN = 3
+    RESERVE = 4
+
+
+@dataclass(slots=True)
+class Plan:
+    """Where a model could go and at whose cost. ``from_free`` and ``from_pending`` are bytes per device."""
+
+    mode: Mode
+    devices: tuple[DeviceId, ...]
+    need: dict[DeviceId, int]
+    from_free: dict[DeviceId, int]
+    from_pending: dict[DeviceId, int]
+    victims: list[Model]
+    considered: int
+    leftover: int
+
+
+@dataclass(slots=True)
+class Reserved:
+    """What older wants of the same pass have set aside; younger ones act only outside it."""
+
+    free: dict[DeviceId, int] = field(default_factory=dict)
+    pending: dict[DeviceId, int] = field(default_factory=dict)
+    models: set[Model] = field(default_factory=set)
+    devices: set[DeviceId] = field(default_factory=set)
+
+    def add(self, plan: Plan, *, exclusive: bool) -> None:
+        for device, amount in plan.from_free.items():
+            self.free[device] = self.free.get(device, 0) + amount
+        for device, amount in plan.from_pending.items():
+            self.pending[device] = self.pending.get(device, 0) + amount
+        self.models.update(plan.victims)
+        if exclusive:
+            self.devices.update(plan.devices)
+
+
+class Planner:
+    """Reads the core's books and answers plans. ``wake`` collects the next instant at which an answer could change."""
+
+    __slots__ = ("accounts", "freeing", "loading", "policy", "priorities_differ", "resident", "settings", "wake")
+
+    def __init__(
+        self,
+        accounts: Mapping[DeviceId, Account],
+        resident: Mapping[ModelKey, Model],
+        freeing: Mapping[ModelKey, Model],
+        loading: Mapping[ModelKey, Model],
+        settings: Settings,
+        policy: Policy,
+    ) -> None:
+        self.accounts = accounts
+        self.resident = resident
+        self.freeing = freeing
+        self.loading = loading
+        self.settings = settings
+        self.policy = policy
+        self.priorities_differ = False
+        self.wake = inf
+
+    # --- who may be a victim ------------------------------------------------------------------------------------------
+
+    def idle_at(self, model: Model, arrival: float) -> float:
+        """When an unleased model may be evicted for a ticket of this arrival: its protection and claims are over."""
+        if model.loaded_at is None:
+            return -inf
+        settings = self.settings
+        if settings.min_residency_s is not None:
+            until = model.loaded_at + settings.min_residency_s
+        else:
+            until = min(
+                model.loaded_at + min(model.load_s, settings.residency_cap_s), model.idle_since + 0.2 * model.load_s
+            )
+        if model.claims:
+            until = max(until, min(model.last_claim, arrival) + settings.claim_s)
+        return until
+
+    def by_use(self) -> list[Model]:
+        """Resident models, lower priority first, then oldest use first."""
+        models = list(self.resident.values())
+        return by_priority(models) if self.priorities_differ else models
+
+    def frozen(self, model: Model) -> bool:
+        """Whether an exclusive load is under way on one of its devices: nothing there may be freed meanwhile."""
+        return any(
+            loading.spec.traits.exclusive_on_device and not set(loading.devices).isdisjoint(model.devices)
+            for loading in self.loading.values()
+        )
+
+    def _victims(self, want: Want, reserved: Reserved) -> Iterator[Model]:
+        """Resident models this want may ever take, oldest use first. Leases and protection are the caller's to see."""
+        held = self.held_by(want)
+        own = want.model
+        for model in self.resident.values():
+            if model.spec.pinned or model in reserved.models or model is own or model.key in held:
+                continue
+            if model.state is State.DRAINING and model.drain_for is not want:
+                continue
+            yield model
+
+    def held_by(self, want: Want) -> frozenset[ModelKey]:
+        """Models on which somebody who waits for this want holds a lease."""
+        held: set[ModelKey] = set()
+        if want.model.holders:
+            for ticket in want.model.waiting():
+                for id in ticket.holding:
+                    held.update(key for key, model in self.resident.items() if id in model.leases)
+        return frozenset(held)
+
+    # --- plans --------------------------------------------------------------------------------------------------------
+
+    def find(self, want: Want, reserved: Reserved, *, now: float, count_models: bool) -> Plan | None:
+        """The best plan for this want, or ``None`` where nothing would suffice outside the older reservations."""
+        best: Plan | None = None
+        best_cost: tuple[int, float, int] | None = None
+        for devices in want.model.spec.placements:
+            plan = self._find_on(want, devices, reserved, now=now, count_models=count_models)
+            if plan is None:
+                continue
+            cost = (int(plan.mode), sum(victim.load_s for victim in plan.victims), plan.leftover)
+            if best_cost is None or cost < best_cost:
+                best, best_cost = plan, cost
+        return best
+
+    def _find_on(
+        self, want: Want, devices: tuple[DeviceId, ...], reserved: Reserved, *, now: float, count_models: bool
+    ) -> Plan | None:
+        model = want.model
+        need = model.charges_on(devices, count_models=count_models)
+        plan = Plan(Mode.FREE, devices, need, {}, {}, [], 0, 0)
+        missing: Missing = {}
+        for device, amount in need.items():
+            if amount > self.accounts[device].capacity:
+                return None
+            free = self.accounts[device].free - reserved.free.get(device, 0)
+            plan.from_free[device] = max(0, min(amount, free))
+            plan.leftover += max(0, free - amount)
+            if amount > free:
+                missing[device] = amount - free
+        if not missing:
+            return plan
+
+        plan.mode = Mode.PENDING
+        for device in tuple(missing):
+            coming = sum(freeing.unowned(device) for freeing in self.freeing.values())
+            coming -= reserved.pending.get(device, 0)
+            if coming > 0:
+                plan.from_pending[device] = min(missing[device], coming)
+                missing[device] -= plan.from_pending[device]
+                if not missing[device]:
+                    del missing[device]
+        if not missing:
+            return plan
+
+        lacking = dict(missing)
+        chosen = self._choose(want, missing, reserved, plan, now=now)
+        if missing:
+            return None
+        plan.victims = drop_unneeded(chosen, lacking)
+        plan.mode = max(self._mode(victim, want, now) for victim in plan.victims)
+        return plan
+
+    def _choose(self, want: Want, missing: Missing, reserved: Reserved, plan: Plan, *, now: float) -> list[Model]:
+        """Idle victims by the policy, then busy ones by the end of their leases, then loads under way."""
+        first = want.model.first()
+        arrival = first.arrival if first else now
+        latest = want.model.latest_deadline() if first else inf
+        hopeless = latest < now + want.model.load_s
+        replaces = first.replaces if first else None
+        busy: list[tuple[float, Model]] = []
+
+        def idle() -> Iterator[Model]:
+            for model in self._victims(want, reserved):
+                plan.considered += 1
+                if model.leases:
+                    busy.append((now + model.busy_for(now), model))
+                    continue
+                free_at = self.idle_at(model, arrival)
+                if hopeless:
+                    free_at = max(free_at, model.idle_since + max(model.load_s, want.model.load_s))
+                if free_at > now or self.frozen(model):
+                    if not hopeless and free_at > now:
+                        self.wake = min(self.wake, free_at)
+                    busy.append((now, model))
+                    continue
+                yield model
+            if first is not None and not first.background:
+                for model in self.loading.values():
+                    if self.preemptible(model) and model not in reserved.models:
+                        yield model
+
+        candidates: Iterable[Model] = idle()
+        if self.priorities_differ:
+            candidates = by_priority(candidates)
+        if replaces is not None:
+            candidates = sorted(candidates, key=lambda model: model.key != replaces)
+        chosen = self.policy(candidates, missing)
+        if not missing or hopeless or first is None or first.background:
+            return chosen
+        busy.sort(key=lambda entry: (entry[1].spec.priority, entry[0]))
+        chosen += take((model for end, model in busy if end <= latest), missing)
+        chosen += take(
+            (
+                model
+                for model in self.loading.values()
+                if model.state is State.LOADING
+                and not model.spec.pinned
+                and not model.cancelling
+                and model is not want.model
+                and model not in reserved.models
+                and model not in chosen
+            ),
+            missing,
+        )
+        return chosen
+
+    def preemptible(self, model: Model) -> bool:
+        """Whether a load under way may be cancelled for its bytes: nobody waits for it, and it can be stopped."""
+        return (
+            model.state is State.LOADING
+            and model.background
+            and model.spec.traits.cancellable
+            and not model.cancelling
+            and not model.spec.pinned
+            and not any(not ticket.background for ticket in model.waiting())
+        )
+
+    def _mode(self, victim: Model, want: Want, now: float) -> Mode:
+        if victim.state is State.LOADING:
+            return Mode.IDLE if self.preemptible(victim) else Mode.RESERVE
+        first = want.model.first()
+        if victim.leases or self.idle_at(victim, first.arrival if first else now) > now:
+            return Mode.DRAIN
+        return Mode.RESERVE if self.frozen(victim) else Mode.IDLE
+
+    # --- what can never be --------------------------------------------------------------------------------------------
+
+    def blocked_for_ever(
+        self, model: Model, holding: frozenset[TicketId], *, count_models: bool
+    ) -> tuple[str, DeviceId, int, int] | None:
+        """Why no waiting would help: ``(what, device, needed bytes, bytes that could be had)``; ``None``: it could fit.
+
+        ``what`` is ``too_large``, ``pinned``, ``own_lease`` or ``no_room`` (residue, a stuck load). Foreign use never
+        counts. Of several device sets the one with the most room is named.
+        """
+        worst: tuple[str, DeviceId, int, int] | None = None
+        for devices in model.spec.placements:
+            verdict: tuple[str, DeviceId, int, int] | None = None
+            for device, amount in model.charges_on(devices, count_models=count_models).items():
+                account = self.accounts[device]
+                fixed = {"no_room": account.residue, "pinned": 0, "own_lease": 0}
+                for other in (*self.resident.values(), *self.loading.values()):
+                    held = other.charges.get(device, 0)
+                    if other is model or not held:
+                        continue
+                    if other.state is State.STUCK:
+                        fixed["no_room"] += held
+                    elif other.spec.pinned:
+                        fixed["pinned"] += held
+                    elif holding and not holding.isdisjoint(other.leases):
+                        fixed["own_lease"] += held
+                room = account.capacity - sum(fixed.values())
+                if amount > account.capacity:
+                    verdict = ("too_large", device, amount, account.capacity)
+                elif amount > room:
+                    what = next(what for what in ("own_lease", "pinned", "no_room") if fixed[what])
+                    verdict = (what, device, amount, room)
+                if verdict:
+                    break
+            if verdict is None:
+                return None
+            if worst is None or verdict[3] > worst[3]:
+                worst = verdict
+        return worst

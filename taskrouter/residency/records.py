@@ -1,0 +1,262 @@
+"""The core's own mutable records: a model, a ticket that waits for it, and a want (a cold model somebody waits for)."""
+
+from __future__ import annotations
+
+from enum import Enum
+from heapq import heappop, heappush
+from math import inf
+
+from taskrouter.residency.books import MODEL_SLOTS, State
+from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId
+
+LEASE_PRIOR_S = 1.0
+UNLOAD_PRIOR_S = 1.0
+READ_BYTES_PER_S = GIB // 2
+ALPHA = 0.2
+"""Weight of the newest sample in the moving averages of lease, load and unload seconds."""
+
+
+class Ticket:
+    """A request that waits. ``order`` is its static key: ``(arrival − ageing_s × priority, arrival, seq)``."""
+
+    __slots__ = ("arrival", "background", "claim", "deadline", "holding", "id", "model", "order", "replaces", "waiting")
+
+    def __init__(
+        self,
+        id: TicketId,
+        model: Model,
+        *,
+        arrival: float,
+        deadline: float,
+        order: tuple[float, float, int],
+        claim: bool,
+        background: bool,
+        holding: frozenset[TicketId],
+        replaces: ModelKey | None,
+    ) -> None:
+        self.id = id
+        self.model = model
+        self.arrival = arrival
+        self.deadline = deadline
+        self.order = order
+        self.claim = claim
+        self.background = background
+        self.holding = holding
+        self.replaces = replaces
+        self.waiting = True
+
+
+class Phase(Enum):
+    """How far a want has come. From DRAINING on its plan is committed: bytes are promised to it."""
+
+    PREFLIGHT = "preflight"
+    BLOCKED = "blocked"
+    DRAINING = "draining"
+    EVICTING = "evicting"
+
+
+class Want:
+    """A cold model somebody waits for (or that is being restored), and its plan once that is committed.
+
+    ``victims`` are the models the plan unloads, ``sources`` every model whose bytes it still waits for (victims and
+    unloads under way); ``need`` is what it will be charged per device.
+    """
+
+    __slots__ = ("considered", "devices", "evicted", "model", "need", "phase", "restoring", "sources", "victims")
+
+    def __init__(self, model: Model, *, restoring: bool = False) -> None:
+        self.model = model
+        self.phase = Phase.PREFLIGHT
+        self.restoring = restoring
+        self.devices: tuple[DeviceId, ...] = ()
+        self.need: dict[DeviceId, int] = {}
+        self.victims: list[Model] = []
+        self.sources: set[Model] = set()
+        self.evicted: list[Model] = []
+        self.considered = 0
+
+
+class Model:
+    """One model's life. ``draws`` says which want was promised how many of its bytes once they are free."""
+
+    __slots__ = (
+        "_deadlines",
+        "_queue",
+        "background",
+        "cancelling",
+        "charges",
+        "claims",
+        "claims_queued",
+        "cooldown_until",
+        "devices",
+        "drain_for",
+        "draws",
+        "failures",
+        "generation",
+        "holders",
+        "idle_since",
+        "keep_alive_armed",
+        "last_claim",
+        "last_used",
+        "lease_s",
+        "leases",
+        "load_measured",
+        "load_s",
+        "load_started",
+        "loaded_at",
+        "made_room",
+        "need",
+        "oom_grown",
+        "preflighting",
+        "queued",
+        "residue",
+        "retiring",
+        "slots",
+        "spec",
+        "state",
+        "unload_s",
+        "unload_started",
+        "used",
+        "want",
+    )
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.state = State.DISK
+        self.generation = 0
+        self.devices: tuple[DeviceId, ...] = ()
+        self.charges: dict[DeviceId, int] = {}
+        self.residue: dict[DeviceId, int] = {}
+        self.draws: dict[Want, dict[DeviceId, int]] = {}
+        self.leases: dict[TicketId, float] = {}
+        self.claims: dict[TicketId, float] = {}
+        self.last_claim = -inf
+        self.want: Want | None = None
+        self.drain_for: Want | None = None
+        self.preflighting = False
+        self.cancelling = False
+        self.retiring = False
+        self.background = False
+        self.used = False
+        self.oom_grown = False
+        self.keep_alive_armed = False
+        self.last_used: float | None = None
+        self.idle_since = 0.0
+        self.loaded_at: float | None = None
+        self.load_started = 0.0
+        self.unload_started = 0.0
+        self.lease_s = LEASE_PRIOR_S
+        self.unload_s = UNLOAD_PRIOR_S
+        self.load_s = 0.0
+        self.load_measured = False
+        self.failures = 0
+        self.cooldown_until: float | None = None
+        self.queued = 0
+        self.holders = 0
+        self.claims_queued = 0
+        self.made_room: list[Model] = []
+        self._queue: list[tuple[tuple[float, float, int], Ticket]] = []
+        self._deadlines: list[tuple[float, int, Ticket]] = []
+        self.need = spec.need
+        self.configure(spec)
+
+    def configure(self, spec: ModelSpec) -> None:
+        """Take over what isn't part of the model's identity."""
+        self.spec = spec
+        self.slots = spec.slots if spec.slots is not None else spec.traits.slots
+        if not self.load_measured and not self.oom_grown:
+            self.need = spec.need
+        self.expect_load()
+
+    @property
+    def key(self) -> ModelKey:
+        return self.spec.key
+
+    def __repr__(self) -> str:
+        return f"<Model {self.spec.label} {self.state.value} {len(self.leases)} leases, {self.queued} waiting>"
+
+    # --- the queue ----------------------------------------------------------------------------------------------------
+
+    def enqueue(self, ticket: Ticket) -> None:
+        heappush(self._queue, (ticket.order, ticket))
+        heappush(self._deadlines, (-ticket.deadline, ticket.order[2], ticket))
+        self.queued += 1
+        self.holders += bool(ticket.holding)
+        self.claims_queued += ticket.claim
+
+    def dequeue(self, ticket: Ticket) -> None:
+        """Forget a waiting ticket; its heap entries are dropped when they come up."""
+        ticket.waiting = False
+        self.queued -= 1
+        self.holders -= bool(ticket.holding)
+        self.claims_queued -= ticket.claim
+
+    def first(self) -> Ticket | None:
+        """The ticket to serve next."""
+        queue = self._queue
+        while queue and not queue[0][1].waiting:
+            heappop(queue)
+        return queue[0][1] if queue else None
+
+    def latest_deadline(self) -> float:
+        """The last instant at which anybody still waits for this model; −inf when nobody does."""
+        deadlines = self._deadlines
+        while deadlines and not deadlines[0][2].waiting:
+            heappop(deadlines)
+        return -deadlines[0][0] if deadlines else -inf
+
+    def waiting(self) -> list[Ticket]:
+        """Everybody who waits, in the order they will be served."""
+        return [ticket for _, ticket in sorted(self._queue, key=lambda entry: entry[0]) if ticket.waiting]
+
+    # --- bytes --------------------------------------------------------------------------------------------------------
+
+    def charges_on(self, devices: tuple[DeviceId, ...], *, count_models: bool) -> dict[DeviceId, int]:
+        """What this model will be charged on these devices, host RAM and the model count included."""
+        charges = dict.fromkeys(devices, self.need.device_bytes)
+        if self.need.ram_bytes:
+            charges[CPU] = charges.get(CPU, 0) + self.need.ram_bytes
+        if count_models:
+            charges[MODEL_SLOTS] = 1
+        return charges
+
+    def unowned(self, device: DeviceId) -> int:
+        """Bytes on their way to being free that nobody was promised."""
+        held = self.charges.get(device, 0)
+        for draw in self.draws.values():
+            held -= draw.get(device, 0)
+        return held
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    def expect_load(self) -> None:
+        """Without a measurement, a load takes the backend's start time and reading the weights at 0.5 GiB/s."""
+        if not self.load_measured:
+            self.load_s = self.spec.traits.start_s + self.need.device_bytes / READ_BYTES_PER_S
+
+    def measured_load(self, seconds: float) -> None:
+        self.load_s = seconds if not self.load_measured else (1 - ALPHA) * self.load_s + ALPHA * seconds
+        self.load_measured = True
+
+    def measured_lease(self, seconds: float) -> None:
+        self.lease_s += ALPHA * (seconds - self.lease_s)
+
+    def measured_unload(self, seconds: float) -> None:
+        self.unload_s += ALPHA * (seconds - self.unload_s)
+
+    def busy_for(self, now: float) -> float:
+        """Seconds until the last lease is expected to end: average − age, or the age of one that is overdue.
+
+        Of leases in the order they were granted only the oldest (most overdue) and the newest (most to go) can be last.
+        """
+        if not self.leases:
+            return 0.0
+        remaining = 0.0
+        for since in (next(iter(self.leases.values())), next(reversed(self.leases.values()))):
+            age = now - since
+            remaining = max(remaining, self.lease_s - age if age <= self.lease_s else age)
+        return remaining
+
+    def grown(self, capacity: int) -> Footprint:
+        """The footprint to try after running out of memory: a quarter more, never more than the device has."""
+        more = self.need.device_bytes + max(self.need.device_bytes // 4, 1)
+        return Footprint(device_bytes=min(more, capacity), ram_bytes=self.need.ram_bytes)

@@ -1,0 +1,140 @@
+"""Events that come from callers: asking, releasing, giving up. The hot path: a ready model is granted in one step."""
+
+from __future__ import annotations
+
+from taskrouter.residency import messages
+from taskrouter.residency.books import State
+from taskrouter.residency.events import Acquire, GiveUp, Grant, Reason, Refusal, Refuse, Release
+from taskrouter.residency.records import Model, Ticket
+from taskrouter.residency.scheduling import Scheduling
+
+
+class Requests(Scheduling):
+    """Acquire, Release, GiveUp."""
+
+    def _on_acquire(self, event: Acquire, now: float) -> None:
+        model = self._models.get(event.key)
+        if (
+            model is not None
+            and model.state is State.READY
+            and not model.queued
+            and (event.claim or model.slots is None or len(model.leases) < model.slots)
+        ):
+            self._lease(model, event.ticket, event.claim, now)
+            self._out.append(Grant(model.key, model.generation, (event.ticket,)))
+            return
+        if model is None:
+            text = f"There is no model {event.key}. Reload the configuration."
+            self._out.append(Refuse((event.ticket,), Refusal(Reason.UNKNOWN_MODEL, event.key, text)))
+            return
+        refusal = self._refused_at_once(model, event, now)
+        if refusal is not None:
+            self._out.append(Refuse((event.ticket,), refusal))
+            return
+        self._enqueue(model, event, now)
+
+    def _refused_at_once(self, model: Model, event: Acquire, now: float) -> Refusal | None:
+        if self._closed:
+            return messages.shutdown(model)
+        if model.state is State.COOLDOWN:
+            if model.cooldown_until is not None and model.cooldown_until > now:
+                return messages.cooldown(model, now)
+            self._end_cooldown(model)
+        if model.state is State.STUCK:
+            return messages.stuck(model, model)
+        if event.deadline <= now:
+            return messages.deadline(self, model, now - (event.arrival or now), now)
+        if model.state in (State.DISK, State.UNLOADING):
+            culprit = self._groups.get(model.spec.traits.serial_group or "")
+            if culprit is not None and culprit.state is State.STUCK:
+                return messages.stuck(model, culprit)
+            if model.want is None or event.holding:
+                verdict = self._plans.blocked_for_ever(model, event.holding, count_models=self._counts_models)
+                if verdict is not None:
+                    return messages.no_room(self, model, *verdict)
+        return None
+
+    def _enqueue(self, model: Model, event: Acquire, now: float) -> None:
+        self._seq += 1
+        arrival = now if event.arrival is None else event.arrival
+        static = float("inf") if event.background else arrival - self.settings.ageing_s * event.priority
+        ticket = Ticket(
+            event.ticket,
+            model,
+            arrival=arrival,
+            deadline=event.deadline,
+            order=(static, arrival, self._seq),
+            claim=event.claim,
+            background=event.background,
+            holding=event.holding,
+            replaces=event.replaces,
+        )
+        hopeless = model.latest_deadline() < now + model.load_s
+        self._tickets[event.ticket] = ticket
+        model.enqueue(ticket)
+        self._timer(event.deadline, ticket)
+        self._timers_changed = True
+        if not event.background:
+            model.background = False
+        if model.want is None:
+            self._want(model, now)
+        else:
+            model.want.restoring = False
+            # One more behind the first changes nobody's plan, unless it is the only one that can still be served.
+            self._dirty = self._dirty or hopeless or model.first() is ticket
+
+    def _on_release(self, event: Release, now: float) -> None:
+        model = self._granted.pop(event.ticket, None)
+        if model is None:
+            if event.ticket in self._tickets:
+                self._on_give_up(GiveUp(event.ticket), now)
+            return
+        since = model.leases.pop(event.ticket, None)
+        if since is None:
+            del model.claims[event.ticket]
+        else:
+            model.measured_lease(now - since)
+            model.failures = 0
+            model.last_used = now
+            self._resident.move_to_end(model.key)
+        if model.queued and model.state is State.READY:
+            self._grant_waiting(model, now)
+        if not model.leases:
+            if since is not None:
+                model.idle_since = now
+            if model.spec.keep_alive_s is not None and not model.keep_alive_armed:
+                self._arm_keep_alive(model, now + model.spec.keep_alive_s)
+                self._timers_changed = True
+            if self._wants or self._retiring or self._restore or self._short:
+                self._dirty = True
+
+    def _on_give_up(self, event: GiveUp, now: float) -> None:
+        ticket = self._tickets.pop(event.ticket, None)
+        if ticket is None:
+            if event.ticket in self._granted:
+                self._on_release(Release(event.ticket), now)
+            return
+        model = ticket.model
+        model.dequeue(ticket)
+        if model.queued:
+            if ticket.holding:
+                self._dirty = True
+            return
+        if model.want is not None:
+            self._drop(model.want, now)
+        elif (
+            model.state is State.LOADING
+            and model.spec.traits.cancellable
+            and not model.cancelling
+            and not model.background
+        ):
+            self._cancel_load(model)
+            self._dirty = True
+        self._timers_changed = True
+
+    def _end_leases(self, model: Model) -> None:
+        """The model is gone: its leases and claims mean nothing any more, and late releases are ignored."""
+        for ticket in (*model.leases, *model.claims):
+            del self._granted[ticket]
+        model.leases.clear()
+        model.claims.clear()

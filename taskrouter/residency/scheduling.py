@@ -1,0 +1,253 @@
+"""The pass: who of those that wait may act now, and the books of what they decide.
+
+One pass looks at the wants (cold models somebody waits for) from the oldest on. Each acts, or reserves what its plan
+would use and waits; younger ones act only outside the reservations of older ones (law 9). The cases, as numbered in
+``_consider``:
+
+1. A draining want whose plan is no longer needed (idle victims were found) or no longer possible lifts its drain.
+2. Nothing would suffice: refused if it never could, else it waits for the world to change.
+3. Warm-up and restoring wants take free bytes only.
+4. Free, pending or idle bytes suffice, and neither the serial group nor a device is taken: commit and evict.
+5. Only busy victims would suffice, and it is time: commit and drain.
+6. Otherwise: reserve, and say when to look again.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, nsmallest
+from math import inf
+
+from taskrouter.residency import messages
+from taskrouter.residency.books import State
+from taskrouter.residency.commits import Commits
+from taskrouter.residency.events import Reason, Refuse, WakeAt
+from taskrouter.residency.planning import Mode, Plan, Reserved
+from taskrouter.residency.records import Model, Phase, Ticket, Want
+
+PASS_LIMIT = 64
+"""Wants looked at in one pass; those behind are younger than 64 others and can wait for the next."""
+
+
+class Scheduling(Commits):
+    """Who of those that wait may act now."""
+
+    # --- one settling: passes, expiries, the next wake-up -------------------------------------------------------------
+
+    def _settle(self, now: float) -> None:
+        while self._dirty:
+            self._dirty = False
+            self._pass(now)
+            self._expire(now)
+        self._set_wake()
+
+    def _set_wake(self) -> None:
+        self._timers_changed = False
+        timers = self._timers
+        while timers and self._stale(timers[0][2]):
+            heappop(timers)
+        when = min(timers[0][0] if timers else inf, self._plans.wake)
+        wake = None if when == inf else when
+        if wake != self._woken_at:
+            self._woken_at = wake
+            self._out.append(WakeAt(wake))
+
+    @staticmethod
+    def _stale(what: Ticket | Model) -> bool:
+        return not what.waiting if isinstance(what, Ticket) else False
+
+    def _expire(self, now: float) -> None:
+        """Everything whose time has come: deadlines, cooldowns, keep-alives. After the grants of the same instant."""
+        late: dict[Model, list[Ticket]] = {}
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            what = heappop(timers)[2]
+            if isinstance(what, Ticket):
+                if what.waiting:
+                    late.setdefault(what.model, []).append(what)
+                    what.model.dequeue(what)
+                    del self._tickets[what.id]
+            else:
+                if what.cooldown_until is not None and what.cooldown_until <= now:
+                    self._end_cooldown(what)
+                self._keep_alive(what, now)
+        for model, tickets in late.items():
+            refusal = messages.deadline(self, model, now - tickets[0].arrival, now)
+            self._out.append(Refuse(tuple(ticket.id for ticket in tickets), refusal))
+            if not model.queued and model.want is not None and model.want.phase is not Phase.EVICTING:
+                self._drop(model.want, now)
+
+    @staticmethod
+    def _end_cooldown(model: Model) -> None:
+        if model.state is State.COOLDOWN:
+            model.state = State.DISK
+        model.cooldown_until = None
+
+    # --- the pass -----------------------------------------------------------------------------------------------------
+
+    def _pass(self, now: float) -> None:
+        self._plans.wake = inf
+        self._unload_retiring(now)
+        self._shrink(now)
+        reserved = Reserved()
+        for want in list(self._evicting.values()):
+            self._start_if_settled(want, now)
+            if want.phase is Phase.EVICTING and want.model.spec.traits.exclusive_on_device:
+                reserved.devices.update(want.devices)
+        open_wants = [want for want in self._wants.values() if want.phase is not Phase.EVICTING]
+        if len(open_wants) > 1:
+            open_wants = nsmallest(PASS_LIMIT, open_wants, key=self._order)
+        for want in open_wants:
+            if self._wants.get(want.model.key) is want:
+                self._consider(want, reserved, now)
+        if self._restore:
+            self._restore_next(now)
+
+    @staticmethod
+    def _order(want: Want) -> tuple[float, float, int]:
+        first = want.model.first()
+        return first.order if first is not None else (inf, inf, 0)
+
+    def _consider(self, want: Want, reserved: Reserved, now: float) -> None:
+        model = want.model
+        draining = want.phase is Phase.DRAINING
+        drawn = self._suspend(want) if draining else {}
+        plan = self._plans.find(want, reserved, now=now, count_models=self._counts_models)
+        first = model.first()
+        free_only = want.restoring or first is None or first.background
+        able = plan is not None and self._able(want, plan, reserved)
+
+        if draining:  # 1
+            if plan is not None and plan.mode <= Mode.IDLE and able:
+                self._lift([victim for victim in want.victims if victim not in plan.victims], now)
+                self._evict(want, plan, now)
+                return
+            if plan is not None and able and not any(victim.spec.pinned for victim in want.victims):
+                self._resume(want, drawn)
+                return
+            self._lift(want.victims, now)
+            self._clear_plan(want)
+            want.phase = Phase.BLOCKED
+        if plan is None:  # 2
+            self._refuse_impossible(want, now)
+            if free_only and self._wants.get(model.key) is want and want.phase is Phase.BLOCKED:
+                self._yield(want, now)
+            return
+        if want.phase is Phase.PREFLIGHT:
+            reserved.add(plan, exclusive=False)
+        elif free_only and plan.mode is not Mode.FREE:  # 3
+            self._yield(want, now)
+        elif plan.mode <= Mode.IDLE and able:  # 4
+            self._evict(want, plan, now)
+        elif plan.mode is Mode.DRAIN and able and self._time_to_drain(want, plan, now):  # 5
+            self._drain(want, plan, now)
+        elif not self._hopeless(want, now) or plan.mode <= Mode.IDLE:  # 6
+            reserved.add(plan, exclusive=model.spec.traits.exclusive_on_device)
+
+    def _able(self, want: Want, plan: Plan, reserved: Reserved) -> bool:
+        """Whether nothing but bytes stands between this want and acting: its group and its devices are not taken."""
+        traits = want.model.spec.traits
+        holder = self._groups.get(traits.serial_group) if traits.serial_group is not None else None
+        if holder is not None and holder is not want.model:
+            return False
+        if not reserved.devices.isdisjoint(plan.devices):
+            return False
+        for victim in plan.victims:
+            if not reserved.devices.isdisjoint(victim.devices) or self._plans.frozen(victim):
+                return False
+        return not any(
+            loading.spec.traits.exclusive_on_device and not set(loading.devices).isdisjoint(plan.devices)
+            for loading in self._loading.values()
+        )
+
+    def _hopeless(self, want: Want, now: float) -> bool:
+        return want.model.queued > 0 and want.model.latest_deadline() < now + want.model.load_s
+
+    def _time_to_drain(self, want: Want, plan: Plan, now: float) -> bool:
+        """``drain_at = min(arrival + wait/2, deadline − 1.5 × (lease + unload + load))``, if it can help."""
+        first = want.model.first()
+        if first is None:
+            return False
+        lease = max(max(victim.lease_s, victim.busy_for(now)) if victim.leases else 0.0 for victim in plan.victims)
+        unload = max(victim.unload_s for victim in plan.victims)
+        wait = first.deadline - first.arrival
+        drain_at = min(first.arrival + wait / 2, first.deadline - 1.5 * (lease + unload + want.model.load_s))
+        if drain_at > now:
+            self._plans.wake = min(self._plans.wake, drain_at)
+            return False
+        busy = max(victim.busy_for(now) for victim in plan.victims)
+        return now + busy + unload + want.model.load_s <= want.model.latest_deadline()
+
+    # --- unloading ----------------------------------------------------------------------------------------------------
+
+    def _unload_retiring(self, now: float) -> None:
+        for model in list(self._retiring.values()):
+            if model.state is State.DRAINING and not model.leases and not self._plans.frozen(model):
+                self._unload(model, Reason.SHUTDOWN if self._closed else Reason.RETIRED, now)
+
+    def _keep_alive(self, model: Model, now: float) -> None:
+        """A keep-alive timer fired: unload a model that has really been idle that long, else look again then."""
+        model.keep_alive_armed = False
+        seconds = model.spec.keep_alive_s
+        if seconds is None or model.state is not State.READY or model.leases or model.spec.pinned:
+            return
+        since = max(model.idle_since, model.last_claim if model.claims else -inf)
+        if since + seconds <= now and not self._plans.frozen(model):
+            self._unload(model, Reason.IDLE, now)
+            self._dirty = True
+        else:
+            self._arm_keep_alive(model, max(since + seconds, now + 1.0))
+
+    def _shrink(self, now: float) -> None:
+        """Foreign growth, a larger measurement or residue: evict idle models until the books hold again; drain none."""
+        self._short = False
+        for device, account in self._accounts.items():
+            excess = -account.free
+            self._short = self._short or excess > 0
+            if excess <= 0:
+                continue
+            excess -= sum(model.unowned(device) for model in self._freeing.values())
+            for model in self._plans.by_use():
+                if excess <= 0:
+                    break
+                held = model.charges.get(device, 0)
+                if held and model.state is State.READY and not model.leases and not model.spec.pinned:
+                    if self._plans.frozen(model):
+                        continue
+                    excess -= held
+                    self._unload(model, Reason.SHRUNK, now)
+
+    def _refuse_impossible(self, want: Want, now: float) -> None:
+        """No plan was found: refuse at once those for whom there never will be one as things stand."""
+        model = want.model
+        verdict = self._plans.blocked_for_ever(model, frozenset(), count_models=self._counts_models)
+        if verdict is not None:
+            self._refuse_waiting(model, messages.no_room(self, model, *verdict))
+        elif model.holders:
+            for ticket in model.waiting():
+                if ticket.holding:
+                    blocked = self._plans.blocked_for_ever(model, ticket.holding, count_models=self._counts_models)
+                    if blocked is not None:
+                        refusal = messages.no_room(self, model, *blocked)
+                        self._refuse_waiting(model, refusal, only=ticket)
+        if not model.queued:
+            self._drop(want, now)
+
+    def _yield(self, want: Want, now: float) -> None:
+        """Warm-up and restoring take free bytes only; there are none."""
+        self._refuse_waiting(want.model, messages.no_free_room(self, want.model))
+        self._drop(want, now)
+
+    def _restore_next(self, now: float) -> None:
+        """Load back what a failed load had evicted, once nobody waits (law 11)."""
+        if self._closed:
+            self._restore.clear()
+        if self._wants or any(model.queued for model in self._loading.values()):
+            return
+        while self._restore:
+            _, model = self._restore.popitem()
+            if model.state in (State.DISK, State.UNLOADING) and model.spec.selected:
+                if model.state is State.DISK:
+                    self._want(model, now, restoring=True)
+                else:
+                    self._restore[model.key] = model
+                return

@@ -1,0 +1,86 @@
+"""Kinds, verbs, and what the verbs answer: the contract a caller sees, the same whichever option serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+VERBS_OF_KIND: Mapping[str, frozenset[str]] = {
+    "chat": frozenset({"chat", "stream_chat"}),
+    "generation": frozenset({"generate"}),
+    "embedding": frozenset({"embed"}),
+    "transcription": frozenset({"transcribe"}),
+    "detection": frozenset({"detect"}),
+    "image_classification": frozenset({"classify"}),
+    "audio_classification": frozenset({"classify"}),
+    "video_classification": frozenset({"classify"}),
+    "segmentation": frozenset({"segment"}),
+    "tracking": frozenset({"track"}),
+    "depth": frozenset({"depth"}),
+}
+"""What a task of each kind can be asked."""
+
+KINDS: tuple[str, ...] = tuple(VERBS_OF_KIND)
+
+STREAMING_VERBS = frozenset({"stream_chat"})
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One class and its probability, 0 to 1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens read and written by one call."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAnswer:
+    """The text of a chat answer. ``finish_reason`` is ``stop`` or ``length``, as in the OpenAI API."""
+
+    text: str
+    finish_reason: str = "stop"
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatChunk:
+    """One piece of a streamed chat answer; the last one has the ``finish_reason`` and the usage."""
+
+    text: str
+    finish_reason: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat call, checked: OpenAI-style messages (each a mapping with ``role`` and ``content``) and sampling."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyRequest:
+    """A classification call: ``input`` is a path, bytes, a PIL image or a float array; best ``top_k`` labels."""
+
+    input: Any
+    top_k: int = 5
+    sampling_rate: int | None = None
