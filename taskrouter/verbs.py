@@ -66,7 +66,10 @@ class ChatChunk:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat call, checked: OpenAI-style messages (each a mapping with ``role`` and ``content``) and sampling."""
+    """A chat call, checked: OpenAI-style messages (each a mapping with ``role`` and ``content``) and sampling.
+
+    ``extra`` is what only some backends know (``top_k``, ``repetition_penalty``); what one doesn't know it refuses.
+    """
 
     messages: tuple[Mapping[str, Any], ...]
     max_tokens: int | None = None
@@ -79,8 +82,13 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ClassifyRequest:
-    """A classification call: ``input`` is a path, bytes, a PIL image or a float array; best ``top_k`` labels."""
+    """A classification call: ``input`` is a path, bytes, a PIL image or a float array; best ``top_k`` labels.
+
+    ``sampling_rate`` (Hz) says what an array of samples was recorded at. ``limits`` are the ``media.limits.MediaLimits``
+    the input is read under; ``None``: the backend's own.
+    """
 
     input: Any
     top_k: int = 5
     sampling_rate: int | None = None
+    limits: Any = None

@@ -78,6 +78,8 @@ class ModelStatus:
     load_s: float
     cooldown_until: float | None
     residue: Charges
+    need_bytes: int
+    measured: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +90,4 @@ class Snapshot:
     models: Mapping[ModelKey, ModelStatus]
     waiting: int
     oldest_arrival: float | None
+    earliest_deadline: float | None

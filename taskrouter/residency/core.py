@@ -59,7 +59,7 @@ from taskrouter.residency.events import (
 from taskrouter.residency.lifecycle import Lifecycle
 from taskrouter.residency.messages import size
 from taskrouter.residency.records import Model, Phase
-from taskrouter.types import ModelKey
+from taskrouter.types import DeviceId, ModelKey
 
 
 class Residency(Lifecycle):
@@ -150,6 +150,10 @@ class Residency(Lifecycle):
                 return model.key
         return None
 
+    def placements(self, key: ModelKey) -> tuple[tuple[DeviceId, ...], ...]:
+        """The device sets this model may be put on."""
+        return self._models[key].spec.placements
+
     def resident(self) -> list[ModelKey]:
         """Models that are ready (or draining), least recently used first."""
         return list(self._resident)
@@ -172,6 +176,8 @@ class Residency(Lifecycle):
             load_s=model.load_s,
             cooldown_until=model.cooldown_until,
             residue=dict(model.residue),
+            need_bytes=model.need.device_bytes,
+            measured=model.measured,
         )
 
     def snapshot(self) -> Snapshot:
@@ -181,6 +187,7 @@ class Residency(Lifecycle):
             models={key: self.status(key) for key in self._models},
             waiting=len(self._tickets),
             oldest_arrival=min((ticket.arrival for ticket in self._tickets.values()), default=None),
+            earliest_deadline=min((ticket.deadline for ticket in self._tickets.values()), default=None),
         )
 
     def __repr__(self) -> str:

@@ -85,6 +85,7 @@ class Lifecycle(Requests):
         if event.measured is not None:
             model.oom_grown = False
             self._learn(model, event.measured)
+            model.measured = True
             self._recharge(model)
         model.loaded_at = model.last_used = model.idle_since = now
         model.made_room = []

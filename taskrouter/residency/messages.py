@@ -87,7 +87,13 @@ def deadline(core: Store, model: Model, waited: float, now: float) -> Refusal:
         retry = max((other.busy_for(now) for other in busy), default=0.0) + model.load_s
         names = ", ".join(f"{other.spec.label} ({len(other.leases)} in use)" for other in busy)
         room = size(model.need.device_bytes)
-        doing = f"it waits for {room} of room; {'in use: ' + names if names else 'older requests come first'}"
+        if waited < model.load_s:
+            doing = (
+                f"loading it takes about {model.load_s:.0f} s, more than the time allowed, so nothing that was used "
+                f"lately was evicted to make {room} of room"
+            )
+        else:
+            doing = f"it waits for {room} of room; {'in use: ' + names if names else 'older requests come first'}"
     text = f"{label} was not ready after {waited:.1f} s: {doing}. Ask again later, allow more time, or add a fallback."
     return Refusal(Reason.DEADLINE, model.key, text, retry_after_s=retry)
 

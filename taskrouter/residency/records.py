@@ -105,6 +105,7 @@ class Model:
         "load_started",
         "loaded_at",
         "made_room",
+        "measured",
         "need",
         "oom_grown",
         "preflighting",
@@ -148,6 +149,7 @@ class Model:
         self.unload_s = UNLOAD_PRIOR_S
         self.load_s = 0.0
         self.load_measured = False
+        self.measured = False
         self.failures = 0
         self.cooldown_until: float | None = None
         self.queued = 0

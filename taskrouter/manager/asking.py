@@ -1,0 +1,113 @@
+"""The verbs a caller speaks: arguments checked and turned into requests, the same for a handle and a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from taskrouter.errors import BadInput
+from taskrouter.manager.streams import Stream
+from taskrouter.verbs import ChatAnswer, ChatRequest, ClassifyRequest, Label
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
+
+
+class Verbs:
+    """What can be asked. Each raises ``UnsupportedVerb`` (before any load) where the option can't do it."""
+
+    __slots__ = ()
+
+    async def _ask(self, verb: str, request: Any) -> Any:
+        raise NotImplementedError
+
+    def _stream(self, verb: str, request: Any) -> Stream:
+        raise NotImplementedError
+
+    def _media_limits(self) -> Any:
+        raise NotImplementedError
+
+    async def chat(
+        self,
+        messages: Iterable[Mapping[str, Any]] | str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        stop: str | Iterable[str] = (),
+        seed: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> ChatAnswer:
+        """Answer a conversation: OpenAI-style messages, or one string as the user's message.
+
+        Greedy unless ``temperature`` is above 0; ``max_tokens`` bounds the answer. Raises ``BadInput`` for messages or
+        numbers that make no sense, and what ``get_model`` raises. ``extra`` is for what only some backends know
+        (``top_k``, ``repetition_penalty``); one that doesn't know it refuses.
+        """
+        answer = await self._ask("chat", chat_request(messages, max_tokens, temperature, top_p, stop, seed, extra))
+        assert isinstance(answer, ChatAnswer), answer
+        return answer
+
+    def stream_chat(
+        self,
+        messages: Iterable[Mapping[str, Any]] | str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        stop: str | Iterable[str] = (),
+        seed: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Stream:
+        """The same answer in pieces: an async iterator of ``ChatChunk``, best used as a context manager."""
+        return self._stream("stream_chat", chat_request(messages, max_tokens, temperature, top_p, stop, seed, extra))
+
+    async def classify(self, input: Any, *, top_k: int = 5, sampling_rate: int | None = None) -> tuple[Label, ...]:
+        """The best ``top_k`` labels of an image or a sound, most probable first.
+
+        ``input`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array (with its
+        ``sampling_rate`` in Hz for sound). Raises ``BadInput`` for what can't be read.
+        """
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise BadInput(f"top_k is {top_k!r}; it must be a whole number, 1 or more")
+        request = ClassifyRequest(input, top_k, sampling_rate, self._media_limits())
+        return tuple(await self._ask("classify", request))
+
+
+def chat_request(
+    messages: Iterable[Mapping[str, Any]] | str,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    stop: str | Iterable[str] = (),
+    seed: int | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> ChatRequest:
+    """Check a chat call. Raises ``BadInput``."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    if isinstance(messages, Mapping) or not isinstance(messages, Iterable):
+        raise BadInput(f"messages is {type(messages).__name__}; it must be a list of messages, or one string")
+    checked = tuple(messages)
+    if not checked:
+        raise BadInput("messages is empty; give at least one, such as {'role': 'user', 'content': '…'}")
+    for place, message in enumerate(checked):
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES or "content" not in message:
+            raise BadInput(f"messages[{place}] must be a mapping with a role ({', '.join(ROLES)}) and a content")
+    _check_number("max_tokens", max_tokens, 1, None)
+    _check_number("temperature", temperature, 0, None)
+    _check_number("top_p", top_p, 0, 1)
+    _check_number("seed", seed, None, None)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(text, str) and text for text in stops):
+        raise BadInput(f"stop is {stop!r}; it must be one or several non-empty strings")
+    return ChatRequest(checked, max_tokens, temperature, top_p, stops, seed, dict(extra or {}))
+
+
+def _check_number(name: str, value: float | None, least: float | None, most: float | None) -> None:
+    if value is None:
+        return
+    whole = name in ("max_tokens", "seed")
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and value == value
+    if not right or (least is not None and value < least) or (most is not None and value > most):
+        bounds = f" from {least} to {most}" if most is not None else f", {least} or more" if least is not None else ""
+        raise BadInput(f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number{bounds}")

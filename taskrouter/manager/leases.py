@@ -1,0 +1,331 @@
+"""Leases and handles: what callers hold, and how their calls become operations.
+
+A ``Lease`` is the right to use one model now; a ``Model`` is a handle that takes one for each call. Both speak the same
+verbs. Calls inside a lease reuse it, one at a time, also when they go through a handle or a nested lease of the same
+model: a context variable carries what the caller holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from taskrouter import errors, telemetry
+from taskrouter.manager.asking import Verbs
+from taskrouter.manager.residents import Operation, Resident
+from taskrouter.manager.streams import Channel, Stream
+from taskrouter.residency.events import Acquire
+from taskrouter.types import ModelKey, TicketId
+
+if TYPE_CHECKING:
+    from taskrouter.manager.manager import ModelManager
+    from taskrouter.manager.performing import Performer
+    from taskrouter.manager.targets import Target
+
+_HELD: ContextVar[tuple[Lease, ...]] = ContextVar("taskrouter_held", default=())
+_NOTHING: frozenset[TicketId] = frozenset()
+
+
+def held_lease(manager: ModelManager, key: ModelKey) -> Lease | None:
+    """The lease on this model that the caller is in, if any."""
+    for lease in _HELD.get():
+        if lease.resident is not None and lease.resident.key == key and lease.manager is manager and not lease.left:
+            return lease
+    return None
+
+
+def holding() -> frozenset[TicketId]:
+    """The tickets of all leases the caller is in."""
+    held = _HELD.get()
+    return (
+        frozenset([lease.ticket for lease in held if lease.ticket is not None and not lease.left]) if held else _NOTHING
+    )
+
+
+async def _answer(resident: Resident, verb: str, request: Any) -> Any:
+    """One call on the backend; whatever it raises that isn't typed becomes ``CallFailed``."""
+    try:
+        return await _living(resident).call(verb, request)
+    except (errors.TaskRouterError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        raise errors.CallFailed(f"{resident.request.label} failed to answer {verb}: {error}") from error
+
+
+def _living(resident: Resident) -> Any:
+    if resident.dead is not None or resident.model is None:
+        raise errors.ModelDied(f"{resident.request.label} died before it could answer; the next request loads it again")
+    return resident.model
+
+
+async def run_call(performer: Performer, resident: Resident, verb: str, request: Any, done: Callable[[], None]) -> Any:
+    """Run one operation and wait for its answer. Cancelled: it is told to stop; ``done`` is called once it has."""
+    operation = Operation(performer.loop.create_future())
+    operation.run(resident, _answer(resident, verb, request), performer.spawn_operation, done)
+    try:
+        return await operation.result
+    except asyncio.CancelledError:
+        operation.stop()
+        raise
+
+
+def run_stream(
+    performer: Performer, resident: Resident, verb: str, request: Any, idle_s: float, done: Callable[[], None]
+) -> tuple[Channel, Operation]:
+    """Start an operation that answers in pieces."""
+    operation = Operation(performer.loop.create_future())
+    channel = Channel(operation.result)
+
+    async def pump() -> None:
+        label = resident.request.label
+        pieces = _living(resident).stream(verb, request)
+        try:
+            async for piece in pieces:
+                await channel.put(piece, idle_s=idle_s, label=label)
+        except (errors.TaskRouterError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            raise errors.CallFailed(f"{label} failed while answering {verb}: {error}") from error
+        finally:
+            # The lease lasts until the work has stopped, and closing the iterator is how it is told to.
+            await pieces.aclose()
+
+    operation.run(resident, pump(), performer.spawn_operation, done)
+    return channel, operation
+
+
+class Lease(Verbs):
+    """``async with manager.lease(task) as model``: this model can't be evicted meanwhile. The only way to ``raw``.
+
+    Raises what ``get_model`` raises, on entry. A lease collected unreleased is released with a ``ResourceWarning``.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_active",
+        "_outer",
+        "_performer",
+        "_priority",
+        "_target",
+        "_timeout",
+        "_turn",
+        "left",
+        "manager",
+        "resident",
+        "since",
+        "ticket",
+        "where",
+    )
+
+    def __init__(
+        self, manager: ModelManager, target: Target, timeout: float | None, priority: int | None, where: tuple[str, int]
+    ) -> None:
+        self.manager = manager
+        self.where = where
+        self.ticket: TicketId | None = None
+        self.resident: Resident | None = None
+        self.left = False
+        self.since = 0.0
+        self._target = target
+        self._timeout = timeout
+        self._priority = priority
+        self._performer: Performer | None = None
+        self._outer: Lease | None = None
+        self._turn: asyncio.Lock | None = None
+        self._active = 0
+
+    def __repr__(self) -> str:
+        state = "left" if self.left else "held" if self.resident is not None else "not entered"
+        return f"<Lease {self._target.task}/{self._target.option} {state}>"
+
+    async def __aenter__(self) -> Lease:
+        if self.resident is not None or self.left:
+            raise RuntimeError("a lease is entered once; ask the manager for another one")
+        performer = self._performer = self.manager.enter()
+        target = self._target
+        held = _HELD.get()
+        outer = held_lease(self.manager, target.key) if held else None
+        if outer is not None:
+            self._outer = outer
+            self.resident = outer.resident
+        else:
+            loop = performer.loop
+            now = loop.time()
+            event = Acquire(
+                TicketId(next(performer.ids)),
+                target.key,
+                now + (target.max_wait_s if self._timeout is None else self._timeout),
+                target.priority if self._priority is None else self._priority,
+                False,
+                None,
+                holding() if held else _NOTHING,
+            )
+            self.resident = await performer.acquire(event, task=target.task, option=target.option)
+            self.ticket = event.ticket
+            self.since = loop.time()
+            self.manager.leases[event.ticket] = self
+        _HELD.set((*held, self))
+        telemetry.annotate_current(target.attributes)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.left = True
+        held = _HELD.get()
+        if self in held:
+            _HELD.set(tuple(lease for lease in held if lease is not self))
+        if not self._active:
+            self._release()
+
+    def __del__(self) -> None:
+        if self.ticket is None or self.left or self._performer is None:
+            return
+        warnings.warn(f"{self!r}, taken at {self.where[0]}:{self.where[1]}, was never released", ResourceWarning, 2)
+        self.left = True
+        release_from_anywhere(self._performer, self.ticket)
+
+    def _release(self) -> None:
+        ticket, self.ticket = self.ticket, None
+        if ticket is not None and self._performer is not None:
+            self.manager.leases.pop(ticket, None)
+            self._performer.release(ticket)
+
+    @property
+    def raw(self) -> Any:
+        """The framework's own object. Keep no reference to it beyond the lease: it would keep the memory too."""
+        resident, _ = self._inside()
+        return _living(resident).raw
+
+    @property
+    def info(self) -> Any:
+        """Small facts about the loaded model."""
+        resident, _ = self._inside()
+        return _living(resident).info
+
+    def _inside(self) -> tuple[Resident, Performer]:
+        if self.resident is None or self.left or self._performer is None:
+            raise RuntimeError(f"{self!r}: use the model inside its `async with`")
+        return self.resident, self._performer
+
+    def _done(self) -> None:
+        self._active -= 1
+        if self._turn is not None and self._turn.locked():
+            self._turn.release()
+        if self.left and not self._active:
+            self._release()
+
+    async def _my_turn(self) -> None:
+        """Operations inside one lease run one at a time: it is one slot."""
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        await self._turn.acquire()
+        if self.left:
+            self._turn.release()
+            raise RuntimeError(f"{self!r}: it was left while this call waited for its turn")
+        self._active += 1
+
+    async def _ask(self, verb: str, request: Any) -> Any:
+        resident, performer = self._inside()
+        if self._outer is not None:
+            return await self._outer._ask(verb, request)
+        self._target.check(verb, performer)
+        await self._my_turn()
+        return await run_call(performer, resident, verb, request, self._done)
+
+    def _stream(self, verb: str, request: Any) -> Stream:
+        async def start() -> tuple[Channel, Operation]:
+            resident, performer = self._inside()
+            self._target.check(verb, performer)
+            await self._my_turn()
+            return run_stream(performer, resident, verb, request, self.manager.stream_idle_s, self._done)
+
+        return self._outer._stream(verb, request) if self._outer is not None else Stream(start)
+
+    def _media_limits(self) -> Any:
+        return self.manager.media_limits
+
+
+class Model(Verbs):
+    """A handle on a task. It never dangles: each call resolves the task again, takes a lease and loads if need be.
+
+    What ``get_model`` returned protects the model from eviction for a while (a claim), until the first call or until
+    this handle is collected.
+    """
+
+    __slots__ = ("__weakref__", "_claim", "_manager", "task")
+
+    def __init__(self, manager: ModelManager, task: str) -> None:
+        self._manager = manager
+        self.task = task
+        self._claim: weakref.finalize[[Performer, TicketId], Model] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Model {self.task} → {self.option}>"
+
+    @property
+    def option(self) -> str:
+        """The option that is selected for this task now."""
+        return self._manager.target(self.task).option
+
+    def claim(self, performer: Performer, ticket: TicketId) -> None:
+        """Hold this claim until the first call, or until the handle is collected."""
+        self._claim = weakref.finalize(self, release_from_anywhere, performer, ticket)
+        self._claim.atexit = False
+
+    def _end_claim(self, performer: Performer) -> None:
+        claim, self._claim = self._claim, None
+        alive = claim.detach() if claim is not None else None
+        if alive is not None:
+            performer.release(alive[2][1])
+
+    async def _acquire(self, verb: str) -> tuple[Performer, Resident, Callable[[], None]]:
+        performer = self._manager.enter()
+        target = self._manager.target(self.task)
+        target.check(verb, performer)
+        now = performer.loop.time()
+        ticket = TicketId(next(performer.ids))
+        event = Acquire(ticket, target.key, now + target.max_wait_s, target.priority, False, None, holding())
+        resident = await performer.acquire(event, task=target.task, option=target.option, verb=verb)
+        self._end_claim(performer)
+        telemetry.annotate_current(target.attributes)
+        return performer, resident, lambda: performer.release(ticket)
+
+    async def _ask(self, verb: str, request: Any) -> Any:
+        lease = held_lease(self._manager, self._manager.target(self.task).key)
+        if lease is not None:
+            return await lease._ask(verb, request)
+        performer, resident, done = await self._acquire(verb)
+        return await run_call(performer, resident, verb, request, done)
+
+    def _stream(self, verb: str, request: Any) -> Stream:
+        lease = held_lease(self._manager, self._manager.target(self.task).key)
+        if lease is not None:
+            return lease._stream(verb, request)
+
+        async def start() -> tuple[Channel, Operation]:
+            performer, resident, done = await self._acquire(verb)
+            return run_stream(performer, resident, verb, request, self._manager.stream_idle_s, done)
+
+        return Stream(start)
+
+    def _media_limits(self) -> Any:
+        return self._manager.media_limits
+
+
+def release_from_anywhere(performer: Performer, ticket: TicketId) -> None:
+    """Release from a finalizer: in whatever thread the collector happens to run."""
+    if not performer.loop.is_closed():
+        performer.loop.call_soon_threadsafe(performer.release, ticket)
+
+
+def caller(depth: int) -> tuple[str, int]:
+    """Where the code ``depth`` calls above this one is: file and line."""
+    frame = sys._getframe(depth + 1)
+    return frame.f_code.co_filename, frame.f_lineno

@@ -1,0 +1,429 @@
+"""Performs what the core decides, and tells it how that ended. The only code that awaits backends.
+
+``post`` hands an event to the core and starts what it answers; it never awaits, so nothing comes between deciding and
+booking. Every preflight, load, unload and kill runs in a task of its own that belongs to the manager, under an empty
+context, and ends in exactly one event, whatever is raised. Callers wait on futures; ten thousand of them that are
+granted at once are woken in slices, so that the loop stays free for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from taskrouter import errors
+from taskrouter.backends.registry import Registry
+from taskrouter.manager.machine import Machine
+from taskrouter.manager.refusals import error_of
+from taskrouter.manager.residents import Resident
+from taskrouter.manager.spans import Spans
+from taskrouter.residency import Residency
+from taskrouter.residency.events import (
+    Acquire,
+    Action,
+    CancelLoad,
+    Died,
+    Event,
+    GiveUp,
+    Grant,
+    Kill,
+    Load,
+    LoadCancelled,
+    Loaded,
+    LoadFailed,
+    LoadStuck,
+    Observed,
+    Preflight,
+    Preflighted,
+    PreflightFailed,
+    Reclaimed,
+    Refuse,
+    Release,
+    Tick,
+    Unload,
+    Unloaded,
+    WakeAt,
+)
+from taskrouter.types import Charges, Footprint, ModelKey, ModelRequest, TicketId
+
+logger = logging.getLogger("taskrouter")
+
+SLICE = 256
+"""Callers woken in one turn of the event loop."""
+UNLOAD_BOUND_S = 10.0
+"""How long an unload may take to be seen free; what is missing then is residue."""
+STOP_BOUND_S = 30.0
+"""How long a load that was told to stop may take; then it counts as stuck."""
+OBSERVE_EVERY_S = 1.0
+OPERATION = "operation"
+"""What the names of tasks that serve a caller begin with."""
+
+
+class Waiter(NamedTuple):
+    """A caller that waits for its ticket, and what it wants to ask the model (``None``: not known yet)."""
+
+    future: asyncio.Future[Resident]
+    key: ModelKey
+    verb: str | None
+
+
+class Performer:
+    """The acting half of the manager, bound to one event loop."""
+
+    def __init__(
+        self,
+        core: Residency,
+        registry: Registry,
+        machine: Machine,
+        spans: Spans,
+        requests: Mapping[ModelKey, ModelRequest],
+        start_timeout_s: Callable[[str], float],
+    ) -> None:
+        self.core = core
+        self.registry = registry
+        self.machine = machine
+        self.spans = spans
+        self.requests = requests
+        self.start_timeout_s = start_timeout_s
+        self.residents: dict[ModelKey, Resident] = {}
+        self.verbs: dict[ModelKey, frozenset[str]] = {}
+        self.loop = asyncio.get_running_loop()
+        self.ids = itertools.count(1)
+        self.on_observe: list[Callable[[float], None]] = []
+        self._waiters: dict[TicketId, Waiter] = {}
+        self._waiting_for: dict[ModelKey, dict[TicketId, None]] = {}
+        self._loads: dict[ModelKey, asyncio.Task[Any]] = {}
+        self._gone: dict[ModelKey, list[asyncio.Future[None]]] = {}
+        self._residue: set[ModelKey] = set()
+        self._unloading: set[ModelKey] = set()
+        self._moved: asyncio.Future[None] | None = None
+        self._wake: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._perform: Mapping[type, Callable[[Any], None]] = {
+            Grant: self._grant,
+            Refuse: self._refuse,
+            Preflight: self._start_preflight,
+            Load: self._start_load,
+            CancelLoad: self._cancel_load,
+            Unload: self._start_unload,
+            Kill: self._start_unload,
+            WakeAt: self._wake_at,
+        }
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to look at the devices."""
+        self.spawn(self._observe_for_ever(), name="taskrouter-observe")
+
+    async def stop(self) -> None:
+        """Cancel what still runs and wait, within a bound; a load stuck in a thread is left to the process's end."""
+        if self._wake is not None:
+            self._wake.cancel()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_BOUND_S)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str | None = None) -> asyncio.Task[Any]:
+        """Run work as the manager's own, so that it outlives whoever asked for it and sees nobody's context."""
+        task = self.loop.create_task(work, name=name, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def spawn_operation(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run work that serves a caller, who gets its error."""
+        return self.spawn(work, name=OPERATION)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        # An operation hands its error to its caller; anything else has turned its own into an event by now.
+        if not task.cancelled() and task.exception() is not None and not task.get_name().startswith(OPERATION):
+            logger.error("%s ended in an error nobody expected", task.get_name(), exc_info=task.exception())
+
+    # --- events and actions -------------------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Tell the core; start what it answers. Never awaits."""
+        self.perform(self.core.handle(event, now=self.loop.time()))
+
+    def perform(self, actions: Iterable[Action]) -> None:
+        actions = list(actions)
+        self.spans.deciding(actions)
+        for action in actions:
+            self._perform[type(action)](action)
+
+    async def acquire(self, event: Acquire, *, task: str, option: str, verb: str | None = None) -> Resident:
+        """Wait until the ticket is granted; raises what it was refused with. Cancelled: the ticket is given up."""
+        actions = self.core.handle(event, now=self.loop.time())
+        if len(actions) == 1 and type(actions[0]) is Grant:
+            return self.residents[event.key]
+        future: asyncio.Future[Resident] = self.loop.create_future()
+        self._waiters[event.ticket] = Waiter(future, event.key, verb)
+        self._waiting_for.setdefault(event.key, {})[event.ticket] = None
+        self.spans.waiting(event.ticket, event.key, task=task, option=option)
+        self.perform(actions)
+        try:
+            resident = await future
+        except BaseException as error:
+            if self._forget(event.ticket) or not isinstance(error, errors.TaskRouterError):
+                self.post(GiveUp(event.ticket))
+            self.spans.waited(event.ticket, error)
+            raise
+        self.spans.waited(event.ticket, None)
+        return resident
+
+    def release(self, ticket: TicketId) -> None:
+        self.post(Release(ticket))
+
+    def _forget(self, ticket: TicketId) -> Waiter | None:
+        waiter = self._waiters.pop(ticket, None)
+        if waiter is not None:
+            waiting = self._waiting_for[waiter.key]
+            waiting.pop(ticket, None)
+            if not waiting:
+                del self._waiting_for[waiter.key]
+        return waiter
+
+    def waiting_for(self, key: ModelKey) -> Iterable[TicketId]:
+        return self._waiting_for.get(key, ())
+
+    # --- telling callers ----------------------------------------------------------------------------------------------
+
+    def _grant(self, action: Grant) -> None:
+        resident = self.residents[action.key]
+        self._in_slices(action.tickets, lambda future: future.set_result(resident))
+
+    def _refuse(self, action: Refuse) -> None:
+        self._in_slices(action.tickets, lambda future: future.set_exception(error_of(action.refusal)))
+
+    def _in_slices(self, tickets: tuple[TicketId, ...], resolve: Callable[[asyncio.Future[Resident]], None]) -> None:
+        for ticket in tickets[:SLICE]:
+            waiter = self._forget(ticket)
+            if waiter is not None and not waiter.future.done():
+                resolve(waiter.future)
+        if len(tickets) > SLICE:
+            self.loop.call_soon(self._in_slices, tickets[SLICE:], resolve)
+
+    def _wake_at(self, action: WakeAt) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake = None if action.when is None else self.loop.call_at(action.when, self.post, Tick())
+
+    # --- preflight ----------------------------------------------------------------------------------------------------
+
+    def _start_preflight(self, action: Preflight) -> None:
+        self.spawn(self._preflight(action), name=f"preflight {action.key}")
+
+    async def _preflight(self, action: Preflight) -> None:
+        event: Event = PreflightFailed(action.key, action.generation, errors.ManagerClosed("the manager was stopped"))
+        try:
+            need = await self._check(self.requests[action.key])
+            await self.observe()
+            self._refuse_unable(action.key)
+            event = Preflighted(action.key, action.generation, need)
+        except Exception as error:  # noqa: BLE001  (every action ends in an event)
+            event = PreflightFailed(action.key, action.generation, error)
+        finally:
+            self.post(event)
+
+    def _refuse_unable(self, key: ModelKey) -> None:
+        """Tell those who want to ask what the model can't do, before anything is loaded for them."""
+        for ticket in list(self.waiting_for(key)):
+            waiter = self._waiters[ticket]
+            error = self.unable(key, waiter.verb)
+            if error is not None and not waiter.future.done():
+                self._forget(ticket)
+                waiter.future.set_exception(error)
+                self.post(GiveUp(ticket))
+
+    def unable(self, key: ModelKey, verb: str | None) -> errors.UnsupportedVerb | None:
+        """The error where a model is known not to do what is asked of it."""
+        verbs = self.verbs.get(key)
+        if verb is None or not verbs or verb in verbs:
+            return None
+        can = ", ".join(sorted(verbs))
+        return errors.UnsupportedVerb(f"{self.requests[key].label} can't {verb}; it can be asked to {can}")
+
+    async def _check(self, request: ModelRequest) -> Footprint | None:
+        """Check that a model can be loaded; answers its best known footprint, measured before estimated."""
+        found = await self.registry.get(request.framework).preflight(request)
+        if found.verbs:
+            self.verbs[request.key] = found.verbs
+        await self.machine.take(self.core.placements(request.key))
+        return await self.machine.remembered(request.key) or found.need
+
+    async def observe(self) -> None:
+        """Look at the devices and tell the core; a reading that fails keeps the last one."""
+        charged = {device: self.core.books(device).charged for device in self.core.devices()}
+        readings = await asyncio.to_thread(self.machine.look, charged)
+        if readings:
+            self.post(Observed(readings))
+
+    # --- load ---------------------------------------------------------------------------------------------------------
+
+    def _start_load(self, action: Load) -> None:
+        request = self.requests[action.key]
+        backend = self.registry.get(request.framework)
+        load = self._loads[action.key] = self.loop.create_task(
+            backend.load(request, action.devices, action.charges),
+            name=f"load {action.key}",
+            context=contextvars.Context(),
+        )
+        self.spans.loading(action, request, self.waiting_for(action.key))
+        self.spawn(self._see_load(action, load), name=f"see load {action.key}")
+
+    def _cancel_load(self, action: CancelLoad) -> None:
+        self._loads[action.key].cancel()
+
+    async def _see_load(self, action: Load, load: asyncio.Task[Any]) -> None:
+        key, generation = action.key, action.generation
+        request = self.requests[key]
+        bound = self.start_timeout_s(request.framework)
+        timed_out = False
+        try:
+            await asyncio.wait({load}, timeout=bound)
+            if not load.done() and self.registry.get(request.framework).traits(request).cancellable:
+                timed_out = True
+                load.cancel()
+                await asyncio.wait({load}, timeout=STOP_BOUND_S)
+            if not load.done():
+                logger.error("%s: its load has been stuck for %.0f s and can't be killed", request.label, bound)
+                self.post(LoadStuck(key, generation))
+                await asyncio.wait({load})
+        finally:
+            del self._loads[key]
+            if not load.done():
+                # The supervisor itself is being cancelled: nobody will see how this load ends.
+                load.cancel()
+                self.post(LoadCancelled(key, generation))
+        event: Event
+        if load.cancelled():
+            text = f"{request.label} was not ready {bound:.0f} s after its start; raise engines.*.start_timeout_s"
+            event = (
+                LoadFailed(key, generation, errors.LoadFailed(text)) if timed_out else LoadCancelled(key, generation)
+            )
+            self.spans.loaded(key, errors.LoadFailed(text) if timed_out else asyncio.CancelledError(), None)
+        elif (error := load.exception()) is not None:
+            failure = error if isinstance(error, Exception) else errors.LoadFailed(f"{request.label}: {error!r}")
+            logger.warning("%s could not be loaded: %s", request.label, failure)
+            event = LoadFailed(key, generation, failure, isinstance(failure, errors.OutOfMemory))
+            self.spans.loaded(key, failure, None)
+        else:
+            event = self._moved_in(request, generation, load)
+        self.post(event)
+        self._something_moved()
+
+    def _moved_in(self, request: ModelRequest, generation: int, load: asyncio.Task[Any]) -> Loaded:
+        model = load.result()
+        resident = Resident(request, generation, self.registry.get(request.framework), model)
+        self.residents[request.key] = resident
+        if model.verbs:
+            self.verbs[request.key] = model.verbs
+        resident.watcher = self.spawn(self._watch(resident), name=f"watch {request.key}")
+        measured: Footprint | None = model.measured
+        self.spans.loaded(request.key, None, measured)
+        if measured is not None:
+            self.spawn(self.machine.remember(request.key, measured))
+        return Loaded(request.key, generation, measured)
+
+    async def _watch(self, resident: Resident) -> None:
+        assert resident.model is not None, "a model is watched from the moment it is loaded"
+        error = await resident.model.wait_dead()
+        resident.dead = error
+        resident.watcher = None
+        logger.error("%s died: %s", resident.request.label, error)
+        resident.stop_operations(error)
+        self.post(Died(resident.key, resident.generation, error))
+
+    # --- unload -------------------------------------------------------------------------------------------------------
+
+    def _start_unload(self, action: Unload | Kill) -> None:
+        resident = self.residents.pop(action.key)
+        self._unloading.add(action.key)
+        if isinstance(action, Unload):
+            self.spans.unloading(action, resident.request)
+        self.spawn(self._unload(action, resident), name=f"unload {action.key}")
+
+    async def _unload(self, action: Unload | Kill, resident: Resident) -> None:
+        residue: Charges = action.charges
+        try:
+            residue = await self._clear(resident)
+        except Exception:
+            logger.exception("%s: unloading it went wrong; its bytes stay charged", resident.request.label)
+        finally:
+            if residue:
+                logger.warning("%s left %s behind: something still refers to it", resident.request.label, dict(residue))
+                self._residue.add(action.key)
+            self.spans.unloaded(action.key, action.charges, residue)
+            self.post(Unloaded(action.key, action.generation, residue))
+            self._unloading.discard(action.key)
+            for future in self._gone.pop(action.key, ()):
+                if not future.done():
+                    future.set_result(None)
+            self._something_moved()
+
+    async def _clear(self, resident: Resident) -> Charges:
+        watcher, resident.watcher = resident.watcher, None
+        if watcher is not None:
+            watcher.cancel()
+            await asyncio.wait({watcher})
+            del watcher
+        resident.stop_operations(resident.dead)
+        working = {operation.task for operation in resident.operations if operation.task is not None}
+        if working:
+            await asyncio.wait(working, timeout=UNLOAD_BOUND_S)
+        model, resident.model = resident.model, None
+        assert model is not None, "a resident is unloaded once"
+        async with asyncio.timeout(3 * UNLOAD_BOUND_S):
+            return await resident.backend.unload(model, timeout_s=UNLOAD_BOUND_S)
+
+    def gone(self, key: ModelKey) -> asyncio.Future[None]:
+        """A future that is done when this model has been unloaded."""
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._gone.setdefault(key, []).append(future)
+        return future
+
+    async def quiet(self, timeout_s: float) -> bool:
+        """Wait until nothing is loaded, loading or unloading; ``False`` where that takes longer."""
+        end = self.loop.time() + timeout_s
+        while self.residents or self._loads or self._unloading:
+            left = end - self.loop.time()
+            if left <= 0:
+                return False
+            self._moved = self.loop.create_future()
+            await asyncio.wait({self._moved}, timeout=left)
+        return True
+
+    def _something_moved(self) -> None:
+        if self._moved is not None and not self._moved.done():
+            self._moved.set_result(None)
+
+    # --- observing ----------------------------------------------------------------------------------------------------
+
+    async def _observe_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(OBSERVE_EVERY_S)
+            try:
+                if self.residents or self._waiters or self._loads:
+                    await self.observe()
+                await self._look_for_residue()
+                for look in self.on_observe:
+                    look(self.loop.time())
+            except Exception:
+                logger.exception("observing the devices went wrong; the last reading stays")
+
+    async def _look_for_residue(self) -> None:
+        for key in list(self._residue):
+            left = await self.registry.get(self.requests[key].framework).residue(key)
+            if dict(left) != dict(self.core.status(key).residue):
+                self.post(Reclaimed(key, left))
+            if not left:
+                self._residue.discard(key)
+                logger.info("%s: what its unload had left behind is free now", key)

@@ -1,0 +1,78 @@
+"""What the manager holds of a loaded model, and the operations that run on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from taskrouter.backends.base import Backend, LoadedModel
+from taskrouter.types import ModelKey, ModelRequest
+
+Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
+
+
+class Resident:
+    """A loaded model, its backend, and the operations at work. ``model`` is dropped when it is unloaded."""
+
+    __slots__ = ("__weakref__", "backend", "dead", "generation", "key", "model", "operations", "request", "watcher")
+
+    def __init__(self, request: ModelRequest, generation: int, backend: Backend, model: LoadedModel) -> None:
+        self.key: ModelKey = request.key
+        self.request = request
+        self.generation = generation
+        self.backend = backend
+        self.model: LoadedModel | None = model
+        self.operations: set[Operation] = set()
+        self.watcher: asyncio.Task[Any] | None = None
+        self.dead: Exception | None = None
+
+    def __repr__(self) -> str:
+        return f"<Resident {self.request.label} life {self.generation}, {len(self.operations)} operations>"
+
+    def stop_operations(self, error: Exception | None) -> None:
+        """Tell all operations to stop; with an error, their callers get it at once."""
+        for operation in list(self.operations):
+            operation.stop(error)
+
+
+class Operation:
+    """One call at work. It outlives its caller: the lease ends when the work has really stopped, not before."""
+
+    __slots__ = ("result", "task")
+
+    def __init__(self, result: asyncio.Future[Any]) -> None:
+        self.result = result
+        self.task: asyncio.Task[Any] | None = None
+
+    def run(self, resident: Resident, work: Coroutine[Any, Any, Any], spawn: Spawn, done: Callable[[], None]) -> None:
+        """Start the work in the manager's own task group; ``done`` is called once it has stopped, however it ended."""
+        resident.operations.add(self)
+        task = self.task = spawn(work)
+
+        def finished(task: asyncio.Task[Any]) -> None:
+            resident.operations.discard(self)
+            self.task = None
+            try:
+                self._settle(task)
+            finally:
+                done()
+
+        task.add_done_callback(finished)
+
+    def _settle(self, task: asyncio.Task[Any]) -> None:
+        error: BaseException | None = None if task.cancelled() else task.exception()
+        if self.result.done():
+            return
+        if task.cancelled():
+            self.result.cancel()
+        elif error is not None:
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(task.result())
+
+    def stop(self, error: Exception | None = None) -> None:
+        if error is not None and not self.result.done():
+            self.result.set_exception(error)
+        if self.task is not None:
+            self.task.cancel()

@@ -1,0 +1,135 @@
+"""Which spans are open: one trace ties a request to the eviction and the load it caused, though those run elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, Tracer
+
+from taskrouter import telemetry
+from taskrouter.residency import MODEL_SLOTS
+from taskrouter.residency.events import Action, Load, Unload
+from taskrouter.types import Charges, Footprint, ModelKey, ModelRequest, TicketId
+
+MOST_LINKS = 128
+
+
+def total_bytes(charges: Charges) -> int:
+    """Bytes over all devices; the count of models is no bytes."""
+    return sum(amount for device, amount in charges.items() if device != MODEL_SLOTS)
+
+
+class Eviction(NamedTuple):
+    """An eviction's span, and the victims that are still unloading."""
+
+    span: Span
+    left: set[ModelKey]
+
+
+class Spans:
+    """The spans of one manager."""
+
+    def __init__(self, tracer: Tracer, requests: Mapping[ModelKey, ModelRequest]) -> None:
+        self._tracer = tracer
+        self._requests = requests
+        self._waiting: dict[TicketId, Span] = {}
+        self._loading: dict[ModelKey, tuple[Span, int]] = {}
+        self._unloading: dict[ModelKey, Span] = {}
+        self._evictions: dict[ModelKey, Eviction] = {}
+        self._asked: dict[ModelKey, Context] = {}
+
+    # --- a request waits ----------------------------------------------------------------------------------------------
+
+    def waiting(self, ticket: TicketId, key: ModelKey, *, task: str, option: str) -> None:
+        span = telemetry.start_wait_span(
+            self._tracer, task=task, option=option, model=key, framework=self._requests[key].framework
+        )
+        if span.is_recording():
+            self._waiting[ticket] = span
+            if key in self._loading:
+                telemetry.link(span, self._loading[key][0])
+
+    def waited(self, ticket: TicketId, error: BaseException | None, **facts: Any) -> None:
+        span = self._waiting.pop(ticket, None)
+        if span is not None:
+            telemetry.end_span(span, error, **facts)
+
+    def _context(self, ticket: TicketId | None) -> Context | None:
+        span = self._waiting.get(ticket) if ticket is not None else None
+        return telemetry.context_of(span) if span is not None else None
+
+    # --- room is made -------------------------------------------------------------------------------------------------
+
+    def deciding(self, actions: Iterable[Action]) -> None:
+        """Open one span for each eviction among these actions: all the models that go for one that comes."""
+        batches: dict[ModelKey, list[Unload]] = {}
+        for action in actions:
+            if type(action) is Unload and action.wanted is not None:
+                batches.setdefault(action.wanted, []).append(action)
+        for wanted, unloads in batches.items():
+            span = telemetry.start_evict_span(
+                self._tracer,
+                self._context(unloads[0].ticket),
+                wanted=wanted,
+                victims=[unload.key for unload in unloads],
+                victims_considered=max(unload.considered for unload in unloads),
+                reason=unloads[0].reason.value,
+            )
+            eviction = Eviction(span, {unload.key for unload in unloads})
+            self._evictions.update(dict.fromkeys(eviction.left, eviction))
+
+    def asked(self, key: ModelKey, context: Context) -> None:
+        """Somebody asks for this model to be unloaded: its span will belong to theirs."""
+        self._asked[key] = context
+
+    def unloading(self, action: Unload, request: ModelRequest) -> None:
+        eviction = self._evictions.get(action.key)
+        asked = self._asked.pop(action.key, None)
+        self._unloading[action.key] = telemetry.start_unload_span(
+            self._tracer,
+            telemetry.context_of(eviction.span) if eviction else asked or self._context(action.ticket),
+            model=action.key,
+            option=request.label,
+            framework=request.framework,
+            device=tuple(device for device in action.charges if device != MODEL_SLOTS),
+            generation=action.generation,
+            reason=action.reason.value,
+            wanted=action.wanted,
+        )
+
+    def unloaded(self, key: ModelKey, charges: Charges, residue: Charges) -> None:
+        span = self._unloading.pop(key, None)
+        missing = total_bytes(residue)
+        if span is not None:
+            telemetry.end_span(span, bytes_freed=total_bytes(charges) - missing, bytes_residue=missing)
+        eviction = self._evictions.pop(key, None)
+        if eviction is not None:
+            eviction.left.discard(key)
+            if not eviction.left:
+                telemetry.end_span(eviction.span)
+
+    # --- a model comes ------------------------------------------------------------------------------------------------
+
+    def loading(self, action: Load, request: ModelRequest, waiting: Iterable[TicketId]) -> None:
+        others = (self._waiting[t] for t in waiting if t != action.ticket and t in self._waiting)
+        span = telemetry.start_load_span(
+            self._tracer,
+            self._context(action.ticket),
+            list(islice(others, MOST_LINKS)) if self._waiting else (),
+            model=action.key,
+            option=request.label,
+            framework=request.framework,
+            device=action.devices,
+            generation=action.generation,
+            reason=action.reason.value,
+            bytes_needed=total_bytes(action.charges),
+        )
+        self._loading[action.key] = (span, len(action.devices))
+
+    def loaded(self, key: ModelKey, error: BaseException | None, measured: Footprint | None) -> None:
+        span, devices = self._loading.pop(key)
+        size = None if measured is None else measured.device_bytes * devices + measured.ram_bytes
+        telemetry.end_span(span, error, bytes_measured=size)

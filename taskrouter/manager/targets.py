@@ -1,0 +1,36 @@
+"""What a task means at this moment: the option that is selected, the model it is, and how long its callers wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from taskrouter.errors import UnsupportedVerb
+from taskrouter.telemetry import Attributes
+from taskrouter.types import ModelKey
+from taskrouter.verbs import VERBS_OF_KIND
+
+if TYPE_CHECKING:
+    from taskrouter.manager.performing import Performer
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One task and one of its options. ``attributes`` is what a caller's span is told."""
+
+    task: str
+    option: str
+    key: ModelKey
+    kind: str | None
+    max_wait_s: float
+    priority: int
+    attributes: Attributes
+
+    def check(self, verb: str, performer: Performer) -> None:
+        """Raise ``UnsupportedVerb`` where the task's kind, or what is known of the model, says it can't do that."""
+        if self.kind is not None and verb not in VERBS_OF_KIND[self.kind]:
+            can = ", ".join(sorted(VERBS_OF_KIND[self.kind]))
+            raise UnsupportedVerb(f"the task {self.task!r} is of kind {self.kind}, which can't {verb}; it can: {can}")
+        error = performer.unable(self.key, verb)
+        if error is not None:
+            raise error

@@ -1,0 +1,1 @@
+"""The fake backend, held to the contract of every backend."""
