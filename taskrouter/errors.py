@@ -34,8 +34,8 @@ class TaskRouterError(Exception):
 class Problem:
     """One thing wrong in a configuration file, and where it is.
 
-    ``line`` and ``column`` count from 1; 0 where the problem belongs to the file as a whole. ``path`` is the key's path,
-    such as ``tasks.detect.options.detr.vram_gb``.
+    ``line`` and ``column`` count from 1; 0 where the problem belongs to the file as a whole. ``path`` is the key's
+    path, such as ``tasks.detect.options.detr.vram_gb``.
     """
 
     file: str
@@ -168,7 +168,7 @@ class ModelDied(ModelUnavailable):
 
 
 class ModelStuck(ModelUnavailable):
-    """A load is stuck in a thread that can't be killed; it keeps its bytes, and what must queue behind it is refused."""
+    """A load is stuck in a thread that can't be killed. It keeps its bytes; what must queue behind it is refused."""
 
 
 class CoolingDown(ModelUnavailable):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Link, Span, Status, StatusCode, Tracer, TracerProvider
 
 from taskrouter.errors import BadInput, CallFailed, MissingDependency
@@ -121,6 +121,11 @@ def tracer(provider: TracerProvider | None = None) -> Tracer:
     return trace.get_tracer(SCOPE, _version(), tracer_provider=provider)
 
 
+def is_set_up() -> bool:
+    """Whether the application has a tracer provider of its own by now; cheaper than a span that records nothing."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 def start_wait_span(
     tracer: Tracer, context: Context | None = None, *, start_ns: int | None = None, **facts: Unpack[Facts]
 ) -> Span:
@@ -195,6 +200,8 @@ def annotate_current(known: Attributes | None = None, **facts: Unpack[Facts]) ->
 
     ``known`` is what ``attributes`` made before: the cheap way for what doesn't change from call to call.
     """
+    if not get_current():
+        return
     span = trace.get_current_span()
     if not span.is_recording():
         return

@@ -89,8 +89,8 @@ class ModelSpec:
 class DeviceSpec:
     """A device's byte budget. ``capacity`` is the most that may ever be charged there.
 
-    ``total`` is what the hardware (or the cgroup) has. An explicit ``budget`` replaces ``total × threshold``; ``reserve``
-    is kept free in either case.
+    ``total`` is what the hardware (or the cgroup) has. An explicit ``budget`` replaces ``total × threshold``;
+    ``reserve`` is kept free in either case.
     """
 
     id: DeviceId
@@ -120,7 +120,7 @@ class DeviceReading:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """Everything that reaches a backend's ``load()``: a model's identity is exactly this, less ``key`` and ``label``."""
+    """Everything that reaches a backend's ``load()``: a model's identity is just this, less ``key`` and ``label``."""
 
     key: ModelKey
     label: str

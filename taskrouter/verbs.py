@@ -84,8 +84,8 @@ class ChatRequest:
 class ClassifyRequest:
     """A classification call: ``input`` is a path, bytes, a PIL image or a float array; best ``top_k`` labels.
 
-    ``sampling_rate`` (Hz) says what an array of samples was recorded at. ``limits`` are the ``media.limits.MediaLimits``
-    the input is read under; ``None``: the backend's own.
+    ``sampling_rate`` (Hz) says what an array of samples was recorded at. ``limits`` are the
+    ``media.limits.MediaLimits`` the input is read under; ``None``: the backend's own.
     """
 
     input: Any

@@ -1,7 +1,7 @@
 """What a backend is: the seam between deciding (the manager and the core below it) and doing.
 
-A backend is found by its framework's name through the entry-point group ``taskrouter.backends``; the entry point names a
-class whose constructor takes no argument. One instance serves all models of that framework in this process. Being
+A backend is found by its framework's name through the entry-point group ``taskrouter.backends``; the entry point names
+a class whose constructor takes no argument. One instance serves all models of that framework in this process. Being
 imported must be cheap: libraries such as torch are imported by ``preflight`` or ``load``, never by the module.
 
 Putting models to sleep (``demote``, ``promote``) has its place here beside ``load`` and ``unload``.

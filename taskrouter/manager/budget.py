@@ -20,7 +20,7 @@ from taskrouter.types import CPU, DeviceId, DeviceSpec, Footprint, ModelKey, Mod
 class Fit(Enum):
     """How an option fits the machine."""
 
-    TOGETHER = "fits beside all selected"
+    TOGETHER = "fits beside all (other) selected"
     SWAPPING = "fits by swapping"
     NEVER = "can never fit"
     UNKNOWN = "need not known yet"
@@ -94,6 +94,10 @@ class Rooms:
         return devices
 
 
+def _first_fit_order(models: Iterable[ModelSpec]) -> list[ModelSpec]:
+    return sorted(models, key=lambda spec: (not spec.pinned, -spec.need.device_bytes, spec.key))
+
+
 class Survey:
     """One look at one file and one machine.
 
@@ -129,7 +133,7 @@ class Survey:
             for item in self._selected.items()
             if item in self._keys and self._keys[item] in self._models
         }
-        order = sorted(chosen.values(), key=lambda spec: (not spec.pinned, -spec.need.device_bytes, spec.key))
+        order = _first_fit_order(chosen.values())
         together = Rooms(self._devices, self._most)
         placed = {spec.key: together.put(spec) for spec in order}
         pins = Rooms(self._devices, self._most)
@@ -173,15 +177,26 @@ class Survey:
             need, source = config.vram_bytes, "declared" if config.vram_bytes else "unknown"
             return OptionFit(task, name, selected, need, source, (), Fit.UNAVAILABLE, why)
         source = "declared" if spec.declared else self._known[key][1] if key in self._known else "unknown"
-        fit, where, reason = self._fit(spec, key in chosen, placed.get(key), pins)
+        where = placed.get(key) if key in chosen else self._instead(task, spec, chosen)
+        fit, where, reason = self._fit(spec, key in chosen, where, pins)
         if source == "unknown" and fit is not Fit.NEVER:
             fit = Fit.UNKNOWN
         return OptionFit(task, name, selected, spec.need.device_bytes, source, where, fit, reason)
 
+    def _instead(
+        self, task: str, spec: ModelSpec, chosen: Mapping[ModelKey, ModelSpec]
+    ) -> tuple[DeviceId, ...] | None:
+        """Where this option would be if its task selected it and all selected models were resident; else ``None``."""
+        others = {self._keys.get(item) for item in self._selected.items() if item[0] != task}
+        models = [spec, *(other for key, other in chosen.items() if key in others)]
+        rooms = Rooms(self._devices, self._most)
+        placed = {model.key: rooms.put(model) for model in _first_fit_order(models)}
+        return placed[spec.key] if all(where is not None for where in placed.values()) else None
+
     def _fit(
         self, spec: ModelSpec, is_chosen: bool, placed: tuple[DeviceId, ...] | None, pins: Rooms
     ) -> tuple[Fit, tuple[DeviceId, ...], str]:
-        if is_chosen and placed is not None:
+        if placed is not None:
             return Fit.TOGETHER, placed, ""
         alone = Rooms(self._devices, self._most).where(spec)
         if alone is None:

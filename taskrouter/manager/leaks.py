@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from taskrouter.manager.leases import Lease
+from taskrouter.manager.leases import Held
 from taskrouter.types import TicketId
 
 logger = logging.getLogger("taskrouter")
@@ -14,24 +14,24 @@ logger = logging.getLogger("taskrouter")
 class LeakWatch:
     """Looks at the leases that are held; called now and then by the observing loop."""
 
-    def __init__(self, leases: Mapping[TicketId, Lease], warn_s: float) -> None:
+    def __init__(self, leases: Mapping[TicketId, Held], warn_s: float) -> None:
         self._leases = leases
         self._warn_s = warn_s
         self._reported: set[TicketId] = set()
 
     def look(self, now: float) -> None:
         self._reported &= self._leases.keys()
-        for ticket, lease in self._leases.items():
+        for ticket, (since, where, target) in list(self._leases.items()):
             # In the order they were taken: the first that is young enough ends the search.
-            if now - lease.since < self._warn_s:
+            if now - since < self._warn_s:
                 break
             if ticket not in self._reported:
                 self._reported.add(ticket)
-                file, line = lease.where
                 logger.warning(
-                    "%r has been held for %.0f s; it was taken at %s:%d (memory.lease_warn_s)",
-                    lease,
-                    now - lease.since,
-                    file,
-                    line,
+                    "a lease on %s/%s has been held for %.0f s; it was taken at %s:%d (memory.lease_warn_s)",
+                    target.task,
+                    target.option,
+                    now - since,
+                    where[0].co_filename,
+                    where[1],
                 )

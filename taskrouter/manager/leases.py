@@ -8,19 +8,18 @@ model: a context variable carries what the caller holds.
 from __future__ import annotations
 
 import asyncio
-import sys
 import warnings
 import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from types import CodeType, TracebackType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from taskrouter import errors, telemetry
 from taskrouter.manager.asking import Verbs
 from taskrouter.manager.residents import Operation, Resident
 from taskrouter.manager.streams import Channel, Stream
-from taskrouter.residency.events import Acquire
+from taskrouter.residency.events import Acquire, Grant, Release
 from taskrouter.types import ModelKey, TicketId
 
 if TYPE_CHECKING:
@@ -100,45 +99,36 @@ def run_stream(
     return channel, operation
 
 
+Where: TypeAlias = tuple[CodeType, int]
+"""The code that took a lease, and its line."""
+
+Held: TypeAlias = "tuple[float, Where, Target]"
+"""What is remembered of a lease that is held: since when, taken where, on what. A bare tuple, for its cost."""
+
+
 class Lease(Verbs):
     """``async with manager.lease(task) as model``: this model can't be evicted meanwhile. The only way to ``raw``.
 
     Raises what ``get_model`` raises, on entry. A lease collected unreleased is released with a ``ResourceWarning``.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_active",
-        "_outer",
-        "_performer",
-        "_priority",
-        "_target",
-        "_timeout",
-        "_turn",
-        "left",
-        "manager",
-        "resident",
-        "since",
-        "ticket",
-        "where",
-    )
+    # Defaults of the class, not assigned by each __init__: taking a lease costs little more than these few lines.
+    ticket: TicketId | None = None
+    resident: Resident | None = None
+    left = False
+    _performer: Performer | None = None
+    _outer: Lease | None = None
+    _turn: asyncio.Lock | None = None
+    _active = 0
 
     def __init__(
-        self, manager: ModelManager, target: Target, timeout: float | None, priority: int | None, where: tuple[str, int]
+        self, manager: ModelManager, target: Target, timeout: float | None, priority: int | None, where: Where
     ) -> None:
         self.manager = manager
         self.where = where
-        self.ticket: TicketId | None = None
-        self.resident: Resident | None = None
-        self.left = False
-        self.since = 0.0
         self._target = target
         self._timeout = timeout
         self._priority = priority
-        self._performer: Performer | None = None
-        self._outer: Lease | None = None
-        self._turn: asyncio.Lock | None = None
-        self._active = 0
 
     def __repr__(self) -> str:
         state = "left" if self.left else "held" if self.resident is not None else "not entered"
@@ -147,7 +137,10 @@ class Lease(Verbs):
     async def __aenter__(self) -> Lease:
         if self.resident is not None or self.left:
             raise RuntimeError("a lease is entered once; ask the manager for another one")
-        performer = self._performer = self.manager.enter()
+        performer = self.manager.performer
+        if performer is None or performer.closed or performer.loop is not asyncio.get_running_loop():
+            performer = self.manager.enter()
+        self._performer = performer
         target = self._target
         held = _HELD.get()
         outer = held_lease(self.manager, target.key) if held else None
@@ -155,10 +148,10 @@ class Lease(Verbs):
             self._outer = outer
             self.resident = outer.resident
         else:
-            loop = performer.loop
-            now = loop.time()
+            now = performer.time()
+            ticket = next(performer.ids)
             event = Acquire(
-                TicketId(next(performer.ids)),
+                ticket,
                 target.key,
                 now + (target.max_wait_s if self._timeout is None else self._timeout),
                 target.priority if self._priority is None else self._priority,
@@ -166,11 +159,17 @@ class Lease(Verbs):
                 None,
                 holding() if held else _NOTHING,
             )
-            self.resident = await performer.acquire(event, task=target.task, option=target.option)
-            self.ticket = event.ticket
-            self.since = loop.time()
-            self.manager.leases[event.ticket] = self
-        _HELD.set((*held, self))
+            # A ready model is granted in this very step; as a coroutine of its own that would cost half as much again.
+            actions = performer.core.handle(event, now=now)
+            if len(actions) == 1 and type(actions[0]) is Grant:
+                self.resident = performer.residents[target.key]
+            else:
+                self.resident = await performer.wait(event, actions, task=target.task, option=target.option)
+                now = performer.time()
+            self.ticket = ticket
+            # Not the lease itself: it must be collectable while it is held.
+            self.manager.leases[ticket] = (now, self.where, target)
+        _HELD.set((*held, self) if held else (self,))
         telemetry.annotate_current(target.attributes)
         return self
 
@@ -179,16 +178,28 @@ class Lease(Verbs):
     ) -> None:
         self.left = True
         held = _HELD.get()
-        if self in held:
+        if held and held[-1] is self:
+            _HELD.set(held[:-1])
+        elif self in held:
             _HELD.set(tuple(lease for lease in held if lease is not self))
-        if not self._active:
-            self._release()
+        if self._active:
+            return
+        # _release, written out: this is the path of every lease on a resident model.
+        ticket, performer = self.ticket, self._performer
+        if ticket is not None and performer is not None:
+            self.ticket = None
+            self.manager.leases.pop(ticket, None)
+            actions = performer.core.handle(Release(ticket), now=performer.time())
+            if actions:
+                performer.perform(actions)
 
     def __del__(self) -> None:
         if self.ticket is None or self.left or self._performer is None:
             return
-        warnings.warn(f"{self!r}, taken at {self.where[0]}:{self.where[1]}, was never released", ResourceWarning, 2)
+        place = f"{self.where[0].co_filename}:{self.where[1]}"
+        warnings.warn(f"{self!r}, taken at {place}, was never released", ResourceWarning, stacklevel=2)
         self.left = True
+        self.manager.leases.pop(self.ticket, None)
         release_from_anywhere(self._performer, self.ticket)
 
     def _release(self) -> None:
@@ -290,7 +301,7 @@ class Model(Verbs):
         target = self._manager.target(self.task)
         target.check(verb, performer)
         now = performer.loop.time()
-        ticket = TicketId(next(performer.ids))
+        ticket = next(performer.ids)
         event = Acquire(ticket, target.key, now + target.max_wait_s, target.priority, False, None, holding())
         resident = await performer.acquire(event, task=target.task, option=target.option, verb=verb)
         self._end_claim(performer)
@@ -323,9 +334,3 @@ def release_from_anywhere(performer: Performer, ticket: TicketId) -> None:
     """Release from a finalizer: in whatever thread the collector happens to run."""
     if not performer.loop.is_closed():
         performer.loop.call_soon_threadsafe(performer.release, ticket)
-
-
-def caller(depth: int) -> tuple[str, int]:
-    """Where the code ``depth`` calls above this one is: file and line."""
-    frame = sys._getframe(depth + 1)
-    return frame.f_code.co_filename, frame.f_lineno

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from taskrouter.config.frameworks import nearest
 from taskrouter.manager import reports, specs
 from taskrouter.manager.budget import Budget, Survey
 from taskrouter.manager.leaks import LeakWatch
-from taskrouter.manager.leases import Lease, Model, caller, holding
+from taskrouter.manager.leases import Held, Lease, Model, holding
 from taskrouter.manager.machine import Machine, ThisMachine
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.spans import Spans
@@ -60,17 +61,18 @@ class ModelManager:
         self._registry = registry if registry is not None else Registry()
         self._catalog = load_catalog(config_path, frameworks=self._registry.frameworks(), environ=environ)
         self._machine: Machine = machine if machine is not None else ThisMachine(share=self._catalog.memory.share)
+        self._tracer_provider = tracer_provider
         self._tracer = telemetry.tracer(tracer_provider)
         self._selected = {name: task.selected for name, task in self._catalog.tasks.items()}
         self._uses = specs.uses(self._catalog)
         self._keys = {(use.task, use.option): use.request.key for use in self._uses}
         self._targets: dict[str, Target] = {}
-        self._performer: Performer | None = None
+        self.performer: Performer | None = None
         self._pid = os.getpid()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         self._warmed: dict[str, str] = {}
-        self.leases: dict[TicketId, Lease] = {}
+        self.leases: dict[TicketId, Held] = {}
         self.media_limits = MediaLimits(
             max_bytes=self._catalog.media.max_bytes,
             max_pixels=self._catalog.media.max_pixels,
@@ -162,8 +164,8 @@ class ModelManager:
 
     def enter(self) -> Performer:
         """Bind to the running loop on the first call; refuse another loop, a forked child, and a closed manager."""
-        performer = self._performer
-        if performer is not None and performer.loop is asyncio.get_running_loop() and not self._closed:
+        performer = self.performer
+        if performer is not None and performer.loop is asyncio.get_running_loop() and not performer.closed:
             return performer
         if self._closed:
             raise errors.ManagerClosed(f"the manager of {self._catalog.path} has been shut down; make a new one")
@@ -177,7 +179,7 @@ class ModelManager:
 
     def _begin(self) -> Performer:
         self._pid = os.getpid()
-        spans = Spans(self._tracer, self._requests)
+        spans = Spans(self._tracer_provider, self._requests)
         engines = self._catalog.engines
 
         def start_timeout_s(framework: str) -> float:
@@ -186,7 +188,7 @@ class ModelManager:
         performer = Performer(self._core, self._registry, self._machine, spans, self._requests, start_timeout_s)
         performer.on_observe.append(LeakWatch(self.leases, self._catalog.memory.lease_warn_s).look)
         performer.start()
-        self._performer = performer
+        self.performer = performer
         return performer
 
     def target(self, task_type: str, option: str | None = None) -> Target:
@@ -255,7 +257,7 @@ class ModelManager:
         performer: Performer, target: Target, timeout: float | None, priority: int | None = None, **more: Any
     ) -> Acquire:
         return Acquire(
-            ticket=TicketId(next(performer.ids)),
+            ticket=next(performer.ids),
             key=target.key,
             deadline=performer.loop.time() + (target.max_wait_s if timeout is None else timeout),
             priority=target.priority if priority is None else priority,
@@ -271,7 +273,8 @@ class ModelManager:
 
         ``option`` leases another option than the selected one. Raises as ``get_model`` does, on entry.
         """
-        return Lease(self, self.target(task_type, option), timeout, priority, caller(1))
+        frame = sys._getframe(1)
+        return Lease(self, self.target(task_type, option), timeout, priority, (frame.f_code, frame.f_lineno))
 
     async def unload_model(self, task_type: str, *, force: bool = False) -> None:
         """Unload the task's model: operations at work finish first (``force``: are told to stop), waiters are refused.
@@ -404,7 +407,7 @@ class ModelManager:
     @property
     def model_load_times(self) -> Mapping[str, float]:
         """When each task's model was loaded, in Unix seconds."""
-        performer = self._performer
+        performer = self.performer
         skew = time.time() - performer.loop.time() if performer is not None else 0.0
         times = {task: self._core.status(key).loaded_at for task, key in self._loaded()}
         return MappingProxyType({task: at + skew for task, at in times.items() if at is not None})
@@ -428,7 +431,7 @@ class ModelManager:
 
     def statistics(self) -> Statistics:
         """A frozen snapshot of everything: devices, models, who waits. Holds no reference to a model."""
-        return snapshot(self._core, self._keys, self._selected, dict(self._warmed), self._performer)
+        return snapshot(self._core, self._keys, self._selected, dict(self._warmed), self.performer)
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
@@ -502,14 +505,14 @@ class ModelManager:
 
     async def shutdown(self, drain_s: float = DRAIN_S) -> None:
         """Refuse who waits, let operations finish for at most ``drain_s`` seconds, unload everything. Idempotent."""
-        performer = self._performer
+        performer = self.performer
         if performer is None:
             self._closed = True
             return
         if self._closing is None:
             if performer.loop is not asyncio.get_running_loop():
                 self.enter()
-            self._closed = True
+            self._closed = performer.closed = True
             self._closing = performer.loop.create_task(self._shut_down(performer, drain_s))
         await asyncio.shield(self._closing)
 

@@ -12,8 +12,9 @@ import asyncio
 import contextvars
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 from taskrouter import errors
 from taskrouter.backends.registry import Registry
@@ -63,7 +64,8 @@ OPERATION = "operation"
 """What the names of tasks that serve a caller begin with."""
 
 
-class Waiter(NamedTuple):
+@dataclass(slots=True)
+class Waiter:
     """A caller that waits for its ticket, and what it wants to ask the model (``None``: not known yet)."""
 
     future: asyncio.Future[Resident]
@@ -92,10 +94,11 @@ class Performer:
         self.residents: dict[ModelKey, Resident] = {}
         self.verbs: dict[ModelKey, frozenset[str]] = {}
         self.loop = asyncio.get_running_loop()
-        self.ids = itertools.count(1)
+        self.time = self.loop.time
+        self.ids: Iterator[TicketId] = cast(Iterator[TicketId], itertools.count(1))
+        self.closed = False
         self.on_observe: list[Callable[[float], None]] = []
         self._waiters: dict[TicketId, Waiter] = {}
-        self._waiting_for: dict[ModelKey, dict[TicketId, None]] = {}
         self._loads: dict[ModelKey, asyncio.Task[Any]] = {}
         self._gone: dict[ModelKey, list[asyncio.Future[None]]] = {}
         self._residue: set[ModelKey] = set()
@@ -151,28 +154,36 @@ class Performer:
 
     def post(self, event: Event) -> None:
         """Tell the core; start what it answers. Never awaits."""
-        self.perform(self.core.handle(event, now=self.loop.time()))
+        actions = self.core.handle(event, now=self.time())
+        if actions:
+            self.perform(actions)
 
-    def perform(self, actions: Iterable[Action]) -> None:
-        actions = list(actions)
+    def perform(self, actions: list[Action]) -> None:
+        """Start what the core answered. Never awaits."""
         self.spans.deciding(actions)
         for action in actions:
             self._perform[type(action)](action)
 
     async def acquire(self, event: Acquire, *, task: str, option: str, verb: str | None = None) -> Resident:
         """Wait until the ticket is granted; raises what it was refused with. Cancelled: the ticket is given up."""
-        actions = self.core.handle(event, now=self.loop.time())
+        actions = self.core.handle(event, now=self.time())
         if len(actions) == 1 and type(actions[0]) is Grant:
             return self.residents[event.key]
+        return await self.wait(event, actions, task=task, option=option, verb=verb)
+
+    async def wait(
+        self, event: Acquire, actions: list[Action], *, task: str, option: str, verb: str | None = None
+    ) -> Resident:
+        """Perform what an ``Acquire`` led to, and wait for its ticket as ``acquire`` does."""
         future: asyncio.Future[Resident] = self.loop.create_future()
         self._waiters[event.ticket] = Waiter(future, event.key, verb)
-        self._waiting_for.setdefault(event.key, {})[event.ticket] = None
         self.spans.waiting(event.ticket, event.key, task=task, option=option)
-        self.perform(actions)
+        if actions:
+            self.perform(actions)
         try:
             resident = await future
         except BaseException as error:
-            if self._forget(event.ticket) or not isinstance(error, errors.TaskRouterError):
+            if self._waiters.pop(event.ticket, None) or not isinstance(error, errors.TaskRouterError):
                 self.post(GiveUp(event.ticket))
             self.spans.waited(event.ticket, error)
             raise
@@ -182,17 +193,9 @@ class Performer:
     def release(self, ticket: TicketId) -> None:
         self.post(Release(ticket))
 
-    def _forget(self, ticket: TicketId) -> Waiter | None:
-        waiter = self._waiters.pop(ticket, None)
-        if waiter is not None:
-            waiting = self._waiting_for[waiter.key]
-            waiting.pop(ticket, None)
-            if not waiting:
-                del self._waiting_for[waiter.key]
-        return waiter
-
-    def waiting_for(self, key: ModelKey) -> Iterable[TicketId]:
-        return self._waiting_for.get(key, ())
+    def waiting_for(self, key: ModelKey) -> list[TicketId]:
+        """The tickets that wait for this model; looks at everybody who waits."""
+        return [ticket for ticket, waiter in self._waiters.items() if waiter.key == key]
 
     # --- telling callers ----------------------------------------------------------------------------------------------
 
@@ -205,7 +208,7 @@ class Performer:
 
     def _in_slices(self, tickets: tuple[TicketId, ...], resolve: Callable[[asyncio.Future[Resident]], None]) -> None:
         for ticket in tickets[:SLICE]:
-            waiter = self._forget(ticket)
+            waiter = self._waiters.pop(ticket, None)
             if waiter is not None and not waiter.future.done():
                 resolve(waiter.future)
         if len(tickets) > SLICE:
@@ -235,11 +238,11 @@ class Performer:
 
     def _refuse_unable(self, key: ModelKey) -> None:
         """Tell those who want to ask what the model can't do, before anything is loaded for them."""
-        for ticket in list(self.waiting_for(key)):
+        for ticket in self.waiting_for(key):
             waiter = self._waiters[ticket]
             error = self.unable(key, waiter.verb)
             if error is not None and not waiter.future.done():
-                self._forget(ticket)
+                del self._waiters[ticket]
                 waiter.future.set_exception(error)
                 self.post(GiveUp(ticket))
 

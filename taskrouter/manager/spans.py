@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Tracer
+from opentelemetry.trace import Span, TracerProvider
 
 from taskrouter import telemetry
 from taskrouter.residency import MODEL_SLOTS
@@ -32,8 +32,9 @@ class Eviction(NamedTuple):
 class Spans:
     """The spans of one manager."""
 
-    def __init__(self, tracer: Tracer, requests: Mapping[ModelKey, ModelRequest]) -> None:
-        self._tracer = tracer
+    def __init__(self, provider: TracerProvider | None, requests: Mapping[ModelKey, ModelRequest]) -> None:
+        self._given = provider is not None
+        self._tracer = telemetry.tracer(provider)
         self._requests = requests
         self._waiting: dict[TicketId, Span] = {}
         self._loading: dict[ModelKey, tuple[Span, int]] = {}
@@ -44,6 +45,8 @@ class Spans:
     # --- a request waits ----------------------------------------------------------------------------------------------
 
     def waiting(self, ticket: TicketId, key: ModelKey, *, task: str, option: str) -> None:
+        if not self._given and not telemetry.is_set_up():
+            return
         span = telemetry.start_wait_span(
             self._tracer, task=task, option=option, model=key, framework=self._requests[key].framework
         )

@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from taskrouter.residency.books import MODEL_SLOTS, State
+from taskrouter.residency.events import Acquire
 from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId
 
 LEASE_PRIOR_S = 1.0
@@ -21,28 +22,16 @@ class Ticket:
 
     __slots__ = ("arrival", "background", "claim", "deadline", "holding", "id", "model", "order", "replaces", "waiting")
 
-    def __init__(
-        self,
-        id: TicketId,
-        model: Model,
-        *,
-        arrival: float,
-        deadline: float,
-        order: tuple[float, float, int],
-        claim: bool,
-        background: bool,
-        holding: frozenset[TicketId],
-        replaces: ModelKey | None,
-    ) -> None:
-        self.id = id
+    def __init__(self, event: Acquire, model: Model, arrival: float, order: tuple[float, float, int]) -> None:
+        self.id = event.ticket
         self.model = model
         self.arrival = arrival
-        self.deadline = deadline
+        self.deadline = event.deadline
         self.order = order
-        self.claim = claim
-        self.background = background
-        self.holding = holding
-        self.replaces = replaces
+        self.claim = event.claim
+        self.background = event.background
+        self.holding = event.holding
+        self.replaces = event.replaces
         self.waiting = True
 
 
@@ -80,7 +69,8 @@ class Model:
     """One model's life. ``draws`` says which want was promised how many of its bytes once they are free."""
 
     __slots__ = (
-        "_deadlines",
+        "_latest",
+        "_latest_left",
         "_queue",
         "background",
         "cancelling",
@@ -157,7 +147,8 @@ class Model:
         self.claims_queued = 0
         self.made_room: list[Model] = []
         self._queue: list[tuple[tuple[float, float, int], Ticket]] = []
-        self._deadlines: list[tuple[float, int, Ticket]] = []
+        self._latest = -inf
+        self._latest_left = False
         self.need = spec.need
         self.configure(spec)
 
@@ -180,7 +171,7 @@ class Model:
 
     def enqueue(self, ticket: Ticket) -> None:
         heappush(self._queue, (ticket.order, ticket))
-        heappush(self._deadlines, (-ticket.deadline, ticket.order[2], ticket))
+        self._latest = max(self._latest, ticket.deadline)
         self.queued += 1
         self.holders += bool(ticket.holding)
         self.claims_queued += ticket.claim
@@ -189,6 +180,8 @@ class Model:
         """Forget a waiting ticket; its heap entries are dropped when they come up."""
         ticket.waiting = False
         self.queued -= 1
+        if ticket.deadline >= self._latest:
+            self._latest_left = True
         self.holders -= bool(ticket.holding)
         self.claims_queued -= ticket.claim
 
@@ -201,14 +194,26 @@ class Model:
 
     def latest_deadline(self) -> float:
         """The last instant at which anybody still waits for this model; −inf when nobody does."""
-        deadlines = self._deadlines
-        while deadlines and not deadlines[0][2].waiting:
-            heappop(deadlines)
-        return -deadlines[0][0] if deadlines else -inf
+        if self._latest_left:
+            self._latest_left = False
+            self._latest = max((ticket.deadline for _, ticket in self._queue if ticket.waiting), default=-inf)
+        return self._latest
+
+    def take_all(self) -> list[Ticket]:
+        """Everybody who waits, in order, and they wait no longer."""
+        tickets = self.waiting()
+        for ticket in tickets:
+            ticket.waiting = False
+        self._queue = []
+        self._latest = -inf
+        self._latest_left = False
+        self.queued = self.holders = self.claims_queued = 0
+        return tickets
 
     def waiting(self) -> list[Ticket]:
         """Everybody who waits, in the order they will be served."""
-        return [ticket for _, ticket in sorted(self._queue, key=lambda entry: entry[0]) if ticket.waiting]
+        self._queue.sort()  # a sorted list is a heap, too
+        return [ticket for _, ticket in self._queue if ticket.waiting]
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
@@ -238,9 +243,6 @@ class Model:
     def measured_load(self, seconds: float) -> None:
         self.load_s = seconds if not self.load_measured else (1 - ALPHA) * self.load_s + ALPHA * seconds
         self.load_measured = True
-
-    def measured_lease(self, seconds: float) -> None:
-        self.lease_s += ALPHA * (seconds - self.lease_s)
 
     def measured_unload(self, seconds: float) -> None:
         self.unload_s += ALPHA * (seconds - self.unload_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from taskrouter.residency import messages
 from taskrouter.residency.books import State
 from taskrouter.residency.events import Acquire, GiveUp, Grant, Reason, Refusal, Refuse, Release
-from taskrouter.residency.records import Model, Ticket
+from taskrouter.residency.records import ALPHA, Model, Ticket
 from taskrouter.residency.scheduling import Scheduling
 
 
@@ -20,8 +20,17 @@ class Requests(Scheduling):
             and not model.queued
             and (event.claim or model.slots is None or len(model.leases) < model.slots)
         ):
-            self._lease(model, event.ticket, event.claim, now)
-            self._out.append(Grant(model.key, model.generation, (event.ticket,)))
+            # _lease, written out: this is the path of every call to a resident model.
+            self._granted[event.ticket] = model
+            if event.claim:
+                model.claims[event.ticket] = now
+                model.last_claim = now
+            else:
+                model.leases[event.ticket] = now
+            model.last_used = now
+            model.used = True
+            self._resident.move_to_end(event.key)
+            self._out.append(Grant(event.key, model.generation, (event.ticket,)))
             return
         if model is None:
             text = f"There is no model {event.key}. Reload the configuration."
@@ -58,22 +67,11 @@ class Requests(Scheduling):
         self._seq += 1
         arrival = now if event.arrival is None else event.arrival
         static = float("inf") if event.background else arrival - self.settings.ageing_s * event.priority
-        ticket = Ticket(
-            event.ticket,
-            model,
-            arrival=arrival,
-            deadline=event.deadline,
-            order=(static, arrival, self._seq),
-            claim=event.claim,
-            background=event.background,
-            holding=event.holding,
-            replaces=event.replaces,
-        )
+        ticket = Ticket(event, model, arrival, (static, arrival, self._seq))
         hopeless = model.latest_deadline() < now + model.load_s
         self._tickets[event.ticket] = ticket
         model.enqueue(ticket)
         self._timer(event.deadline, ticket)
-        self._timers_changed = True
         if not event.background:
             model.background = False
         if model.want is None:
@@ -93,10 +91,10 @@ class Requests(Scheduling):
         if since is None:
             del model.claims[event.ticket]
         else:
-            model.measured_lease(now - since)
+            model.lease_s += ALPHA * (now - since - model.lease_s)
             model.failures = 0
             model.last_used = now
-            self._resident.move_to_end(model.key)
+            self._resident.move_to_end(model.spec.key)
         if model.queued and model.state is State.READY:
             self._grant_waiting(model, now)
         if not model.leases:
@@ -104,7 +102,6 @@ class Requests(Scheduling):
                 model.idle_since = now
             if model.spec.keep_alive_s is not None and not model.keep_alive_armed:
                 self._arm_keep_alive(model, now + model.spec.keep_alive_s)
-                self._timers_changed = True
             if self._wants or self._retiring or self._restore or self._short:
                 self._dirty = True
 
@@ -130,7 +127,6 @@ class Requests(Scheduling):
         ):
             self._cancel_load(model)
             self._dirty = True
-        self._timers_changed = True
 
     def _end_leases(self, model: Model) -> None:
         """The model is gone: its leases and claims mean nothing any more, and late releases are ignored."""

@@ -77,6 +77,8 @@ class Store:
         if when < inf:
             self._seq += 1
             heappush(self._timers, (when, self._seq, what))
+            if self._woken_at is None or when < self._woken_at:
+                self._timers_changed = True
 
     def _arm_keep_alive(self, model: Model, when: float) -> None:
         if not model.keep_alive_armed:
@@ -88,7 +90,12 @@ class Store:
     def _grant_waiting(self, model: Model, now: float) -> None:
         """Grant who waits for a ready model, in order: claims all, leases while there are slots."""
         granted: list[TicketId] = []
-        if model.claims_queued:
+        if model.slots is None:
+            for waiting in model.take_all():
+                del self._tickets[waiting.id]
+                self._lease(model, waiting.id, waiting.claim, now)
+                granted.append(waiting.id)
+        elif model.claims_queued:
             granted += [self._admit(ticket, now) for ticket in model.waiting() if ticket.claim]
         while (ticket := model.first()) is not None and (model.slots is None or len(model.leases) < model.slots):
             granted.append(self._admit(ticket, now))

@@ -1,0 +1,65 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both need Python 3.11 or newer, git and make, nothing else.
+#
+#   make demo        the sample models answer real media on a budget that holds two of three
+#   make test        the whole test suite
+#   make test-fast   the same without what is slow (≤ 2 minutes)
+#   make check       lint, types, import contracts, then `make test`; what CI runs
+#   make fmt         format
+#   make bench       speed, as ratios against a baseline in the same run
+#
+# Variables: PYTHON (an interpreter), VENV (where the environment goes), JOBS (test processes),
+# TORCH (what pip installs as torch: by default a pinned release without a GPU, the newest with one).
+
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
+TORCH ?= $(if $(shell command -v nvidia-smi 2>/dev/null),torch,torch==2.13.0)
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-fast check lint fmt bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/taskrouter demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+check: lint test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV)
+
+# Each stamp is one step of the set-up; torch comes first and alone, so that nothing else chooses its build.
+
+$(VENV)/.torch:
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer with its venv module is needed; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[transformers]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo pyproject.toml
+	$(PIP) --editable '.[dev]'
+	@touch $@

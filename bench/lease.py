@@ -1,0 +1,39 @@
+"""``async with manager.lease(task)`` on a resident model, and a whole call through a handle."""
+
+from __future__ import annotations
+
+import time
+
+from bench.measure import Row, baseline_lock, in_turns, show
+from bench.setting import fake_manager
+
+COUNT = 20_000
+
+
+async def main() -> None:
+    async with fake_manager() as manager:
+        model = await manager.get_model("hot")
+
+        async def leases() -> float:
+            start = time.perf_counter()
+            for _ in range(COUNT):
+                async with manager.lease("hot"):
+                    pass
+            return (time.perf_counter() - start) / COUNT
+
+        async def calls() -> float:
+            count = COUNT // 10
+            start = time.perf_counter()
+            for _ in range(count):
+                await model.chat("x")
+            return (time.perf_counter() - start) / count
+
+        base, lease, call = await in_turns(lambda: baseline_lock(COUNT), leases, calls)
+    name = "asyncio.Lock + move_to_end"
+    show(
+        "manager, resident model",
+        [
+            Row("async with manager.lease(task)", lease * 1e6, "µs", name, base * 1e6, "≤ 10 ×"),
+            Row("model.chat() on a fake model", call * 1e6, "µs", name, base * 1e6, "reported"),
+        ],
+    )

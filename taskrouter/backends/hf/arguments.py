@@ -1,0 +1,101 @@
+"""What an option may say to Transformers, and the refusal of everything else."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from taskrouter.errors import PreflightFailed
+from taskrouter.types import ModelRequest
+
+DTYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "float32": "float32",
+        "fp32": "float32",
+        "float": "float32",
+        "float16": "float16",
+        "fp16": "float16",
+        "half": "float16",
+        "bfloat16": "bfloat16",
+        "bf16": "bfloat16",
+    }
+)
+"""Spellings of the dtypes a model can be loaded as; ``auto`` is the checkpoint's own."""
+
+QUANTIZED_ON_LOAD = ("4bit", "8bit")
+"""Done by bitsandbytes while loading; any other quantization must already be in the checkpoint."""
+
+OWN_KEYS = ("dtype", "torch_dtype", "quantization", "trust_remote_code", "revision", "devices", "device_map")
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """An option's ``engine_args``, checked.
+
+    attn_implementation
+        ``eager``, ``sdpa``, ``flash_attention_2``, …: passed to ``from_pretrained``.
+    use_safetensors
+        ``false`` allows weights that exist only as pickles (``pytorch_model.bin``).
+    """
+
+    attn_implementation: str | None = None
+    use_safetensors: bool = True
+
+
+_TYPES: Mapping[str, type] = MappingProxyType({"attn_implementation": str, "use_safetensors": bool})
+
+
+def check_arguments(request: ModelRequest) -> Arguments:
+    """Check ``engine_args``. Raises ``PreflightFailed`` naming the key, what is allowed, and the nearest spelling."""
+    known: dict[str, Any] = {}
+    for key, value in request.engine_args.items():
+        name = key.replace("-", "_")
+        if name not in _TYPES:
+            raise PreflightFailed(
+                f"{request.label}: engine_args has no key {key!r} for framework transformers; {_hint(name)}."
+            )
+        if not isinstance(value, _TYPES[name]):
+            raise PreflightFailed(f"{request.label}: engine_args.{key} wants a {_TYPES[name].__name__}, not {value!r}.")
+        known[name] = value
+    return Arguments(**known)
+
+
+def check_dtype(request: ModelRequest) -> str | None:
+    """The dtype to load as, by torch's name; ``None`` is the checkpoint's own. Raises ``PreflightFailed``."""
+    if request.dtype is None or request.dtype == "auto":
+        return None
+    if request.dtype not in DTYPES:
+        raise PreflightFailed(
+            f"{request.label}: dtype {request.dtype!r} is not one of auto, "
+            f"{', '.join(DTYPES)}{_nearest(request.dtype, DTYPES)}."
+        )
+    return DTYPES[request.dtype]
+
+
+def check_context(request: ModelRequest, ceiling: int | None) -> int | None:
+    """The tokens a call may span: ``max_context``, never above what the model was built for."""
+    wanted = request.max_context
+    if wanted is None or wanted == "auto":
+        return ceiling
+    if isinstance(wanted, str) or wanted < 1:
+        raise PreflightFailed(f"{request.label}: max_context wants a number of tokens or auto, not {wanted!r}.")
+    if ceiling is not None and wanted > ceiling:
+        raise PreflightFailed(
+            f"{request.label}: max_context is {wanted}, but {request.model_id} was built for at most {ceiling} tokens. "
+            f"Write {ceiling} or less."
+        )
+    return wanted
+
+
+def _hint(name: str) -> str:
+    if name in OWN_KEYS:
+        return f"write {'devices' if name == 'device_map' else name.removeprefix('torch_')} beside model_id instead"
+    return f"known are {', '.join(_TYPES)}{_nearest(name, _TYPES)}"
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,140 @@
+"""A loaded Transformers model: its verbs, run one at a time in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from taskrouter.backends.hf.chat import chat
+from taskrouter.backends.hf.classify import classify
+from taskrouter.backends.hf.examine import VERBS, Checkpoint
+from taskrouter.backends.hf.failures import call_error, forget_frames, out_of_memory
+from taskrouter.backends.hf.loading import Parts
+from taskrouter.backends.hf.storages import StorageRef, give_back
+from taskrouter.backends.hf.threads import Worker
+from taskrouter.errors import ModelDied, TaskRouterError, UnsupportedVerb
+from taskrouter.media.limits import MediaLimits
+from taskrouter.types import Footprint, ModelKey, ModelRequest
+from taskrouter.verbs import STREAMING_VERBS, ChatChunk
+
+
+class TransformersModel:
+    """The ``LoadedModel`` of this backend. Holds the only reference to the module; ``release`` drops it."""
+
+    def __init__(self, request: ModelRequest, checkpoint: Checkpoint, parts: Parts, limits: MediaLimits) -> None:
+        self.key: ModelKey = request.key
+        self._label = request.label
+        self._family = checkpoint.family
+        self._context = checkpoint.context
+        self._parts: Parts | None = parts
+        self._limits = limits
+        self._measured = parts.measured
+        self._info = MappingProxyType(
+            {
+                "architecture": checkpoint.architecture,
+                "dtype": str(parts.module.dtype).removeprefix("torch."),
+                "parameters": sum(parameter.numel() for parameter in parts.module.parameters()),
+                "device": parts.device,
+                "context": checkpoint.context,
+            }
+        )
+        self._worker = Worker(f"taskrouter:{request.label}")
+
+    @property
+    def measured(self) -> Footprint | None:
+        return self._measured
+
+    @property
+    def verbs(self) -> frozenset[str]:
+        return VERBS[self._family]
+
+    @property
+    def raw(self) -> Any:
+        return self._ready().module
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        return self._info
+
+    def __repr__(self) -> str:
+        state = "unloaded" if self._parts is None else self._info["device"]
+        return f"<TransformersModel {self._label} {self._info['architecture']} {state}>"
+
+    async def call(self, verb: str, request: Any) -> Any:
+        """Answer one request; cancelled, it ends when the thread has stopped working on it."""
+        if verb in STREAMING_VERBS:
+            raise UnsupportedVerb(f"{self._label}: {verb} answers in pieces; use stream().")
+        stop = threading.Event()
+        return await self._worker.run(self._operation(verb, request, stop, _ignore), stop)
+
+    async def stream(self, verb: str, request: Any) -> AsyncIterator[Any]:
+        """Answer in pieces; closed or cancelled, it ends when the thread has stopped working on it."""
+        if verb not in STREAMING_VERBS:
+            raise UnsupportedVerb(f"{self._label}: {verb} answers at once; use call().")
+        stop = threading.Event()
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def emit(piece: str | None) -> None:
+            try:
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+            except RuntimeError:  # the loop was closed under us: nobody listens any more
+                stop.set()
+
+        outcome = self._worker.submit(self._operation(verb, request, stop, emit), stop)
+        outcome.add_done_callback(lambda _: emit(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield ChatChunk(piece)
+        finally:
+            stop.set()
+            if not outcome.cancel():
+                await self._worker.finished(outcome, stop)
+        answer = outcome.result()
+        yield ChatChunk("", answer.finish_reason, answer.usage)
+
+    async def wait_dead(self) -> Exception:
+        """Wait for ever: a model in this process lives as long as the process."""
+        never: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        return await never
+
+    def release(self) -> tuple[StorageRef, ...]:
+        """Drop everything, and return weak references to what must now die. Idempotent."""
+        parts, self._parts = self._parts, None
+        self._worker.close()
+        return () if parts is None else parts.storages
+
+    def _operation(
+        self, verb: str, request: Any, stop: threading.Event, emit: Callable[[str], None]
+    ) -> Callable[[], Any]:
+        if verb not in self.verbs:
+            raise UnsupportedVerb(f"{self._label} can't {verb}: it can {', '.join(sorted(self.verbs))}.")
+        self._ready()
+
+        def work() -> Any:
+            try:
+                if verb == "classify":
+                    return classify(self._ready(), self._family, request, request.limits or self._limits, stop)
+                return chat(self._ready(), request, self._context, stop, emit)
+            except TaskRouterError as error:
+                forget_frames(error, note=False)
+                raise
+            except Exception as error:
+                failure = call_error(error, self._label)
+                if out_of_memory(error):
+                    give_back(collect=True)
+                raise failure from error
+
+        return work
+
+    def _ready(self) -> Parts:
+        if self._parts is None:
+            raise ModelDied(f"{self._label} was unloaded.")
+        return self._parts
+
+
+def _ignore(_: str) -> None:
+    """Nobody listens to the pieces of a whole answer."""

@@ -1,0 +1,144 @@
+"""Daemon threads that an event loop can wait for.
+
+Daemons, because a load or a generation stuck in native code must not keep the process from exiting, as the threads of
+the loop's default executor do. But a thread that is inside torch when the interpreter ends takes the process down with
+an abort; so at exit what runs is told to stop, and is waited for, for ``EXIT_GRACE_S`` at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+EXIT_GRACE_S = 5.0
+
+
+async def run_in_daemon(name: str, work: Callable[[], T], *, abandoned: Callable[[T], None] | None = None) -> T:
+    """Run blocking work in a daemon thread of its own.
+
+    The work can't be interrupted: when the caller is cancelled it goes on alone, and what it comes to is handed to
+    ``abandoned``.
+    """
+    outcome: Future[T] = Future()
+    threading.Thread(target=_settle, args=(outcome, work, threading.Event()), name=name, daemon=True).start()
+    waiting = asyncio.wrap_future(outcome)
+    waiting.add_done_callback(_seen)
+    try:
+        await asyncio.wait({waiting})
+    except asyncio.CancelledError:
+        if abandoned is not None:
+            take = abandoned
+
+            def drop(done: Future[T]) -> None:
+                if done.exception() is None:
+                    take(done.result())
+
+            outcome.add_done_callback(drop)
+        raise
+    return _result(outcome)
+
+
+class Worker:
+    """One daemon thread that runs a model's operations, one at a time.
+
+    It keeps no reference to an operation or its result once that has ended, so that nothing of a model stays alive
+    here.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any], threading.Event] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Callable[[], T], stop: threading.Event) -> T:
+        """Run ``work`` and return what it returns.
+
+        Cancelled: one that hasn't begun is dropped; for one that has, ``stop`` is set, and the cancellation is raised
+        once the work has ended.
+        """
+        outcome = self.submit(work, stop)
+        await self.finished(outcome, stop)
+        return _result(outcome)
+
+    def submit(self, work: Callable[[], T], stop: threading.Event) -> Future[T]:
+        """Queue ``work``; the future is settled by the worker's thread."""
+        outcome: Future[T] = Future()
+        self._jobs.put((outcome, work, stop))
+        return outcome
+
+    async def finished(self, outcome: Future[T], stop: threading.Event) -> None:
+        """Wait until the work has really ended; every cancellation meanwhile only sets ``stop``, and is raised then."""
+        waiting = asyncio.wrap_future(outcome)
+        waiting.add_done_callback(_seen)
+        cancelled: asyncio.CancelledError | None = None
+        while not waiting.done():
+            try:
+                await asyncio.wait({waiting})
+            except asyncio.CancelledError as error:
+                cancelled = error
+                stop.set()
+                if outcome.cancel():
+                    break
+        if cancelled is not None:
+            raise cancelled
+
+    def close(self) -> None:
+        """End the thread once what is queued has run."""
+        self._jobs.put(None)
+
+    def _serve(self) -> None:
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                return
+            outcome, work, stop = job
+            del job
+            if outcome.set_running_or_notify_cancel():
+                _settle(outcome, work, stop)
+            del outcome, work, stop
+
+
+_running: dict[Future[Any], threading.Event] = {}
+
+
+def _settle(outcome: Future[T], work: Callable[[], T], stop: threading.Event) -> None:
+    _running[outcome] = stop
+    try:
+        result = work()
+    except BaseException as error:  # noqa: BLE001  whatever ended the work is the caller's to see
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(result)
+    finally:
+        del _running[outcome]
+
+
+@atexit.register
+def _stop_at_exit() -> None:
+    busy = dict(_running)
+    for stop in busy.values():
+        stop.set()
+    wait(busy, timeout=EXIT_GRACE_S)
+
+
+def _seen(waiting: asyncio.Future[Any]) -> None:
+    # The error is taken from the other future; asyncio would report this one's as never retrieved.
+    if not waiting.cancelled():
+        waiting.exception()
+
+
+def _result(outcome: Future[T]) -> T:
+    try:
+        return outcome.result()
+    finally:
+        # An exception's traceback holds this frame, and the frame would hold the future that holds the exception.
+        del outcome

@@ -1,0 +1,104 @@
+"""Transformers in this process: chat, and classification of images and audio.
+
+Models are loaded one at a time by daemon threads, called in a thread of their own each, and given back when unloaded:
+the storages are seen dead, not merely let go. Nothing heavy is imported here; ``preflight`` and ``load`` import
+torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from taskrouter.backends.base import LoadedModel, Preflight
+from taskrouter.backends.hf.examine import VERBS, examine
+from taskrouter.backends.hf.loading import load_parts
+from taskrouter.backends.hf.model import TransformersModel
+from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, still_alive
+from taskrouter.backends.hf.threads import run_in_daemon
+from taskrouter.media.limits import MediaLimits
+from taskrouter.types import Charges, DeviceId, ModelKey, ModelRequest, Traits
+
+logger = logging.getLogger(__name__)
+
+_TRAITS = Traits(serial_group="transformers", cancellable=False, slots=1, start_s=2.0)
+_LOOK_EVERY_S = 0.02
+
+
+class TransformersBackend:
+    """The backend for ``framework: transformers``. ``limits`` guard the images and sounds its models are given."""
+
+    def __init__(self, limits: MediaLimits | None = None) -> None:
+        self.limits = limits if limits is not None else MediaLimits()
+        self._left_behind: dict[ModelKey, tuple[StorageRef, ...]] = {}
+
+    def traits(self, request: ModelRequest) -> Traits:
+        """One load at a time, not to be cancelled; one operation at a time for each model."""
+        return _TRAITS
+
+    async def preflight(self, request: ModelRequest) -> Preflight:
+        """Check the request, fetching what isn't in the cache; the event loop stays free."""
+        checkpoint = await run_in_daemon(f"preflight:{request.label}", lambda: examine(request))
+        return Preflight(checkpoint.need, VERBS[checkpoint.family])
+
+    async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
+        """Load in a daemon thread. If cancelled all the same, the thread finishes and drops the model."""
+
+        def work() -> TransformersModel:
+            checkpoint = examine(request)
+            return TransformersModel(
+                request, checkpoint, load_parts(request, checkpoint, devices, charges), self.limits
+            )
+
+        return await run_in_daemon(f"load:{request.label}", work, abandoned=_drop)
+
+    async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:
+        """Drop the model and watch its storages die; what is still held after ``timeout_s`` is the answer."""
+        if not isinstance(model, TransformersModel):
+            raise TypeError(f"{model!r} was not loaded by this backend")
+        storages = model.release()
+        key = model.key
+        del model
+        try:
+            await self._watch(storages, timeout_s)
+        except Exception:
+            # A driver in an error state can't empty its cache; what matters is what is still alive.
+            logger.exception("giving back the memory of %s went wrong", key)
+        finally:
+            alive = still_alive(storages)
+            if alive:
+                self._left_behind[key] = (*self._left_behind.get(key, ()), *alive)
+        return bytes_by_device(alive)
+
+    async def residue(self, key: str) -> Charges:
+        """Look again at what an unload of this model left behind."""
+        left = still_alive(self._left_behind.get(ModelKey(key), ()))
+        if left:
+            self._left_behind[ModelKey(key)] = left
+        elif self._left_behind.pop(ModelKey(key), ()):
+            await run_in_daemon("give back", lambda: give_back(collect=False))
+        return bytes_by_device(left)
+
+    async def close(self) -> None:
+        """Forget what was left behind."""
+        self._left_behind.clear()
+
+    async def _watch(self, storages: Sequence[StorageRef], timeout_s: float) -> None:
+        """Wait for storages to die, and give their memory back."""
+        until = time.monotonic() + timeout_s
+        alive = still_alive(storages)
+        if alive:
+            # Reference cycles. Collecting holds the GIL while it walks the whole heap, so only where it is needed.
+            await run_in_daemon("collect", lambda: give_back(collect=True))
+            alive = still_alive(storages)
+        while alive and time.monotonic() < until:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            alive = still_alive(storages)
+        await run_in_daemon("give back", lambda: give_back(collect=False))
+
+
+def _drop(model: TransformersModel) -> None:
+    model.release()
+    give_back(collect=True)

@@ -1,0 +1,112 @@
+"""How often a sample is right on data it never saw: ``python -m taskrouter.samples.evaluate NAME [--folder DIR]``.
+
+The checkpoint is loaded by the Auto classes and asked as any other model is. A claims answer counts only when all of
+it is right, letter by letter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taskrouter.samples.manifest import sample_dir
+from taskrouter.samples.renderers import claims, shapes, tones
+
+HELD_OUT_SEED = 90_000
+"""Far from any seed a sample is trained or demonstrated with."""
+
+_BATCH = 50
+
+Mistake = tuple[str, str]
+"""What was expected, and what was answered."""
+
+
+def mistakes(name: str, count: int, *, folder: Path | None = None, seed: int = HELD_OUT_SEED) -> list[Mistake]:
+    """Ask the sample ``count`` held-out questions and return those it got wrong."""
+    import torch
+
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(seed)
+    with torch.inference_mode():
+        pairs = list(_ASK[name](rng, count, folder or sample_dir(name)))
+    return [(expected, answered) for expected, answered in pairs if expected != answered]
+
+
+def _ask_shapes(rng: np.random.Generator, count: int, folder: Path) -> Iterator[Mistake]:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    for size in _batches(count):
+        expected = [str(label) for label in rng.choice(shapes.LABELS, size)]
+        pictures = [shapes.render(rng, label) for label in expected]
+        best = model(**processor(pictures, return_tensors="pt")).logits.argmax(-1)
+        yield from zip(expected, _named(model, best), strict=True)
+
+
+def _ask_tones(rng: np.random.Generator, count: int, folder: Path) -> Iterator[Mistake]:
+    from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+
+    model = AutoModelForAudioClassification.from_pretrained(folder).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    for size in _batches(count):
+        expected = [str(label) for label in rng.choice(tones.LABELS, size)]
+        sounds = [tones.render(rng, label) for label in expected]
+        inputs = extractor(sounds, sampling_rate=tones.RATE, padding=True, return_tensors="pt")
+        yield from zip(expected, _named(model, model(**inputs).logits.argmax(-1)), strict=True)
+
+
+def _ask_claims(rng: np.random.Generator, count: int, folder: Path) -> Iterator[Mistake]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    for size in _batches(count):
+        examples = [claims.render(rng, "held-out") for _ in range(size)]
+        chats = [claims.messages(example.sentence) for example in examples]
+        inputs = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        tokens = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        answers = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        yield from zip([example.answer for example in examples], answers, strict=True)
+
+
+_ASK: Mapping[str, Callable[[np.random.Generator, int, Path], Iterator[Mistake]]] = {
+    "shapes": _ask_shapes,
+    "tones": _ask_tones,
+    "claims": _ask_claims,
+}
+
+
+def _batches(count: int) -> Iterator[int]:
+    for start in range(0, count, _BATCH):
+        yield min(_BATCH, count - start)
+
+
+def _named(model: Any, indices: Any) -> list[str]:
+    return [str(model.config.id2label[int(index)]) for index in indices]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the accuracy of one sample and some of its mistakes."""
+    parser = argparse.ArgumentParser(prog="python -m taskrouter.samples.evaluate", description=__doc__)
+    parser.add_argument("sample", choices=sorted(_ASK))
+    parser.add_argument("--folder", type=Path, help="a checkpoint elsewhere (default: the one in the package)")
+    parser.add_argument("--count", type=int, default=2000)
+    options = parser.parse_args(arguments)
+    wrong = mistakes(options.sample, options.count, folder=options.folder)
+    right = 1 - len(wrong) / options.count
+    sys.stdout.write(f"{options.sample}: {right:.2%} of {options.count:,} held-out inputs right\n")
+    for expected, answered in wrong[:10]:
+        sys.stdout.write(f"  expected {expected!r}\n  answered {answered!r}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

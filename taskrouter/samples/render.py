@@ -1,0 +1,32 @@
+"""Draw and play the media files of the demo again: ``python -m taskrouter.samples.render [FOLDER]``."""
+
+from __future__ import annotations
+
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from taskrouter.samples.manifest import MEDIA, PICTURES, SOUNDS
+from taskrouter.samples.renderers import shapes, tones
+
+_FULL_SCALE = 32767
+
+
+def render_media(folder: Path) -> None:
+    """Write every picture and sound of the manifest into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, label, size, seed in PICTURES:
+        shapes.render(np.random.default_rng(seed), label, size=size).save(folder / file)
+    for file, label, seed in SOUNDS:
+        sound = tones.render(np.random.default_rng(seed), label)
+        with wave.open(str(folder / file), "wb") as out:
+            out.setnchannels(1)
+            out.setsampwidth(2)
+            out.setframerate(tones.RATE)
+            out.writeframes((sound * _FULL_SCALE).astype("<i2").tobytes())
+
+
+if __name__ == "__main__":
+    render_media(Path(sys.argv[1]) if len(sys.argv) > 1 else MEDIA)

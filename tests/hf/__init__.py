@@ -1,0 +1,1 @@
+"""The Transformers backend on tiny checkpoints made on the spot."""
