@@ -7,6 +7,9 @@ and copied: a load that only maps the file would measure nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import gc
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +17,7 @@ from pathlib import Path
 from bench.measure import Row, show
 from taskrouter.manager import ModelManager
 
-ROUNDS = 5
+ROUNDS = 9
 QUIET_CALLS = 300
 TICK_S = 0.001
 
@@ -59,11 +62,19 @@ def make_checkpoint(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
+def settle() -> None:
+    """Give freed memory back, so that neither side loads into pages that the other has touched."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def bare(folder: Path) -> float:
     """Seconds of bare ``from_pretrained``."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    settle()
     start = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     seconds = time.perf_counter() - start
@@ -113,6 +124,7 @@ async def main() -> None:
             quiet = await calls(manager, done, QUIET_CALLS)
             for _ in range(ROUNDS):
                 bares.append(bare(folder))
+                settle()
                 start = time.perf_counter()
                 await manager.load_model("big")
                 loads.append(time.perf_counter() - start)

@@ -185,8 +185,9 @@ class FileFields(Section):
 
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of models.yaml, for editors and CI."""
-    schema = FileFields.model_json_schema()
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "taskrouter models.yaml", **schema}
+    fields = FileFields.model_json_schema()
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "taskrouter models.yaml"}
+    schema = {**head, **{name: value for name, value in fields.items() if name not in head}}
     properties = schema["properties"]
     properties["models"] = {**properties["tasks"], "description": "Another name of `tasks`."}
     schema["required"] = [name for name in schema.get("required", []) if name != "tasks"]

@@ -148,6 +148,8 @@ class _Reader:
             line, column = (mark.line + 1, mark.column + 1) if mark is not None else (0, 0)
             here = text.split("\n")[line - 1 : line]
             hint = 'inside {} and [] put "${VAR}" in quotes' if here and "${" in here[0] else ""
+            if here and here[0][column - 1 : column] == "\t":
+                hint = "a tab stands here: YAML is indented with spaces"
             raise refuse(self._file, f"this is not YAML: {said}", hint, line, column) from None
 
     def _scalar(self, event: Any, line: int, column: int) -> None:

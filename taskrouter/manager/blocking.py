@@ -1,21 +1,26 @@
-"""The manager for synchronous callers: its event loop runs in a thread of its own."""
+"""The manager for synchronous callers: its event loop runs in a thread of its own, and everything runs there."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from taskrouter.errors import ManagerClosed
-from taskrouter.manager.leases import Lease, Model
+from taskrouter.manager.leases import Lease, Model, hold, let_go
+from taskrouter.manager.streams import Stream
 
 if TYPE_CHECKING:
     from taskrouter.manager.manager import ModelManager
 
+_END = object()
 T = TypeVar("T")
+Run: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 class BlockingManager:
@@ -27,7 +32,9 @@ class BlockingManager:
     def __init__(self, manager: ModelManager) -> None:
         self._manager = manager
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="taskrouter-loop", daemon=True)
+        self._ending = threading.Lock()
+        self._ended = False
+        self._thread = threading.Thread(target=self._serve, name="taskrouter-loop", daemon=True)
         self._thread.start()
         try:
             self._run(self._bind())
@@ -35,14 +42,26 @@ class BlockingManager:
             self._end()
             raise
 
+    def __repr__(self) -> str:
+        return f"<blocking {self._manager!r}>"
+
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
+            # Leaving the runner cancels what is left, so that no thread waits for an answer for ever.
+
     async def _bind(self) -> None:
         self._manager.enter()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop.is_closed():
+        if threading.current_thread() is self._thread:
             work.close()
-            raise ManagerClosed("this blocking manager has been shut down; make a new one")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            raise RuntimeError("a blocking manager can't be called from its own event loop: it would wait for itself")
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError as error:  # the loop is closed
+            work.close()
+            raise ManagerClosed("this blocking manager has been shut down; make a new one") from error
         try:
             return future.result()
         except BaseException:
@@ -50,39 +69,61 @@ class BlockingManager:
             future.cancel()
             raise
 
+    def _on_loop(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Do what needs no waiting where nothing changes meanwhile; once the loop is gone, nothing changes at all."""
+
+        async def call() -> T:
+            return work(*args, **kwargs)
+
+        return work(*args, **kwargs) if self._ended else self._run(call())
+
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._manager, name)
-        if not asyncio.iscoroutinefunction(found):
-            return found
+        found = self._on_loop(getattr, self._manager, name)
+        if asyncio.iscoroutinefunction(found):
+            return functools.partial(self._wait, found)
+        return functools.partial(self._on_loop, found) if callable(found) else found
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            answer = self._run(found(*args, **kwargs))
-            return BlockingModel(self._run, answer) if isinstance(answer, Model) else answer
+    def _wait(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any) -> Any:
+        answer = self._run(function(*args, **kwargs))
+        return BlockingModel(self._run, answer) if isinstance(answer, Model) else answer
 
-        return call
+    @property
+    def loaded_models(self) -> dict[str, BlockingModel]:
+        """Tasks with a loaded model now, least recently used first, each with a handle on it."""
+        loaded = self._on_loop(lambda: dict(self._manager.loaded_models))
+        return {task: BlockingModel(self._run, model) for task, model in loaded.items()}
+
+    def lease(self, task_type: str, **how: Any) -> AbstractContextManager[BlockingModel]:
+        """``with manager.lease(task) as model``."""
+        lease = self._on_loop(self._manager.lease, task_type, **how)
+        frame = sys._getframe(1)
+        lease.where = (frame.f_code, frame.f_lineno)
+        return self._leased(lease)
 
     @contextmanager
-    def lease(self, task_type: str, **how: Any) -> Iterator[BlockingModel]:
-        """``with manager.lease(task) as model``."""
-        lease = self._manager.lease(task_type, **how)
+    def _leased(self, lease: Lease) -> Iterator[BlockingModel]:
         self._run(lease.__aenter__())
+        # Each call is a task of its own that starts from this thread's context: there it reads what the caller holds.
+        hold(lease)
         try:
             yield BlockingModel(self._run, lease)
         finally:
+            let_go(lease)
             self._run(lease.__aexit__(None, None, None))
 
     def shutdown(self, **how: Any) -> None:
         """Drain, unload everything and end the thread. Idempotent."""
-        if not self._loop.is_closed():
-            try:
-                self._run(self._manager.shutdown(**how))
-            finally:
-                self._end()
+        with self._ending:
+            if not self._ended:
+                try:
+                    self._run(self._manager.shutdown(**how))
+                finally:
+                    self._end()
 
     def _end(self) -> None:
+        self._ended = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
 
     def __enter__(self) -> BlockingManager:
         return self
@@ -96,7 +137,7 @@ class BlockingManager:
 class BlockingModel:
     """A handle, or a lease's model, whose verbs block; streams are plain iterators."""
 
-    def __init__(self, run: Callable[[Coroutine[Any, Any, Any]], Any], model: Model | Lease) -> None:
+    def __init__(self, run: Run, model: Model | Lease) -> None:
         self._run = run
         self._model = model
 
@@ -109,15 +150,42 @@ class BlockingModel:
             return found
         return lambda *args, **kwargs: self._run(found(*args, **kwargs))
 
-    def stream_chat(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        """Pieces of the answer; leaving the iterator early stops the model."""
-        stream = self._model.stream_chat(*args, **kwargs)
+    def stream_chat(self, *args: Any, **kwargs: Any) -> BlockingStream:
+        """Pieces of the answer; leaving or dropping the iterator early stops the model."""
 
+        async def make() -> Stream:
+            return self._model.stream_chat(*args, **kwargs)
+
+        return BlockingStream(self._run, self._run(make()))
+
+
+class BlockingStream:
+    """``for chunk in model.stream_chat(…)``; as a context manager it has stopped the model when the block is left."""
+
+    def __init__(self, run: Run, stream: Stream) -> None:
+        self._run = run
+        self._stream = stream
+
+    def __iter__(self) -> BlockingStream:
+        return self
+
+    def __next__(self) -> Any:
         async def following() -> Any:
-            return await anext(stream, None)
+            return await anext(self._stream, _END)
 
-        try:
-            while (piece := self._run(following())) is not None:
-                yield piece
-        finally:
-            self._run(stream.aclose())
+        chunk = self._run(following())
+        if chunk is _END:
+            raise StopIteration
+        return chunk
+
+    def close(self) -> None:
+        """Stop the model and end the lease; returns once the work has stopped. Idempotent."""
+        self._run(self._stream.aclose())
+
+    def __enter__(self) -> BlockingStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

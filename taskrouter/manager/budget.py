@@ -183,9 +183,7 @@ class Survey:
             fit = Fit.UNKNOWN
         return OptionFit(task, name, selected, spec.need.device_bytes, source, where, fit, reason)
 
-    def _instead(
-        self, task: str, spec: ModelSpec, chosen: Mapping[ModelKey, ModelSpec]
-    ) -> tuple[DeviceId, ...] | None:
+    def _instead(self, task: str, spec: ModelSpec, chosen: Mapping[ModelKey, ModelSpec]) -> tuple[DeviceId, ...] | None:
         """Where this option would be if its task selected it and all selected models were resident; else ``None``."""
         others = {self._keys.get(item) for item in self._selected.items() if item[0] != task}
         models = [spec, *(other for key, other in chosen.items() if key in others)]

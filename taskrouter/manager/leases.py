@@ -8,16 +8,17 @@ model: a context variable carries what the caller holds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from taskrouter import errors, telemetry
 from taskrouter.manager.asking import Verbs
-from taskrouter.manager.residents import Operation, Resident
+from taskrouter.manager.residents import Operation, Resident, fresh
 from taskrouter.manager.streams import Channel, Stream
 from taskrouter.residency.events import Acquire, Grant, Release
 from taskrouter.types import ModelKey, TicketId
@@ -27,24 +28,49 @@ if TYPE_CHECKING:
     from taskrouter.manager.performing import Performer
     from taskrouter.manager.targets import Target
 
-_HELD: ContextVar[tuple[Lease, ...]] = ContextVar("taskrouter_held", default=())
+_HELD: ContextVar[tuple[weakref.ref[Lease], ...]] = ContextVar("taskrouter_held", default=())
 _NOTHING: frozenset[TicketId] = frozenset()
 
 
 def held_lease(manager: ModelManager, key: ModelKey) -> Lease | None:
     """The lease on this model that the caller is in, if any."""
-    for lease in _HELD.get():
-        if lease.resident is not None and lease.resident.key == key and lease.manager is manager and not lease.left:
+    for lease in _held():
+        resident, performer = lease.resident, lease._performer
+        if resident is None or resident.key != key or lease.manager is not manager or performer is None:
+            continue
+        # What died meanwhile is no use to anybody; and a context may have been carried into another loop's thread.
+        if resident.dead is None and performer.loop is asyncio.get_running_loop():
             return lease
     return None
 
 
+def _held() -> Iterator[Lease]:
+    """The leases the caller is in, the outermost first."""
+    for ref in _HELD.get():
+        lease = ref()
+        if lease is not None and not lease.left:
+            yield lease
+
+
+def hold(lease: Lease) -> None:
+    """The caller is in this lease now. Its context keeps no lease alive: one that is dropped must be collectable."""
+    _HELD.set((*_HELD.get(), weakref.ref(lease)))
+
+
+def let_go(lease: Lease) -> None:
+    """The caller has left this lease."""
+    held = _HELD.get()
+    if held and held[-1]() is lease:
+        _HELD.set(held[:-1])
+    else:
+        _HELD.set(tuple(ref for ref in held if ref() is not lease))
+
+
 def holding() -> frozenset[TicketId]:
     """The tickets of all leases the caller is in."""
-    held = _HELD.get()
-    return (
-        frozenset([lease.ticket for lease in held if lease.ticket is not None and not lease.left]) if held else _NOTHING
-    )
+    if not _HELD.get():
+        return _NOTHING
+    return frozenset([lease.ticket for lease in _held() if lease.ticket is not None])
 
 
 async def _answer(resident: Resident, verb: str, request: Any) -> Any:
@@ -58,8 +84,10 @@ async def _answer(resident: Resident, verb: str, request: Any) -> Any:
 
 
 def _living(resident: Resident) -> Any:
-    if resident.dead is not None or resident.model is None:
-        raise errors.ModelDied(f"{resident.request.label} died before it could answer; the next request loads it again")
+    if resident.dead is not None:
+        raise fresh(resident.dead)
+    if resident.model is None:
+        raise errors.ModelDied(f"{resident.request.label} was unloaded before it could answer")
     return resident.model
 
 
@@ -137,17 +165,18 @@ class Lease(Verbs):
     async def __aenter__(self) -> Lease:
         if self.resident is not None or self.left:
             raise RuntimeError("a lease is entered once; ask the manager for another one")
-        performer = self.manager.performer
-        if performer is None or performer.closed or performer.loop is not asyncio.get_running_loop():
-            performer = self.manager.enter()
-        self._performer = performer
         target = self._target
         held = _HELD.get()
         outer = held_lease(self.manager, target.key) if held else None
         if outer is not None:
             self._outer = outer
+            self._performer = outer._performer
             self.resident = outer.resident
         else:
+            performer = self.manager.performer
+            if performer is None or performer.closed or performer.loop is not asyncio.get_running_loop():
+                performer = self.manager.enter()
+            self._performer = performer
             now = performer.time()
             ticket = next(performer.ids)
             event = Acquire(
@@ -169,7 +198,7 @@ class Lease(Verbs):
             self.ticket = ticket
             # Not the lease itself: it must be collectable while it is held.
             self.manager.leases[ticket] = (now, self.where, target)
-        _HELD.set((*held, self) if held else (self,))
+        hold(self)
         telemetry.annotate_current(target.attributes)
         return self
 
@@ -177,11 +206,7 @@ class Lease(Verbs):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.left = True
-        held = _HELD.get()
-        if held and held[-1] is self:
-            _HELD.set(held[:-1])
-        elif self in held:
-            _HELD.set(tuple(lease for lease in held if lease is not self))
+        let_go(self)
         if self._active:
             return
         # _release, written out: this is the path of every lease on a resident model.
@@ -196,11 +221,11 @@ class Lease(Verbs):
     def __del__(self) -> None:
         if self.ticket is None or self.left or self._performer is None:
             return
-        place = f"{self.where[0].co_filename}:{self.where[1]}"
-        warnings.warn(f"{self!r}, taken at {place}, was never released", ResourceWarning, stacklevel=2)
-        self.left = True
         self.manager.leases.pop(self.ticket, None)
         release_from_anywhere(self._performer, self.ticket)
+        place = f"{self.where[0].co_filename}:{self.where[1]}"
+        # Last: where warnings are errors it raises.
+        warnings.warn(f"{self!r}, taken at {place}, was never released", ResourceWarning, stacklevel=2)
 
     def _release(self) -> None:
         ticket, self.ticket = self.ticket, None
@@ -234,6 +259,8 @@ class Lease(Verbs):
 
     async def _my_turn(self) -> None:
         """Operations inside one lease run one at a time: it is one slot."""
+        if self._performer is not None and self._performer.loop is not asyncio.get_running_loop():
+            self.manager.enter()
         if self._turn is None:
             self._turn = asyncio.Lock()
         await self._turn.acquire()
@@ -283,7 +310,7 @@ class Model(Verbs):
     @property
     def option(self) -> str:
         """The option that is selected for this task now."""
-        return self._manager.target(self.task).option
+        return self._manager.tasks[self.task].selected
 
     def claim(self, performer: Performer, ticket: TicketId) -> None:
         """Hold this claim until the first call, or until the handle is collected."""
@@ -332,5 +359,6 @@ class Model(Verbs):
 
 def release_from_anywhere(performer: Performer, ticket: TicketId) -> None:
     """Release from a finalizer: in whatever thread the collector happens to run."""
-    if not performer.loop.is_closed():
+    # A loop that is closed, or closes just now, has nothing left to release.
+    with contextlib.suppress(RuntimeError):
         performer.loop.call_soon_threadsafe(performer.release, ticket)

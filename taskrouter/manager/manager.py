@@ -13,25 +13,27 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any
 
-from opentelemetry.context import get_current
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import TracerProvider
 
 from taskrouter import errors, telemetry
 from taskrouter.backends.registry import Registry
 from taskrouter.config import Catalog, InferenceConfig, TaskConfig, load_catalog
 from taskrouter.config.frameworks import nearest
+from taskrouter.config.frozen import freeze
 from taskrouter.manager import reports, specs
 from taskrouter.manager.budget import Budget, Survey
 from taskrouter.manager.leaks import LeakWatch
-from taskrouter.manager.leases import Held, Lease, Model, holding
+from taskrouter.manager.leases import Held, Lease, Model, held_lease, holding
 from taskrouter.manager.machine import Machine, ThisMachine
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.spans import Spans
 from taskrouter.manager.statistics import Statistics, snapshot
 from taskrouter.manager.targets import Target
+from taskrouter.manager.views import LiveView
 from taskrouter.media.limits import MediaLimits
 from taskrouter.memory.devices import DeviceInfo
 from taskrouter.residency import Residency, State
@@ -72,6 +74,7 @@ class ModelManager:
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         self._warmed: dict[str, str] = {}
+        self._frozen_config: dict[str, Any] = freeze(self._catalog.raw)
         self.leases: dict[TicketId, Held] = {}
         self.media_limits = MediaLimits(
             max_bytes=self._catalog.media.max_bytes,
@@ -97,14 +100,14 @@ class ModelManager:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The file as plain data."""
-        return self._catalog.raw
+        """The file as plain data; it can't be changed."""
+        return self._frozen_config
 
     @property
     def tasks(self) -> Mapping[str, TaskConfig]:
         """The tasks, each with the option that is selected now."""
-        return MappingProxyType(
-            {
+        return LiveView(
+            lambda: {
                 name: task if task.selected == self._selected[name] else task.with_selected(self._selected[name])
                 for name, task in self._catalog.tasks.items()
             }
@@ -116,7 +119,10 @@ class ModelManager:
 
     def get_model_config(self, task_type: str) -> TaskConfig | None:
         """The configuration of a task, or ``None`` if there is no such task."""
-        return self.tasks.get(task_type)
+        try:
+            return self._task(task_type)
+        except errors.UnknownTask:
+            return None
 
     def is_external_api(self, task_type: str) -> bool:
         """Whether the task's selected option is an external API. Raises ``UnknownTask``."""
@@ -211,6 +217,7 @@ class ModelManager:
             raise errors.MissingDependency(f"{task.task_name}/{name} can't be used: {reason}")
         key = self._keys[task.task_name, name]
         if key not in self._specs_known:
+            self._registry.get(self._requests[key].framework)  # raises what keeps this backend from being used
             have = ", ".join(info.id for info in self._devices)
             raise errors.PreflightFailed(
                 f"{task.task_name}/{name} is written for devices {config.devices}, and this machine has {have}"
@@ -279,23 +286,38 @@ class ModelManager:
     async def unload_model(self, task_type: str, *, force: bool = False) -> None:
         """Unload the task's model: operations at work finish first (``force``: are told to stop), waiters are refused.
 
-        Nothing happens where it isn't loaded. Other tasks that share the model lose it too. Raises ``UnknownTask``.
+        Nothing happens where it isn't loaded. Other tasks that share the model lose it too. Raises ``UnknownTask``,
+        ``WouldDeadlock`` where the caller itself holds a lease on it, ``ModelStuck`` for a load that can't be killed.
         """
         performer = self.enter()
-        key = self.target(task_type).key
-        performer.spans.asked(key, get_current())
-        await self._unload(performer, key, force=force)
+        task = self._task(task_type)
+        key = self._keys.get((task.task_name, task.selected))
+        if key is not None and key in self._specs_known:
+            await self._unload(performer, key, get_current(), force=force)
 
-    async def _unload(self, performer: Performer, key: ModelKey, *, force: bool = False) -> None:
+    async def _unload(self, performer: Performer, key: ModelKey, context: Context, *, force: bool = False) -> None:
+        self._check_own_lease(key)
+        state = self._core.status(key).state
+        if state is State.STUCK:
+            raise errors.ModelStuck(f"{self._requests[key].label} can't be unloaded: its load is stuck")
+        if state in (State.READY, State.DRAINING):
+            performer.spans.asked(key, context)
         gone = performer.gone(key)
         performer.post(Retire(key))
         resident = performer.residents.get(key)
         if force and resident is not None:
-            resident.stop_operations(None)
+            text = f"{resident.request.label} was unloaded by force while it answered"
+            resident.stop_operations(errors.Unloaded(text))
         if self._core.status(key).state in (State.DISK, State.COOLDOWN):
             gone.cancel()
             return
         await gone
+
+    def _check_own_lease(self, key: ModelKey) -> None:
+        if held_lease(self, key) is not None:
+            raise errors.WouldDeadlock(
+                f"{self._requests[key].label} can't be unloaded by a caller that holds a lease on it; leave that first"
+            )
 
     def get_lru_model(self) -> str | None:
         """The task whose idle model was used longest ago, or ``None`` where none is loaded (and idle, and unpinned)."""
@@ -315,9 +337,8 @@ class ModelManager:
         if key is None:
             return None
         span = telemetry.start_evict_span(self._tracer, get_current(), victims=[key], reason=Reason.RETIRED.value)
-        performer.spans.asked(key, telemetry.context_of(span))
         try:
-            await self._unload(performer, key)
+            await self._unload(performer, key, telemetry.context_of(span))
         except BaseException as error:
             telemetry.end_span(span, error)
             raise
@@ -338,6 +359,8 @@ class ModelManager:
             return
         config = task.with_selected(model_name).get_selected_config()
         old = self._keys.get((name, self._selected[name]))
+        if old is not None and old != self._keys.get((name, model_name)) and self._selecting(old) == 1:
+            self._check_own_lease(old)
         if config.is_external:
             reason = self._catalog.why_unavailable(name, model_name)
             if reason:
@@ -349,12 +372,11 @@ class ModelManager:
                 await self._replace(performer, name, new, old)
             else:
                 self._select(performer, name, model_name)
-        if old is not None and not self._selects(old) and self._is_resident(old):
-            await self._unload(performer, old)
+        if old is not None and not self._selecting(old) and self._is_resident(old):
+            await self._unload(performer, old, get_current())
 
     async def _replace(self, performer: Performer, task: str, new: Target, old: ModelKey) -> None:
-        shared = sum(self._keys.get(item) == old for item in self._selected.items()) > 1
-        event = self._claim(performer, new, None, replaces=None if shared else old)
+        event = self._claim(performer, new, None, replaces=None if self._selecting(old) > 1 else old)
         await performer.acquire(event, task=task, option=new.option)
         self._select(performer, task, new.option)
         performer.post(Release(event.ticket))
@@ -365,8 +387,9 @@ class ModelManager:
         for spec in self._specs().values():
             performer.post(Reconfigure(spec))
 
-    def _selects(self, key: ModelKey) -> bool:
-        return any(self._keys.get(item) == key for item in self._selected.items())
+    def _selecting(self, key: ModelKey) -> int:
+        """How many tasks select this model."""
+        return sum(self._keys.get(item) == key for item in self._selected.items())
 
     def _is_resident(self, key: ModelKey) -> bool:
         return key in self._core.resident()
@@ -402,20 +425,23 @@ class ModelManager:
     @property
     def loaded_models(self) -> Mapping[str, Any]:
         """Tasks with a loaded model, least recently used first, each with a handle on it."""
-        return MappingProxyType({task: Model(self, task) for task, _ in self._loaded()})
+        return LiveView(lambda: {task: Model(self, task) for task, _ in self._loaded()})
 
     @property
     def model_load_times(self) -> Mapping[str, float]:
         """When each task's model was loaded, in Unix seconds."""
-        performer = self.performer
-        skew = time.time() - performer.loop.time() if performer is not None else 0.0
-        times = {task: self._core.status(key).loaded_at for task, key in self._loaded()}
-        return MappingProxyType({task: at + skew for task, at in times.items() if at is not None})
+
+        def look() -> dict[str, float]:
+            skew = time.time() - self.performer.loop.time() if self.performer is not None else 0.0
+            times = {task: self._core.status(key).loaded_at for task, key in self._loaded()}
+            return {task: at + skew for task, at in times.items() if at is not None}
+
+        return LiveView(look)
 
     @property
     def model_memory_usage(self) -> Mapping[str, int]:
         """Bytes each task's model is charged over all devices."""
-        return MappingProxyType({task: reports.charged(self._core.status(key)) for task, key in self._loaded()})
+        return LiveView(lambda: {task: reports.charged(self._core.status(key)) for task, key in self._loaded()})
 
     def _loaded(self) -> list[tuple[str, ModelKey]]:
         selected = {name: self._keys.get(item) for name, item in ((i[0], i) for i in self._selected.items())}
@@ -520,7 +546,8 @@ class ModelManager:
         performer.post(Shutdown())
         if not await performer.quiet(drain_s):
             for resident in list(performer.residents.values()):
-                resident.stop_operations(None)
+                text = f"{resident.request.label} was still in use {drain_s:g} s after the manager began to shut down"
+                performer.lose(resident, errors.ManagerClosed(text))
             await performer.quiet(DRAIN_S)
         await performer.stop()
         await self._registry.close()

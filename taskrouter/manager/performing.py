@@ -20,9 +20,9 @@ from taskrouter import errors
 from taskrouter.backends.registry import Registry
 from taskrouter.manager.machine import Machine
 from taskrouter.manager.refusals import error_of
-from taskrouter.manager.residents import Resident
+from taskrouter.manager.residents import Resident, fresh
 from taskrouter.manager.spans import Spans
-from taskrouter.residency import Residency
+from taskrouter.residency import Residency, State
 from taskrouter.residency.events import (
     Acquire,
     Action,
@@ -176,6 +176,7 @@ class Performer:
     ) -> Resident:
         """Perform what an ``Acquire`` led to, and wait for its ticket as ``acquire`` does."""
         future: asyncio.Future[Resident] = self.loop.create_future()
+        since = self.time()
         self._waiters[event.ticket] = Waiter(future, event.key, verb)
         self.spans.waiting(event.ticket, event.key, task=task, option=option)
         if actions:
@@ -185,9 +186,9 @@ class Performer:
         except BaseException as error:
             if self._waiters.pop(event.ticket, None) or not isinstance(error, errors.TaskRouterError):
                 self.post(GiveUp(event.ticket))
-            self.spans.waited(event.ticket, error)
+            self.spans.waited(event.ticket, error, waited_s=self.time() - since)
             raise
-        self.spans.waited(event.ticket, None)
+        self.spans.waited(event.ticket, None, waited_s=self.time() - since)
         return resident
 
     def release(self, ticket: TicketId) -> None:
@@ -299,6 +300,7 @@ class Performer:
             if not load.done():
                 logger.error("%s: its load has been stuck for %.0f s and can't be killed", request.label, bound)
                 self.post(LoadStuck(key, generation))
+                self._moved_out(key, errors.ModelStuck(f"{request.label} can't be unloaded: its load is stuck"))
                 await asyncio.wait({load})
         finally:
             del self._loads[key]
@@ -321,6 +323,9 @@ class Performer:
         else:
             event = self._moved_in(request, generation, load)
         self.post(event)
+        if self.core.status(key).state not in (State.DRAINING, State.UNLOADING):
+            # It isn't there, or somebody asked for it again after it was to go.
+            self._moved_out(key)
         self._something_moved()
 
     def _moved_in(self, request: ModelRequest, generation: int, load: asyncio.Task[Any]) -> Loaded:
@@ -339,9 +344,19 @@ class Performer:
     async def _watch(self, resident: Resident) -> None:
         assert resident.model is not None, "a model is watched from the moment it is loaded"
         error = await resident.model.wait_dead()
-        resident.dead = error
+        if not isinstance(error, errors.TaskRouterError):
+            died = errors.ModelDied(f"{resident.request.label} died: {error}")
+            died.__cause__ = error
+            error = died
         resident.watcher = None
         logger.error("%s died: %s", resident.request.label, error)
+        self.lose(resident, error)
+
+    def lose(self, resident: Resident, error: errors.TaskRouterError) -> None:
+        """Give a model up, whatever it is doing: its callers get the error, and what is left of it is cleared away."""
+        if resident.dead is not None:
+            return
+        resident.dead = error
         resident.stop_operations(error)
         self.post(Died(resident.key, resident.generation, error))
 
@@ -367,10 +382,7 @@ class Performer:
             self.spans.unloaded(action.key, action.charges, residue)
             self.post(Unloaded(action.key, action.generation, residue))
             self._unloading.discard(action.key)
-            for future in self._gone.pop(action.key, ()):
-                if not future.done():
-                    future.set_result(None)
-            self._something_moved()
+            self._moved_out(action.key)
 
     async def _clear(self, resident: Resident) -> Charges:
         watcher, resident.watcher = resident.watcher, None
@@ -378,7 +390,7 @@ class Performer:
             watcher.cancel()
             await asyncio.wait({watcher})
             del watcher
-        resident.stop_operations(resident.dead)
+        resident.stop_operations(resident.dead or errors.Unloaded(f"{resident.request.label} was unloaded"))
         working = {operation.task for operation in resident.operations if operation.task is not None}
         if working:
             await asyncio.wait(working, timeout=UNLOAD_BOUND_S)
@@ -392,6 +404,16 @@ class Performer:
         future: asyncio.Future[None] = self.loop.create_future()
         self._gone.setdefault(key, []).append(future)
         return future
+
+    def _moved_out(self, key: ModelKey, error: errors.TaskRouterError | None = None) -> None:
+        """Tell who waits for this model to be gone that it is, or that it will not be."""
+        for future in self._gone.pop(key, ()):
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(fresh(error))
+        self._something_moved()
 
     async def quiet(self, timeout_s: float) -> bool:
         """Wait until nothing is loaded, loading or unloading; ``False`` where that takes longer."""

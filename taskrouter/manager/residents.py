@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from taskrouter.backends.base import Backend, LoadedModel
+from taskrouter.errors import CallFailed, TaskRouterError
 from taskrouter.types import ModelKey, ModelRequest
 
 Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
+
+
+def fresh(error: TaskRouterError) -> TaskRouterError:
+    """The same error once more: one that several callers raise would collect all their tracebacks."""
+    another = copy.copy(error)
+    another.__cause__ = error.__cause__
+    return another
 
 
 class Resident:
@@ -25,15 +34,15 @@ class Resident:
         self.model: LoadedModel | None = model
         self.operations: set[Operation] = set()
         self.watcher: asyncio.Task[Any] | None = None
-        self.dead: Exception | None = None
+        self.dead: TaskRouterError | None = None
 
     def __repr__(self) -> str:
         return f"<Resident {self.request.label} life {self.generation}, {len(self.operations)} operations>"
 
-    def stop_operations(self, error: Exception | None) -> None:
-        """Tell all operations to stop; with an error, their callers get it at once."""
+    def stop_operations(self, error: TaskRouterError) -> None:
+        """Tell all operations to stop; their callers get the error at once, each a copy of its own."""
         for operation in list(self.operations):
-            operation.stop(error)
+            operation.stop(fresh(error))
 
 
 class Operation:
@@ -49,30 +58,35 @@ class Operation:
         """Start the work in the manager's own task group; ``done`` is called once it has stopped, however it ended."""
         resident.operations.add(self)
         task = self.task = spawn(work)
+        label = resident.request.label
 
         def finished(task: asyncio.Task[Any]) -> None:
             resident.operations.discard(self)
             self.task = None
             try:
-                self._settle(task)
+                self._settle(task, label)
             finally:
                 done()
 
         task.add_done_callback(finished)
 
-    def _settle(self, task: asyncio.Task[Any]) -> None:
+    def _settle(self, task: asyncio.Task[Any], label: str) -> None:
         error: BaseException | None = None if task.cancelled() else task.exception()
         if self.result.done():
             return
         if task.cancelled():
-            self.result.cancel()
+            # Not by its caller, whose result would be cancelled already: a caller nobody cancelled must not look so.
+            self.result.set_exception(CallFailed(f"{label}: the call was cancelled, and not by its caller"))
         elif error is not None:
             self.result.set_exception(error)
         else:
             self.result.set_result(task.result())
 
-    def stop(self, error: Exception | None = None) -> None:
-        if error is not None and not self.result.done():
+    def stop(self, error: TaskRouterError | None = None) -> None:
+        """Tell the work to stop. Who waits for its result gets the error, or nothing where they went away."""
+        if error is None:
+            self.result.cancel()
+        elif not self.result.done():
             self.result.set_exception(error)
         if self.task is not None:
             self.task.cancel()

@@ -7,6 +7,7 @@ that has gone away ends it: by closing the stream, by dropping it, or by not rea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -101,6 +102,9 @@ class Stream:
             loop = asyncio.get_running_loop()
             self._finalizer = weakref.finalize(self, _stop_from_anywhere, loop, self._operation)
             self._finalizer.atexit = False
+            if self._closed:
+                # Closed by somebody else while this reader waited for the model.
+                self._stop()
         return self._channel
 
     async def __anext__(self) -> Any:
@@ -138,5 +142,6 @@ class Stream:
 
 
 def _stop_from_anywhere(loop: asyncio.AbstractEventLoop, operation: Operation) -> None:
-    if not loop.is_closed():
+    # A loop that is closed, or closes just now, has nothing left to stop.
+    with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(operation.stop)

@@ -30,7 +30,8 @@ class Commits(Store):
         missing = {device: amount - plan.from_free.get(device, 0) for device, amount in plan.need.items()}
         for device, coming in plan.from_pending.items():
             for model in self._freeing.values():
-                part = min(coming, model.unowned(device))
+                # Some of what comes may only fill what foreign growth took: that is drawn by nobody.
+                part = min(coming, model.unowned(device), missing[device])
                 if part > 0:
                     self._draw(want, model, device, part)
                     coming -= part
@@ -88,8 +89,11 @@ class Commits(Store):
         self._adopt(want, plan)
         want.phase = Phase.DRAINING
         for victim in plan.victims:
-            victim.state = State.DRAINING
-            victim.drain_for = want
+            if victim.state is State.LOADING:
+                self._cancel_load(victim)  # A warm-up nobody waits for gives way now; it has nothing to drain.
+            else:
+                victim.state = State.DRAINING
+                victim.drain_for = want
         if not any(victim.leases for victim in plan.victims):
             # Only claims or protection stood in the way, and a drain ends both.
             self._unload_victims(want, now)
@@ -116,7 +120,8 @@ class Commits(Store):
         self._take_group(want.model)
         for victim in want.victims:
             if victim.state is State.LOADING:
-                self._cancel_load(victim)
+                if not victim.cancelling:
+                    self._cancel_load(victim)
                 continue
             if victim.spec.selected and victim.used:
                 want.evicted.append(victim)
@@ -164,7 +169,7 @@ class Commits(Store):
         model.devices = want.devices
         model.state = State.LOADING
         model.load_started = now
-        model.background = first is None or first.background
+        model.background = want.restoring or (first is not None and first.background)
         model.used = False
         self._loading[model.key] = model
         del self._wants[model.key]

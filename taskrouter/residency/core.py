@@ -75,6 +75,9 @@ class Residency(Lifecycle):
         else:
             self._now = now
         out = self._out = []
+        if self._timers and self._timers[0][0] < now:
+            # The event comes late: what was due before this instant is over, and must not be granted by it.
+            self._expire(now, before=True)
         _HANDLERS[type(event)](self, event, now)
         if self._dirty:
             self._settle(now)
@@ -89,7 +92,8 @@ class Residency(Lifecycle):
             account = self._accounts.get(device)
             if account is not None:
                 account.read(reading)
-        self._dirty = bool(self._wants) or any(account.free < 0 for account in self._accounts.values())
+        if self._wants or any(account.free < 0 for account in self._accounts.values()):
+            self._dirty = True
 
     def _on_pin(self, event: Pin, now: float) -> None:
         model = self._models.get(event.key)
@@ -222,7 +226,6 @@ class Residency(Lifecycle):
         assert (model.key in self._resident) == (model.state in (State.READY, State.DRAINING)), f"{model} resident"
         assert (model.key in self._loading) == (model.state in (State.LOADING, State.STUCK)), f"{model} loading"
         assert (model.key in self._freeing) == (model.state is State.UNLOADING or model.cancelling), f"{model} freeing"
-        assert model.slots is None or len(model.leases) <= model.slots or model.spec.slots is not None, f"{model} slots"
         for device in model.charges:
             assert model.unowned(device) >= 0, f"{model} promised more than it holds"
         for want, draw in model.draws.items():

@@ -92,6 +92,9 @@ class Lifecycle(Requests):
         model.state = State.READY
         self._resident[model.key] = model
         self._dirty = True
+        for want in list(model.draws):
+            if not want.model.queued:
+                self._drop(want, now)  # Whoever it was cancelled for has been refused meanwhile: it had better stay.
         if model.draws or self._closed or (model.retiring and not model.queued):
             # Cancelled for its bytes, or retired, and the load ended well all the same: unload it now.
             reason = Reason.ROOM if model.draws else Reason.SHUTDOWN if self._closed else Reason.RETIRED
@@ -114,12 +117,16 @@ class Lifecycle(Requests):
         model = self._living(event.key, event.generation, State.LOADING, State.STUCK)
         if model is None:
             return
-        made_room = model.made_room
-        retired = model.retiring or model.cancelling
+        if model.cancelling:
+            # It was told to stop; in what way it did is no failure of the model.
+            self._on_load_cancelled(LoadCancelled(event.key, event.generation, event.residue), now)
+            return
+        made_room, retired = model.made_room, model.retiring
         self._load_over(model, event.residue, now)
         if event.out_of_memory and not model.oom_grown and not retired and model.queued and self._grow(model):
             self._want(model, now)
-            self._remember(made_room)
+            if model.want is not None:
+                model.want.evicted = made_room
             return
         model.oom_grown = False
         reason = Reason.OUT_OF_MEMORY if event.out_of_memory else Reason.LOAD_FAILED

@@ -18,8 +18,17 @@ def size(amount: int) -> str:
     return f"{amount / GIB:.1f} GiB" if abs(amount) >= GIB else f"{amount / MIB:.1f} MiB"
 
 
+def _quantity(device: DeviceId, amount: int) -> str:
+    return f"{amount} model{'' if amount == 1 else 's'}" if device == MODEL_SLOTS else size(amount)
+
+
 def _amount(device: DeviceId, amount: int) -> str:
-    return f"{amount} of the models max_models allows" if device == MODEL_SLOTS else f"{size(amount)} on {device}"
+    return f"room for {_quantity(device, amount)}" if device == MODEL_SLOTS else f"{size(amount)} on {device}"
+
+
+def _knob(device: DeviceId) -> str:
+    """What to raise in the file."""
+    return "memory.max_models" if device == MODEL_SLOTS else f"memory.devices.{device}.budget"
 
 
 def no_room(core: Store, model: Model, what: str, device: DeviceId, needed: int, room: int) -> Refusal:
@@ -28,7 +37,7 @@ def no_room(core: Store, model: Model, what: str, device: DeviceId, needed: int,
     if what == "too_large":
         text = (
             f"{label} needs {_amount(device, needed)}, more than the {_amount(device, room)} there is at all. "
-            f"Pick a smaller option or a stronger quantization, or raise memory.devices.{device}.budget."
+            f"Pick a smaller option or a stronger quantization, or raise {_knob(device)}."
         )
         return Refusal(Reason.TOO_LARGE, model.key, text)
     held = [
@@ -36,11 +45,12 @@ def no_room(core: Store, model: Model, what: str, device: DeviceId, needed: int,
         for other in core.resident_models()
         if other.charges.get(device) and other is not model and (what != "pinned" or other.spec.pinned)
     ]
-    names = ", ".join(f"{other.spec.label} {size(other.charges[device])}" for other in held) or "nothing"
+    names = ", ".join(f"{other.spec.label} {_quantity(device, other.charges[device])}" for other in held) or "nothing"
+    most = _quantity(device, max(room, 0))
     if what == "pinned":
         text = (
-            f"{label} needs {_amount(device, needed)}; at most {size(max(room, 0))} can be had beside what is pinned "
-            f"({names}). Unpin one, pick a smaller option, or raise memory.devices.{device}.budget."
+            f"{label} needs {_amount(device, needed)}; at most {most} can be had beside what is "
+            f"pinned ({names}). Unpin one, pick a smaller option, or raise {_knob(device)}."
         )
         return Refusal(Reason.PINNED, model.key, text)
     if what == "own_lease":
@@ -51,8 +61,8 @@ def no_room(core: Store, model: Model, what: str, device: DeviceId, needed: int,
         return Refusal(Reason.OWN_LEASE, model.key, text)
     residue = core.residue_on(device)
     text = (
-        f"{label} needs {_amount(device, needed)}; only {size(max(room, 0))} can be had: memory that unloads did not "
-        f"give back or stuck loads hold ({residue}). Drop the references that keep it alive, or restart the process."
+        f"{label} needs {_amount(device, needed)}; only {most} can be had: memory that unloads did not "
+        f"give back, or stuck loads hold ({residue}). Drop the references that keep it alive, or restart the process."
     )
     return Refusal(Reason.NO_ROOM, model.key, text)
 

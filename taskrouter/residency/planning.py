@@ -18,6 +18,9 @@ from taskrouter.residency.policy import Missing, Policy, by_priority, drop_unnee
 from taskrouter.residency.records import Model, Want
 from taskrouter.types import DeviceId, ModelKey, TicketId
 
+MENDABLE = ("too_large", "no_room", "pinned", "own_lease")
+"""Why a model can't fit, the hardest to mend first."""
+
 
 class Mode(IntEnum):
     """What the plan would have to touch, from nothing to models that are still in use or loading."""
@@ -109,8 +112,14 @@ class Planner:
 
     def frozen(self, model: Model) -> bool:
         """Whether an exclusive load is under way on one of its devices: nothing there may be freed meanwhile."""
+        return self.taken(model.devices)
+
+    def taken(self, devices: Iterable[DeviceId]) -> bool:
+        """Whether an exclusive load is under way on one of these devices. One that is stuck is written off."""
         return any(
-            loading.spec.traits.exclusive_on_device and not set(loading.devices).isdisjoint(model.devices)
+            loading.spec.traits.exclusive_on_device
+            and loading.state is State.LOADING
+            and not set(loading.devices).isdisjoint(devices)
             for loading in self.loading.values()
         )
 
@@ -184,6 +193,12 @@ class Planner:
         if missing:
             return None
         plan.victims = drop_unneeded(chosen, lacking)
+        for device, amount in lacking.items():
+            # What the victims free beyond need is taken off what was to come from unloads under way.
+            surplus = sum(victim.charges.get(device, 0) for victim in plan.victims) - amount
+            coming = plan.from_pending.get(device, 0)
+            if coming:
+                plan.from_pending[device] = coming - min(coming, surplus)
         plan.mode = max(self._mode(victim, want, now) for victim in plan.victims)
         return plan
 
@@ -268,7 +283,7 @@ class Planner:
         """Why no waiting would help: ``(what, device, needed bytes, bytes that could be had)``; ``None``: it could fit.
 
         ``what`` is ``too_large``, ``pinned``, ``own_lease`` or ``no_room`` (residue, a stuck load). Foreign use never
-        counts. Of several device sets the one with the most room is named.
+        counts. Of several device sets the one easiest to mend is named, and of these the one with the most room.
         """
         worst: tuple[str, DeviceId, int, int] | None = None
         for devices in model.spec.placements:
@@ -282,7 +297,7 @@ class Planner:
                         continue
                     if other.state is State.STUCK:
                         fixed["no_room"] += held
-                    elif other.spec.pinned:
+                    elif other.spec.pinned and not (other.cancelling or other.retiring):
                         fixed["pinned"] += held
                     elif holding and not holding.isdisjoint(other.leases):
                         fixed["own_lease"] += held
@@ -296,6 +311,6 @@ class Planner:
                     break
             if verdict is None:
                 return None
-            if worst is None or verdict[3] > worst[3]:
+            if worst is None or (MENDABLE.index(verdict[0]), verdict[3]) > (MENDABLE.index(worst[0]), worst[3]):
                 worst = verdict
         return worst

@@ -82,6 +82,7 @@ class Model:
         "drain_for",
         "draws",
         "failures",
+        "foreground",
         "generation",
         "holders",
         "idle_since",
@@ -143,6 +144,7 @@ class Model:
         self.failures = 0
         self.cooldown_until: float | None = None
         self.queued = 0
+        self.foreground = 0
         self.holders = 0
         self.claims_queued = 0
         self.made_room: list[Model] = []
@@ -171,7 +173,11 @@ class Model:
 
     def enqueue(self, ticket: Ticket) -> None:
         heappush(self._queue, (ticket.order, ticket))
-        self._latest = max(self._latest, ticket.deadline)
+        if not ticket.background:
+            self._latest = max(self._latest, ticket.deadline) if self.foreground else ticket.deadline
+            self.foreground += 1
+        elif not self.foreground:
+            self._latest = max(self._latest, ticket.deadline)
         self.queued += 1
         self.holders += bool(ticket.holding)
         self.claims_queued += ticket.claim
@@ -180,6 +186,7 @@ class Model:
         """Forget a waiting ticket; its heap entries are dropped when they come up."""
         ticket.waiting = False
         self.queued -= 1
+        self.foreground -= not ticket.background
         if ticket.deadline >= self._latest:
             self._latest_left = True
         self.holders -= bool(ticket.holding)
@@ -193,10 +200,15 @@ class Model:
         return queue[0][1] if queue else None
 
     def latest_deadline(self) -> float:
-        """The last instant at which anybody still waits for this model; −inf when nobody does."""
+        """The last instant at which anybody still waits for this model; −inf when nobody does.
+
+        Background tickets count only where no other waits: nothing is drained or evicted for them.
+        """
         if self._latest_left:
             self._latest_left = False
-            self._latest = max((ticket.deadline for _, ticket in self._queue if ticket.waiting), default=-inf)
+            real = self.foreground > 0
+            waiting = (ticket for _, ticket in self._queue if ticket.waiting and not (real and ticket.background))
+            self._latest = max((ticket.deadline for ticket in waiting), default=-inf)
         return self._latest
 
     def take_all(self) -> list[Ticket]:
@@ -207,7 +219,7 @@ class Model:
         self._queue = []
         self._latest = -inf
         self._latest_left = False
-        self.queued = self.holders = self.claims_queued = 0
+        self.queued = self.foreground = self.holders = self.claims_queued = 0
         return tickets
 
     def waiting(self) -> list[Ticket]:

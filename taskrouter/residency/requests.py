@@ -17,8 +17,7 @@ class Requests(Scheduling):
         if (
             model is not None
             and model.state is State.READY
-            and not model.queued
-            and (event.claim or model.slots is None or len(model.leases) < model.slots)
+            and (event.claim or (not model.queued and (model.slots is None or len(model.leases) < model.slots)))
         ):
             # _lease, written out: this is the path of every call to a resident model.
             self._granted[event.ticket] = model
@@ -114,7 +113,7 @@ class Requests(Scheduling):
         model = ticket.model
         model.dequeue(ticket)
         if model.queued:
-            if ticket.holding:
+            if ticket.holding or not model.foreground:
                 self._dirty = True
             return
         if model.want is not None:

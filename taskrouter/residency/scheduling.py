@@ -27,6 +27,9 @@ from taskrouter.residency.records import Model, Phase, Ticket, Want
 PASS_LIMIT = 64
 """Wants looked at in one pass; those behind are younger than 64 others and can wait for the next."""
 
+MOST_PASSES = 1000
+"""Passes at one instant. Each but the last refuses, grants, lifts or commits something, so they end by themselves."""
+
 
 class Scheduling(Commits):
     """Who of those that wait may act now."""
@@ -34,10 +37,15 @@ class Scheduling(Commits):
     # --- one settling: passes, expiries, the next wake-up -------------------------------------------------------------
 
     def _settle(self, now: float) -> None:
-        while self._dirty:
+        for _ in range(MOST_PASSES):
+            if not self._dirty:
+                break
             self._dirty = False
             self._pass(now)
             self._expire(now)
+        else:
+            # Never seen. Should it happen, callers are still answered by their deadlines, and the loop stays free.
+            self._plans.wake = min(self._plans.wake, now + 1.0)
         self._set_wake()
 
     def _set_wake(self) -> None:
@@ -57,11 +65,14 @@ class Scheduling(Commits):
     def _stale(what: Ticket | Model) -> bool:
         return not what.waiting if isinstance(what, Ticket) else False
 
-    def _expire(self, now: float) -> None:
-        """Everything whose time has come: deadlines, cooldowns, keep-alives. After the grants of the same instant."""
+    def _expire(self, now: float, *, before: bool = False) -> None:
+        """Everything whose time has come: deadlines, cooldowns, keep-alives. After the grants of the same instant.
+
+        ``before``: only what was due before this instant.
+        """
         late: dict[Model, list[Ticket]] = {}
         timers = self._timers
-        while timers and timers[0][0] <= now:
+        while timers and (timers[0][0] < now or (timers[0][0] == now and not before)):
             what = heappop(timers)[2]
             if isinstance(what, Ticket):
                 if what.waiting:
@@ -75,7 +86,9 @@ class Scheduling(Commits):
         for model, tickets in late.items():
             refusal = messages.deadline(self, model, now - tickets[0].arrival, now)
             self._out.append(Refuse(tuple(ticket.id for ticket in tickets), refusal))
-            if not model.queued and model.want is not None and model.want.phase is not Phase.EVICTING:
+            if model.queued:
+                self._dirty = True  # Only warm-up may be left waiting, and that waits for less.
+            elif model.want is not None and model.want.phase is not Phase.EVICTING:
                 self._drop(model.want, now)
 
     @staticmethod
@@ -111,6 +124,8 @@ class Scheduling(Commits):
 
     def _consider(self, want: Want, reserved: Reserved, now: float) -> None:
         model = want.model
+        if model.queued and model.latest_deadline() <= now:
+            return  # Everybody who waits for it is refused in this very instant; nothing is done for them any more.
         draining = want.phase is Phase.DRAINING
         drawn = self._suspend(want) if draining else {}
         plan = self._plans.find(want, reserved, now=now, count_models=self._counts_models)
@@ -123,7 +138,8 @@ class Scheduling(Commits):
                 self._lift([victim for victim in want.victims if victim not in plan.victims], now)
                 self._evict(want, plan, now)
                 return
-            if plan is not None and able and not any(victim.spec.pinned for victim in want.victims):
+            kept = plan is not None and able and not free_only
+            if kept and not any(victim.spec.pinned for victim in want.victims):
                 self._resume(want, drawn)
                 return
             self._lift(want.victims, now)
@@ -156,28 +172,33 @@ class Scheduling(Commits):
         for victim in plan.victims:
             if not reserved.devices.isdisjoint(victim.devices) or self._plans.frozen(victim):
                 return False
-        return not any(
-            loading.spec.traits.exclusive_on_device and not set(loading.devices).isdisjoint(plan.devices)
-            for loading in self._loading.values()
-        )
+        return not self._plans.taken(plan.devices)
 
     def _hopeless(self, want: Want, now: float) -> bool:
         return want.model.queued > 0 and want.model.latest_deadline() < now + want.model.load_s
 
     def _time_to_drain(self, want: Want, plan: Plan, now: float) -> bool:
         """``drain_at = min(arrival + wait/2, deadline − 1.5 × (lease + unload + load))``, if it can help."""
-        first = want.model.first()
-        if first is None:
-            return False
         lease = max(max(victim.lease_s, victim.busy_for(now)) if victim.leases else 0.0 for victim in plan.victims)
         unload = max(victim.unload_s for victim in plan.victims)
+        busy = max(victim.busy_for(now) for victim in plan.victims)
+        first = self._first_in_time(want.model, now + busy + unload + want.model.load_s)
+        if first is None:
+            return False
         wait = first.deadline - first.arrival
         drain_at = min(first.arrival + wait / 2, first.deadline - 1.5 * (lease + unload + want.model.load_s))
         if drain_at > now:
             self._plans.wake = min(self._plans.wake, drain_at)
             return False
-        busy = max(victim.busy_for(now) for victim in plan.victims)
-        return now + busy + unload + want.model.load_s <= want.model.latest_deadline()
+        return True
+
+    @staticmethod
+    def _first_in_time(model: Model, ready: float) -> Ticket | None:
+        """The first ticket, but for warm-up, that would still wait at that instant."""
+        first = model.first()
+        if first is None or (first.deadline >= ready and not first.background):
+            return first
+        return next((t for t in model.waiting() if t.deadline >= ready and not t.background), None)
 
     # --- unloading ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,169 @@
+"""The commands, their arguments and their help; what each does is imported when it runs."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskrouter.cli.exits import EPILOG, Exit, guarded
+
+app = typer.Typer(
+    name="taskrouter",
+    help="Many AI models on few GPUs: models.yaml names the tasks, and the models that do them take turns in memory.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
+_FILE_HELP = "models.yaml; by default ./models.yaml, else the one that TASKROUTER_CONFIG names."
+
+
+def run_app(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # An answer may hold what the terminal's encoding can't say.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="taskrouter")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else Exit.OK if end.code is None else Exit.NO
+    return Exit.OK
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"taskrouter {version('taskrouter')}")
+        except PackageNotFoundError:
+            print("taskrouter (run from a source tree that was never installed)")
+        raise typer.Exit
+
+
+@contextmanager
+def _logging(*, verbose: bool) -> Iterator[None]:
+    """Log everything, or nothing that the error which ends a command says again, with a traceback."""
+    ours, traces = logging.getLogger("taskrouter"), logging.getLogger("taskrouter.telemetry")
+    before = ours.level, traces.level
+    with warnings.catch_warnings():
+        if verbose:
+            logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+        else:
+            warnings.simplefilter("ignore")
+            ours.setLevel(logging.CRITICAL)
+            traces.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            ours.setLevel(before[0])
+            traces.setLevel(before[1])
+
+
+@app.callback()
+def _before(
+    context: typer.Context,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what is done, with tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    context.with_resource(_logging(verbose=verbose))
+
+
+def _complete_task(incomplete: str) -> list[str]:
+    from taskrouter.cli.completion import task_names
+
+    return task_names(incomplete)
+
+
+@app.command(epilog=EPILOG)
+@guarded
+def demo(
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory for the models, such as 70MiB; by default it holds two of three."),
+    ] = None,
+    otlp: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Also send the traces to this collector, such as http://localhost:4318."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Run pictures, sounds and sentences through three models, of which only two fit in memory at a time.
+
+    Uses an NVIDIA GPU where there is one, else the CPU and RAM. Needs no network. Exit code 1: an answer was wrong.
+    """
+    from taskrouter.cli.demo import demo as show
+
+    return show(budget=budget, otlp=otlp, as_json=as_json)
+
+
+@app.command(epilog=EPILOG)
+@guarded
+def run(
+    task: Annotated[str, typer.Argument(help="A task of models.yaml.", autocompletion=_complete_task)],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="A path, or - for stdin; for chat also the text itself."),
+    ],
+    file: Annotated[Path | None, typer.Option("--file", "-f", help=_FILE_HELP)] = None,
+    option: Annotated[str | None, typer.Option(help="Another option of the task than the selected one.")] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Classification: how many labels.")] = 5,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Chat: the most tokens to answer with.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, help="Seconds to wait for the model to be ready; default max_wait_s.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Ask a task's model: classify a picture or a sound, or answer a text (streamed as it is written)."""
+    from taskrouter.cli.run import Question
+    from taskrouter.cli.run import run as ask
+
+    question = Question(task, inputs, option, top_k, max_tokens, timeout)
+    return ask(question, file, as_json=as_json)
+
+
+@app.command(epilog=EPILOG)
+@guarded
+def validate(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=_FILE_HELP)] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SIZE", help="A machine that isn't here: the next GPU's size, or cpu=SIZE. Repeatable."),
+    ] = None,
+    all_resident: Annotated[
+        bool, typer.Option("--all-resident", help="Ask that all selected options fit at once.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Check models.yaml, then whether it fits the machine: what together, what by swapping, what never.
+
+    Exit code 1: a selected option can't fit beside what is pinned, or can't be used here; 2: the file is wrong.
+    """
+    from taskrouter.cli.validate import validate as check
+
+    return check(file, device or (), all_resident=all_resident, as_json=as_json)
+
+
+@app.command(epilog=EPILOG)
+@guarded
+def schema(as_json: Json = False) -> int:
+    """Print the JSON Schema of models.yaml, for editors and checks."""
+    from taskrouter.cli.printing import print_json
+    from taskrouter.config import json_schema
+
+    # The answer is JSON either way; the flag is there so that every command takes it.
+    print_json(json_schema())
+    return Exit.OK

@@ -1,0 +1,76 @@
+"""The same promises with real Transformers models: tiny, on the CPU, in real time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+
+from taskrouter import ModelManager, errors
+from taskrouter.manager import StillMachine
+from taskrouter.types import GIB
+
+pytestmark = pytest.mark.slow
+SAMPLES = Path(__file__).parents[2] / "taskrouter" / "samples"
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> ModelManager:
+    pytest.importorskip("torch").set_num_threads(1)
+    pytest.importorskip("transformers")
+    tasks = {
+        "claims": {"kind": "chat", "folder": "claims"},
+        "shapes": {"kind": "image_classification", "folder": "shapes"},
+        "broken": {"kind": "chat", "folder": "media"},
+    }
+    whole = {
+        name: {
+            "kind": task["kind"],
+            "selected": name,
+            "options": {name: {"model_id": str(SAMPLES / task["folder"]), "framework": "transformers"}},
+        }
+        for name, task in tasks.items()
+    }
+    file = tmp_path / "models.yaml"
+    sections = {"memory": {"max_models": 1}, "media": {"roots": [str(SAMPLES)]}}
+    file.write_text(json.dumps({"tasks": whole, **sections}), encoding="utf-8")
+    return ModelManager(file, machine=StillMachine({"cpu": 4 * GIB}))
+
+
+def test_real_models_take_turns_and_leave_nothing(manager: ModelManager) -> None:
+    async def main() -> None:
+        async with manager:
+            shapes = await manager.get_model("shapes")
+            image = SAMPLES / "media" / "red-circle.png"
+            assert (await shapes.classify(image, top_k=1))[0].label == "red circle"
+            async with manager.lease("claims") as model:
+                seen = weakref.ref(model.raw)
+                assert (await model.chat("hello", max_tokens=5)).usage
+            assert list(manager.loaded_models) == ["claims"]
+            with pytest.raises(errors.PreflightFailed):
+                await manager.get_model("broken")
+            assert list(manager.loaded_models) == ["claims"]
+            labels = await asyncio.gather(*[shapes.classify(image) for _ in range(5)])
+            assert {found[0].label for found in labels} == {"red circle"}
+            gc.collect()
+            assert seen() is None
+            assert all(not status.residue for status in manager.statistics().models.values())
+
+    asyncio.run(main())
+
+
+def test_a_real_stream_that_is_left_early_stops_and_ends_its_lease(manager: ModelManager) -> None:
+    async def main() -> None:
+        async with manager:
+            claims = await manager.get_model("claims")
+            async with claims.stream_chat("hello") as chunks:
+                await anext(chunks)
+            await chunks.aclose()
+            assert all(not status.leases for status in manager.statistics().models.values())
+            assert not manager.leases
+
+    asyncio.run(main())
