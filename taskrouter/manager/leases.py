@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from taskrouter import errors, telemetry
 from taskrouter.manager.asking import Verbs
-from taskrouter.manager.residents import Operation, Resident, fresh
+from taskrouter.manager.refusals import fresh
+from taskrouter.manager.residents import Operation, Resident
 from taskrouter.manager.streams import Channel, Stream
 from taskrouter.residency.events import Acquire, Grant, Release
 from taskrouter.types import ModelKey, TicketId
@@ -138,6 +139,8 @@ class Lease(Verbs):
     """``async with manager.lease(task) as model``: this model can't be evicted meanwhile. The only way to ``raw``.
 
     Raises what ``get_model`` raises, on entry. A lease collected unreleased is released with a ``ResourceWarning``.
+    A lease is one slot: its calls run one at a time, so a stream that is not read to its end keeps the next call
+    waiting. Tasks started inside the block hold the lease too, as they inherit its context.
     """
 
     # Defaults of the class, not assigned by each __init__: taking a lease costs little more than these few lines.
@@ -271,9 +274,9 @@ class Lease(Verbs):
 
     async def _ask(self, verb: str, request: Any) -> Any:
         resident, performer = self._inside()
+        self._target.check(verb, performer)
         if self._outer is not None:
             return await self._outer._ask(verb, request)
-        self._target.check(verb, performer)
         await self._my_turn()
         return await run_call(performer, resident, verb, request, self._done)
 

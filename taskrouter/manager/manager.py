@@ -7,166 +7,37 @@ beside them. Nothing is loaded, and no device looked at, before the first call t
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import sys
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import TracerProvider
 
 from taskrouter import errors, telemetry
-from taskrouter.backends.registry import Registry
-from taskrouter.config import Catalog, InferenceConfig, TaskConfig, load_catalog
-from taskrouter.config.frameworks import nearest
-from taskrouter.config.frozen import freeze
-from taskrouter.manager import reports, specs
-from taskrouter.manager.budget import Budget, Survey
+from taskrouter.manager import reports
 from taskrouter.manager.leaks import LeakWatch
-from taskrouter.manager.leases import Held, Lease, Model, held_lease, holding
-from taskrouter.manager.machine import Machine, ThisMachine
+from taskrouter.manager.leases import Lease, Model, held_lease, holding
 from taskrouter.manager.performing import Performer
+from taskrouter.manager.questions import Questions
 from taskrouter.manager.spans import Spans
-from taskrouter.manager.statistics import Statistics, snapshot
 from taskrouter.manager.targets import Target
 from taskrouter.manager.views import LiveView
-from taskrouter.media.limits import MediaLimits
-from taskrouter.memory.devices import DeviceInfo
-from taskrouter.residency import Residency, State
-from taskrouter.residency.events import Acquire, Reason, Reconfigure, Release, Retire, Shutdown
-from taskrouter.types import CPU, DeviceId, DeviceReading, ModelKey, ModelRequest, ModelSpec, TicketId
+from taskrouter.residency import State
+from taskrouter.residency.events import Acquire, ClearCooldown, Reason, Reconfigure, Release, Retire, Shutdown
+from taskrouter.types import ModelKey
 
 DRAIN_S = 30.0
 
 
-class ModelManager:
+class ModelManager(Questions):
     """Resolves a task to its selected option, makes room on the device, loads, and hands out leases.
 
     Bound to the event loop of its first await: from another one it raises ``WrongLoop``, in a forked child ``Forked``.
     Raises ``ConfigError`` (a ``ValueError``) for a bad file, ``ConfigNotFound`` (a ``FileNotFoundError``) for a missing
     one. ``registry``, ``machine``, ``tracer_provider`` and ``environ`` are for embedding and for tests.
     """
-
-    def __init__(
-        self,
-        config_path: str | os.PathLike[str],
-        *,
-        registry: Registry | None = None,
-        machine: Machine | None = None,
-        tracer_provider: TracerProvider | None = None,
-        environ: Mapping[str, str] | None = None,
-    ) -> None:
-        self._registry = registry if registry is not None else Registry()
-        self._catalog = load_catalog(config_path, frameworks=self._registry.frameworks(), environ=environ)
-        self._machine: Machine = machine if machine is not None else ThisMachine(share=self._catalog.memory.share)
-        self._tracer_provider = tracer_provider
-        self._tracer = telemetry.tracer(tracer_provider)
-        self._selected = {name: task.selected for name, task in self._catalog.tasks.items()}
-        self._uses = specs.uses(self._catalog)
-        self._keys = {(use.task, use.option): use.request.key for use in self._uses}
-        self._targets: dict[str, Target] = {}
-        self.performer: Performer | None = None
-        self._pid = os.getpid()
-        self._closed = False
-        self._closing: asyncio.Task[None] | None = None
-        self._warmed: dict[str, str] = {}
-        self._frozen_config: dict[str, Any] = freeze(self._catalog.raw)
-        self.leases: dict[TicketId, Held] = {}
-        self.media_limits = MediaLimits(
-            max_bytes=self._catalog.media.max_bytes,
-            max_pixels=self._catalog.media.max_pixels,
-            max_seconds=self._catalog.media.max_seconds,
-            roots=self._catalog.media_roots,
-        )
-        self.stream_idle_s = self._catalog.memory.stream_idle_s
-
-    def __repr__(self) -> str:
-        return f"<ModelManager {self._catalog.path}: {len(self.tasks)} tasks, {self._core!r}>"
-
-    # --- what was configured ------------------------------------------------------------------------------------------
-
-    @property
-    def catalog(self) -> Catalog:
-        """The file as it was read, warnings included."""
-        return self._catalog
-
-    @property
-    def config_path(self) -> Path:
-        return Path(self._catalog.path)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The file as plain data; it can't be changed."""
-        return self._frozen_config
-
-    @property
-    def tasks(self) -> Mapping[str, TaskConfig]:
-        """The tasks, each with the option that is selected now."""
-        return LiveView(
-            lambda: {
-                name: task if task.selected == self._selected[name] else task.with_selected(self._selected[name])
-                for name, task in self._catalog.tasks.items()
-            }
-        )
-
-    @property
-    def inference_config(self) -> InferenceConfig:
-        return self._catalog.inference
-
-    def get_model_config(self, task_type: str) -> TaskConfig | None:
-        """The configuration of a task, or ``None`` if there is no such task."""
-        try:
-            return self._task(task_type)
-        except errors.UnknownTask:
-            return None
-
-    def is_external_api(self, task_type: str) -> bool:
-        """Whether the task's selected option is an external API. Raises ``UnknownTask``."""
-        return self._task(task_type).get_selected_config().is_external
-
-    def get_external_api_config(self, task_type: str) -> reports.ExternalAPIConfig:
-        """How to reach the task's external API; the key is named, never shown.
-
-        Raises ``UnknownTask``, or ``NotExternal`` where the selected option is a local model.
-        """
-        task = self._task(task_type)
-        return reports.external_api_config(self._catalog, task)
-
-    def _task(self, name: str) -> TaskConfig:
-        task = self._catalog.tasks.get(name)
-        if task is None and name == "default" and self._catalog.default_task is not None:
-            task = self._catalog.tasks[self._catalog.default_task]
-        if task is None:
-            near = nearest(str(name), list(self._catalog.tasks))
-            hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(self._catalog.tasks)}"
-            raise errors.UnknownTask(f"there is no task {name!r} in {self._catalog.path}{hint}")
-        return self.tasks[task.task_name]
-
-    # --- the core, made on first use ----------------------------------------------------------------------------------
-
-    @functools.cached_property
-    def _devices(self) -> tuple[DeviceInfo, ...]:
-        return self._machine.devices
-
-    def _specs(self) -> dict[ModelKey, ModelSpec]:
-        return specs.model_specs(self._catalog, self._uses, self._selected, self._devices, self._registry)
-
-    @functools.cached_property
-    def _core(self) -> Residency:
-        return Residency(
-            specs.devices(self._catalog, self._devices), self._specs().values(), specs.settings(self._catalog)
-        )
-
-    @functools.cached_property
-    def _requests(self) -> dict[ModelKey, ModelRequest]:
-        requests: dict[ModelKey, ModelRequest] = {}
-        for use in self._uses:
-            requests.setdefault(use.request.key, use.request)
-        return requests
 
     def enter(self) -> Performer:
         """Bind to the running loop on the first call; refuse another loop, a forked child, and a closed manager."""
@@ -196,47 +67,6 @@ class ModelManager:
         performer.start()
         self.performer = performer
         return performer
-
-    def target(self, task_type: str, option: str | None = None) -> Target:
-        """What a task means now. Raises ``UnknownTask``, ``UnknownOption``, or what bars the option."""
-        if option is None:
-            known = self._targets.get(task_type)
-            if known is not None:
-                return known
-        task = self._task(task_type)
-        name = task.selected if option is None else option
-        found = self._make_target(task, name)
-        if option is None:
-            self._targets[task_type] = found
-        return found
-
-    def _make_target(self, task: TaskConfig, name: str) -> Target:
-        config = task.with_selected(name).get_selected_config()
-        reason = self._catalog.why_unavailable(task.task_name, name)
-        if reason:
-            raise errors.MissingDependency(f"{task.task_name}/{name} can't be used: {reason}")
-        key = self._keys[task.task_name, name]
-        if key not in self._specs_known:
-            self._registry.get(self._requests[key].framework)  # raises what keeps this backend from being used
-            have = ", ".join(info.id for info in self._devices)
-            raise errors.PreflightFailed(
-                f"{task.task_name}/{name} is written for devices {config.devices}, and this machine has {have}"
-            )
-        return Target(
-            task=task.task_name,
-            option=name,
-            key=key,
-            kind=task.kind,
-            max_wait_s=task.max_wait_s if task.max_wait_s is not None else self._catalog.inference.max_wait_s,
-            priority=task.priority,
-            attributes=telemetry.attributes(
-                task=task.task_name, option=name, model=key, framework=self._requests[key].framework
-            ),
-        )
-
-    @functools.cached_property
-    def _specs_known(self) -> frozenset[ModelKey]:
-        return frozenset(self._specs())
 
     # --- models -------------------------------------------------------------------------------------------------------
 
@@ -272,6 +102,11 @@ class ModelManager:
             holding=holding(),
             **more,
         )
+
+    @property
+    def loaded_models(self) -> Mapping[str, Any]:
+        """Tasks with a loaded model, least recently used first, each with a handle on it."""
+        return LiveView(lambda: {task: Model(self, task) for task, _ in self._loaded()})
 
     def lease(
         self, task_type: str, *, timeout: float | None = None, priority: int | None = None, option: str | None = None
@@ -319,17 +154,6 @@ class ModelManager:
                 f"{self._requests[key].label} can't be unloaded by a caller that holds a lease on it; leave that first"
             )
 
-    def get_lru_model(self) -> str | None:
-        """The task whose idle model was used longest ago, or ``None`` where none is loaded (and idle, and unpinned)."""
-        key = self._core.lru()
-        return None if key is None else self._task_of(key)
-
-    def _task_of(self, key: ModelKey) -> str:
-        """The task a model belongs to: one that selects it, else any that lists it."""
-        tasks = [use.task for use in self._uses if use.request.key == key]
-        selecting = [name for name in tasks if self._keys.get((name, self._selected[name])) == key]
-        return (selecting or tasks)[0]
-
     async def evict_lru_model(self) -> str | None:
         """Unload the idle model used longest ago; answers its task, or ``None`` where there is none to evict."""
         performer = self.enter()
@@ -344,6 +168,11 @@ class ModelManager:
             raise
         telemetry.end_span(span)
         return self._task_of(key)
+
+    async def clear_cooldown(self, task_type: str) -> None:
+        """Forget the failures of the task's model, so that the next request tries it again at once."""
+        performer = self.enter()
+        performer.post(ClearCooldown(self.target(task_type).key))
 
     async def set_selected_model(self, task_type: str, model_name: str) -> None:
         """Select another option of a task.
@@ -387,13 +216,6 @@ class ModelManager:
         for spec in self._specs().values():
             performer.post(Reconfigure(spec))
 
-    def _selecting(self, key: ModelKey) -> int:
-        """How many tasks select this model."""
-        return sum(self._keys.get(item) == key for item in self._selected.items())
-
-    def _is_resident(self, key: ModelKey) -> bool:
-        return key in self._core.resident()
-
     async def warmup_models(self) -> None:
         """Load the selected models that fit, by priority and then in the order of the file; never evicts.
 
@@ -419,104 +241,6 @@ class ModelManager:
         except errors.TaskRouterError as error:
             self._warmed[name] = str(error)
             reports.logger.warning("warm-up of %s: %s", name, error)
-
-    # --- what is there ------------------------------------------------------------------------------------------------
-
-    @property
-    def loaded_models(self) -> Mapping[str, Any]:
-        """Tasks with a loaded model, least recently used first, each with a handle on it."""
-        return LiveView(lambda: {task: Model(self, task) for task, _ in self._loaded()})
-
-    @property
-    def model_load_times(self) -> Mapping[str, float]:
-        """When each task's model was loaded, in Unix seconds."""
-
-        def look() -> dict[str, float]:
-            skew = time.time() - self.performer.loop.time() if self.performer is not None else 0.0
-            times = {task: self._core.status(key).loaded_at for task, key in self._loaded()}
-            return {task: at + skew for task, at in times.items() if at is not None}
-
-        return LiveView(look)
-
-    @property
-    def model_memory_usage(self) -> Mapping[str, int]:
-        """Bytes each task's model is charged over all devices."""
-        return LiveView(lambda: {task: reports.charged(self._core.status(key)) for task, key in self._loaded()})
-
-    def _loaded(self) -> list[tuple[str, ModelKey]]:
-        selected = {name: self._keys.get(item) for name, item in ((i[0], i) for i in self._selected.items())}
-        return [(task, key) for key in self._core.resident() for task, its in selected.items() if its == key]
-
-    def get_loaded_models(self) -> dict[str, dict[str, Any]]:
-        """What is loaded: for each task its option, model, devices, bytes and times."""
-        times = self.model_load_times
-        return {
-            task: reports.loaded_model(self.tasks[task], self._core.status(key), times.get(task))
-            for task, key in self._loaded()
-        }
-
-    def statistics(self) -> Statistics:
-        """A frozen snapshot of everything: devices, models, who waits. Holds no reference to a model."""
-        return snapshot(self._core, self._keys, self._selected, dict(self._warmed), self.performer)
-
-    # --- memory -------------------------------------------------------------------------------------------------------
-
-    def _look(self) -> Mapping[DeviceId, DeviceReading]:
-        """Read the devices now."""
-        return self._machine.look({device: self._core.books(device).charged for device in self._core.devices()})
-
-    def _gpus(self) -> tuple[DeviceInfo, ...]:
-        return tuple(info for info in self._devices if info.id != CPU)
-
-    def get_total_vram(self) -> int:
-        """Bytes over all GPUs; 0 without one."""
-        return sum(info.total for info in self._gpus())
-
-    def get_available_vram(self) -> int:
-        """Bytes nobody uses, over all GPUs, as the driver sees it; 0 without one."""
-        readings = self._look()
-        return sum(max(info.total - self._used(info.id, readings.get(info.id)), 0) for info in self._gpus())
-
-    def get_memory_usage_percentage(self) -> float:
-        """Used fraction of all GPUs' memory, 0.0 to 1.0; 0.0 without one."""
-        total = self.get_total_vram()
-        return 1.0 - self.get_available_vram() / total if total else 0.0
-
-    def _used(self, device: DeviceId, reading: DeviceReading | None) -> int:
-        books = self._core.books(device)
-        others = books.foreign + books.overhead if reading is None else reading.foreign + reading.overhead
-        return others + books.charged + books.residue
-
-    def check_memory_available(self, required_bytes: int) -> bool:
-        """Whether one device (a GPU, or RAM where there is none) has so many bytes free, without evicting."""
-        readings = self._look()
-        wanted = {info.id for info in self._gpus() or self._devices}
-        return any(
-            reports.room(spec, self._core.books(spec.id), readings.get(spec.id)) >= required_bytes
-            for spec in specs.devices(self._catalog, self._devices)
-            if spec.id in wanted
-        )
-
-    def budget(self, known: Mapping[ModelKey, tuple[int, str]] | None = None) -> Budget:
-        """What every option needs and how it fits this machine.
-
-        ``known`` adds bytes, and where they come from, for models that declare none; what was measured is known anyway.
-        """
-        measured = {
-            key: (status.need_bytes, "measured")
-            for key, status in self._core.snapshot().models.items()
-            if status.measured
-        }
-        devices = specs.devices(self._catalog, self._devices)
-        found = {**(known or {}), **measured}
-        return Survey(self._catalog, self._selected, self._uses, self._specs(), found, devices).take()
-
-    def validate_memory_budget(self) -> dict[str, Any]:
-        """Whether all selected models fit at once within the threshold (``valid``), and what fits by swapping.
-
-        Sizes are what is declared; for models that declare none, what was measured or, unmeasured, 0 with a note.
-        """
-        return reports.memory_budget(self.budget(), self._catalog.inference.offload_threshold)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -1,36 +1,30 @@
 """Performs what the core decides, and tells it how that ended. The only code that awaits backends.
 
-``post`` hands an event to the core and starts what it answers; it never awaits, so nothing comes between deciding and
-booking. Every preflight, load, unload and kill runs in a task of its own that belongs to the manager, under an empty
-context, and ends in exactly one event, whatever is raised. Callers wait on futures; ten thousand of them that are
-granted at once are woken in slices, so that the loop stays free for others.
+Every preflight, load, unload and kill runs in a task of its own that belongs to the manager, under an empty context,
+and ends in exactly one event, whatever is raised.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from taskrouter import errors
 from taskrouter.backends.registry import Registry
 from taskrouter.manager.machine import Machine
-from taskrouter.manager.refusals import error_of
-from taskrouter.manager.residents import Resident, fresh
+from taskrouter.manager.posting import STOP_BOUND_S, Posting
+from taskrouter.manager.refusals import fresh
+from taskrouter.manager.residents import Resident
 from taskrouter.manager.spans import Spans
 from taskrouter.residency import Residency, State
 from taskrouter.residency.events import (
-    Acquire,
-    Action,
     CancelLoad,
     Died,
     Event,
     GiveUp,
-    Grant,
     Kill,
     Load,
     LoadCancelled,
@@ -42,14 +36,10 @@ from taskrouter.residency.events import (
     Preflighted,
     PreflightFailed,
     Reclaimed,
-    Refuse,
-    Release,
-    Tick,
     Unload,
     Unloaded,
-    WakeAt,
 )
-from taskrouter.types import Charges, Footprint, ModelKey, ModelRequest, TicketId
+from taskrouter.types import Charges, Footprint, ModelKey, ModelRequest
 
 logger = logging.getLogger("taskrouter")
 
@@ -57,23 +47,12 @@ SLICE = 256
 """Callers woken in one turn of the event loop."""
 UNLOAD_BOUND_S = 10.0
 """How long an unload may take to be seen free; what is missing then is residue."""
-STOP_BOUND_S = 30.0
-"""How long a load that was told to stop may take; then it counts as stuck."""
 OBSERVE_EVERY_S = 1.0
 OPERATION = "operation"
 """What the names of tasks that serve a caller begin with."""
 
 
-@dataclass(slots=True)
-class Waiter:
-    """A caller that waits for its ticket, and what it wants to ask the model (``None``: not known yet)."""
-
-    future: asyncio.Future[Resident]
-    key: ModelKey
-    verb: str | None
-
-
-class Performer:
+class Performer(Posting):
     """The acting half of the manager, bound to one event loop."""
 
     def __init__(
@@ -85,140 +64,30 @@ class Performer:
         requests: Mapping[ModelKey, ModelRequest],
         start_timeout_s: Callable[[str], float],
     ) -> None:
-        self.core = core
+        super().__init__(core, spans, requests)
         self.registry = registry
         self.machine = machine
-        self.spans = spans
-        self.requests = requests
         self.start_timeout_s = start_timeout_s
-        self.residents: dict[ModelKey, Resident] = {}
-        self.verbs: dict[ModelKey, frozenset[str]] = {}
-        self.loop = asyncio.get_running_loop()
-        self.time = self.loop.time
-        self.ids: Iterator[TicketId] = cast(Iterator[TicketId], itertools.count(1))
-        self.closed = False
         self.on_observe: list[Callable[[float], None]] = []
-        self._waiters: dict[TicketId, Waiter] = {}
         self._loads: dict[ModelKey, asyncio.Task[Any]] = {}
+        self._told_to_stop: set[ModelKey] = set()
         self._gone: dict[ModelKey, list[asyncio.Future[None]]] = {}
         self._residue: set[ModelKey] = set()
         self._unloading: set[ModelKey] = set()
         self._moved: asyncio.Future[None] | None = None
-        self._wake: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._perform: Mapping[type, Callable[[Any], None]] = {
-            Grant: self._grant,
-            Refuse: self._refuse,
-            Preflight: self._start_preflight,
-            Load: self._start_load,
-            CancelLoad: self._cancel_load,
-            Unload: self._start_unload,
-            Kill: self._start_unload,
-            WakeAt: self._wake_at,
-        }
-
-    # --- life ---------------------------------------------------------------------------------------------------------
+        self._perform.update(
+            {
+                Preflight: self._start_preflight,
+                Load: self._start_load,
+                CancelLoad: self._cancel_load,
+                Unload: self._start_unload,
+                Kill: self._start_unload,
+            }
+        )
 
     def start(self) -> None:
         """Begin to look at the devices."""
         self.spawn(self._observe_for_ever(), name="taskrouter-observe")
-
-    async def stop(self) -> None:
-        """Cancel what still runs and wait, within a bound; a load stuck in a thread is left to the process's end."""
-        if self._wake is not None:
-            self._wake.cancel()
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=STOP_BOUND_S)
-
-    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str | None = None) -> asyncio.Task[Any]:
-        """Run work as the manager's own, so that it outlives whoever asked for it and sees nobody's context."""
-        task = self.loop.create_task(work, name=name, context=contextvars.Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def spawn_operation(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run work that serves a caller, who gets its error."""
-        return self.spawn(work, name=OPERATION)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        # An operation hands its error to its caller; anything else has turned its own into an event by now.
-        if not task.cancelled() and task.exception() is not None and not task.get_name().startswith(OPERATION):
-            logger.error("%s ended in an error nobody expected", task.get_name(), exc_info=task.exception())
-
-    # --- events and actions -------------------------------------------------------------------------------------------
-
-    def post(self, event: Event) -> None:
-        """Tell the core; start what it answers. Never awaits."""
-        actions = self.core.handle(event, now=self.time())
-        if actions:
-            self.perform(actions)
-
-    def perform(self, actions: list[Action]) -> None:
-        """Start what the core answered. Never awaits."""
-        self.spans.deciding(actions)
-        for action in actions:
-            self._perform[type(action)](action)
-
-    async def acquire(self, event: Acquire, *, task: str, option: str, verb: str | None = None) -> Resident:
-        """Wait until the ticket is granted; raises what it was refused with. Cancelled: the ticket is given up."""
-        actions = self.core.handle(event, now=self.time())
-        if len(actions) == 1 and type(actions[0]) is Grant:
-            return self.residents[event.key]
-        return await self.wait(event, actions, task=task, option=option, verb=verb)
-
-    async def wait(
-        self, event: Acquire, actions: list[Action], *, task: str, option: str, verb: str | None = None
-    ) -> Resident:
-        """Perform what an ``Acquire`` led to, and wait for its ticket as ``acquire`` does."""
-        future: asyncio.Future[Resident] = self.loop.create_future()
-        since = self.time()
-        self._waiters[event.ticket] = Waiter(future, event.key, verb)
-        self.spans.waiting(event.ticket, event.key, task=task, option=option)
-        if actions:
-            self.perform(actions)
-        try:
-            resident = await future
-        except BaseException as error:
-            if self._waiters.pop(event.ticket, None) or not isinstance(error, errors.TaskRouterError):
-                self.post(GiveUp(event.ticket))
-            self.spans.waited(event.ticket, error, waited_s=self.time() - since)
-            raise
-        self.spans.waited(event.ticket, None, waited_s=self.time() - since)
-        return resident
-
-    def release(self, ticket: TicketId) -> None:
-        self.post(Release(ticket))
-
-    def waiting_for(self, key: ModelKey) -> list[TicketId]:
-        """The tickets that wait for this model; looks at everybody who waits."""
-        return [ticket for ticket, waiter in self._waiters.items() if waiter.key == key]
-
-    # --- telling callers ----------------------------------------------------------------------------------------------
-
-    def _grant(self, action: Grant) -> None:
-        resident = self.residents[action.key]
-        self._in_slices(action.tickets, lambda future: future.set_result(resident))
-
-    def _refuse(self, action: Refuse) -> None:
-        self._in_slices(action.tickets, lambda future: future.set_exception(error_of(action.refusal)))
-
-    def _in_slices(self, tickets: tuple[TicketId, ...], resolve: Callable[[asyncio.Future[Resident]], None]) -> None:
-        for ticket in tickets[:SLICE]:
-            waiter = self._waiters.pop(ticket, None)
-            if waiter is not None and not waiter.future.done():
-                resolve(waiter.future)
-        if len(tickets) > SLICE:
-            self.loop.call_soon(self._in_slices, tickets[SLICE:], resolve)
-
-    def _wake_at(self, action: WakeAt) -> None:
-        if self._wake is not None:
-            self._wake.cancel()
-        self._wake = None if action.when is None else self.loop.call_at(action.when, self.post, Tick())
 
     # --- preflight ----------------------------------------------------------------------------------------------------
 
@@ -246,14 +115,6 @@ class Performer:
                 del self._waiters[ticket]
                 waiter.future.set_exception(error)
                 self.post(GiveUp(ticket))
-
-    def unable(self, key: ModelKey, verb: str | None) -> errors.UnsupportedVerb | None:
-        """The error where a model is known not to do what is asked of it."""
-        verbs = self.verbs.get(key)
-        if verb is None or not verbs or verb in verbs:
-            return None
-        can = ", ".join(sorted(verbs))
-        return errors.UnsupportedVerb(f"{self.requests[key].label} can't {verb}; it can be asked to {can}")
 
     async def _check(self, request: ModelRequest) -> Footprint | None:
         """Check that a model can be loaded; answers its best known footprint, measured before estimated."""
@@ -284,6 +145,7 @@ class Performer:
         self.spawn(self._see_load(action, load), name=f"see load {action.key}")
 
     def _cancel_load(self, action: CancelLoad) -> None:
+        self._told_to_stop.add(action.key)
         self._loads[action.key].cancel()
 
     async def _see_load(self, action: Load, load: asyncio.Task[Any]) -> None:
@@ -308,34 +170,47 @@ class Performer:
                 # The supervisor itself is being cancelled: nobody will see how this load ends.
                 load.cancel()
                 self.post(LoadCancelled(key, generation))
-        event: Event
-        if load.cancelled():
-            text = f"{request.label} was not ready {bound:.0f} s after its start; raise engines.*.start_timeout_s"
-            event = (
-                LoadFailed(key, generation, errors.LoadFailed(text)) if timed_out else LoadCancelled(key, generation)
-            )
-            self.spans.loaded(key, errors.LoadFailed(text) if timed_out else asyncio.CancelledError(), None)
-        elif (error := load.exception()) is not None:
-            failure = error if isinstance(error, Exception) else errors.LoadFailed(f"{request.label}: {error!r}")
+        told_to_stop = key in self._told_to_stop
+        self._told_to_stop.discard(key)
+        if load.cancelled() and told_to_stop and not timed_out:
+            self.spans.loaded(key, asyncio.CancelledError(), None)
+            self.post(LoadCancelled(key, generation))
+        elif (failure := self._failure(request, load, bound if timed_out else None)) is not None:
             logger.warning("%s could not be loaded: %s", request.label, failure)
-            event = LoadFailed(key, generation, failure, isinstance(failure, errors.OutOfMemory))
             self.spans.loaded(key, failure, None)
+            self.post(LoadFailed(key, generation, failure, isinstance(failure, errors.OutOfMemory)))
         else:
-            event = self._moved_in(request, generation, load)
-        self.post(event)
+            self.post(self._moved_in(request, generation, load))
         if self.core.status(key).state not in (State.DRAINING, State.UNLOADING):
             # It isn't there, or somebody asked for it again after it was to go.
             self._moved_out(key)
         self._something_moved()
 
+    @staticmethod
+    def _failure(request: ModelRequest, load: asyncio.Task[Any], timed_out: float | None) -> Exception | None:
+        """What a load that is over failed with, if it did."""
+        if load.cancelled():
+            if timed_out is None:
+                return errors.LoadFailed(f"{request.label}: its backend gave the load up without being told to")
+            text = f"was not ready {timed_out:.0f} s after its start; raise engines.*.start_timeout_s"
+            return errors.LoadFailed(f"{request.label} {text}")
+        error = load.exception()
+        if error is None or isinstance(error, Exception):
+            return error
+        return errors.LoadFailed(f"{request.label}: {error!r}")
+
     def _moved_in(self, request: ModelRequest, generation: int, load: asyncio.Task[Any]) -> Loaded:
         model = load.result()
         resident = Resident(request, generation, self.registry.get(request.framework), model)
         self.residents[request.key] = resident
-        if model.verbs:
-            self.verbs[request.key] = model.verbs
+        measured: Footprint | None = None
+        try:
+            if model.verbs:
+                self.verbs[request.key] = model.verbs
+            measured = model.measured
+        except Exception:
+            logger.exception("%s: its backend can't say what it measured; the books keep the estimate", request.label)
         resident.watcher = self.spawn(self._watch(resident), name=f"watch {request.key}")
-        measured: Footprint | None = model.measured
         self.spans.loaded(request.key, None, measured)
         if measured is not None:
             self.spawn(self.machine.remember(request.key, measured))
@@ -343,7 +218,10 @@ class Performer:
 
     async def _watch(self, resident: Resident) -> None:
         assert resident.model is not None, "a model is watched from the moment it is loaded"
-        error = await resident.model.wait_dead()
+        try:
+            error = await resident.model.wait_dead()
+        except Exception as broken:  # noqa: BLE001  (a model that can't be watched is as good as dead)
+            error = broken
         if not isinstance(error, errors.TaskRouterError):
             died = errors.ModelDied(f"{resident.request.label} died: {error}")
             died.__cause__ = error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from taskrouter import errors
 from taskrouter.residency.events import Reason, Refusal
 
@@ -26,8 +28,18 @@ _CLASSES: dict[Reason, type[errors.TaskRouterError]] = {
 def error_of(refusal: Refusal) -> errors.TaskRouterError:
     """The typed error of a refusal; what the backend raised keeps its own class, and is chained."""
     cause = refusal.error
-    kind = type(cause) if isinstance(cause, errors.TaskRouterError) else _CLASSES[refusal.reason]
-    error = kind(refusal.message, retry_after_s=refusal.retry_after_s)
-    if cause is not None:
-        error.__cause__ = cause.__cause__ if isinstance(cause, errors.TaskRouterError) else cause
+    if isinstance(cause, errors.TaskRouterError):
+        try:
+            return fresh(cause)
+        except Exception:  # noqa: BLE001  (a plug-in's error that can't be copied must not cost its callers their answer)
+            pass
+    error = _CLASSES[refusal.reason](refusal.message, retry_after_s=refusal.retry_after_s)
+    error.__cause__ = cause
     return error
+
+
+def fresh(error: errors.TaskRouterError) -> errors.TaskRouterError:
+    """The same error once more: one that several callers raise would collect all their tracebacks."""
+    another = copy.copy(error)
+    another.__cause__ = error.__cause__
+    return another

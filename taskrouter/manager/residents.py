@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from taskrouter.backends.base import Backend, LoadedModel
 from taskrouter.errors import CallFailed, TaskRouterError
+from taskrouter.manager.refusals import fresh
 from taskrouter.types import ModelKey, ModelRequest
 
 Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
-
-
-def fresh(error: TaskRouterError) -> TaskRouterError:
-    """The same error once more: one that several callers raise would collect all their tracebacks."""
-    another = copy.copy(error)
-    another.__cause__ = error.__cause__
-    return another
 
 
 class Resident:

@@ -1,0 +1,199 @@
+"""What was configured, and what a task means now: its selected option, and the model that is."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.trace import TracerProvider
+
+from taskrouter import errors, telemetry
+from taskrouter.backends.registry import Registry
+from taskrouter.config import Catalog, InferenceConfig, TaskConfig, load_catalog
+from taskrouter.config.frameworks import nearest
+from taskrouter.config.frozen import freeze
+from taskrouter.manager import reports, specs
+from taskrouter.manager.leases import Held
+from taskrouter.manager.machine import Machine, ThisMachine
+from taskrouter.manager.performing import Performer
+from taskrouter.manager.targets import Target
+from taskrouter.manager.views import LiveView
+from taskrouter.media.limits import MediaLimits
+from taskrouter.memory.devices import DeviceInfo
+from taskrouter.residency import Residency
+from taskrouter.types import ModelKey, ModelRequest, ModelSpec, TicketId
+
+
+class Configured:
+    """A manager's file, its selection, and the core that both are turned into on first use."""
+
+    def __init__(
+        self,
+        config_path: str | os.PathLike[str],
+        *,
+        registry: Registry | None = None,
+        machine: Machine | None = None,
+        tracer_provider: TracerProvider | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._registry = registry if registry is not None else Registry()
+        self._catalog = load_catalog(config_path, frameworks=self._registry.frameworks(), environ=environ)
+        self._machine: Machine = machine if machine is not None else ThisMachine(share=self._catalog.memory.share)
+        self._tracer_provider = tracer_provider
+        self._tracer = telemetry.tracer(tracer_provider)
+        self._selected = {name: task.selected for name, task in self._catalog.tasks.items()}
+        self._uses = specs.uses(self._catalog)
+        self._keys = {(use.task, use.option): use.request.key for use in self._uses}
+        self._targets: dict[str, Target] = {}
+        self.performer: Performer | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
+        self._warmed: dict[str, str] = {}
+        self._frozen_config: dict[str, Any] = freeze(self._catalog.raw)
+        self.leases: dict[TicketId, Held] = {}
+        self.media_limits = MediaLimits(
+            max_bytes=self._catalog.media.max_bytes,
+            max_pixels=self._catalog.media.max_pixels,
+            max_seconds=self._catalog.media.max_seconds,
+            roots=self._catalog.media_roots,
+        )
+        self.stream_idle_s = self._catalog.memory.stream_idle_s
+
+    def __repr__(self) -> str:
+        return f"<ModelManager {self._catalog.path}: {len(self.tasks)} tasks, {self._core!r}>"
+
+    # --- what was configured ------------------------------------------------------------------------------------------
+
+    @property
+    def catalog(self) -> Catalog:
+        """The file as it was read, warnings included."""
+        return self._catalog
+
+    @property
+    def config_path(self) -> Path:
+        return Path(self._catalog.path)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The file as plain data; it can't be changed."""
+        return self._frozen_config
+
+    @property
+    def tasks(self) -> Mapping[str, TaskConfig]:
+        """The tasks, each with the option that is selected now."""
+        return LiveView(
+            lambda: {
+                name: task if task.selected == self._selected[name] else task.with_selected(self._selected[name])
+                for name, task in self._catalog.tasks.items()
+            }
+        )
+
+    @property
+    def inference_config(self) -> InferenceConfig:
+        return self._catalog.inference
+
+    def get_model_config(self, task_type: str) -> TaskConfig | None:
+        """The configuration of a task, or ``None`` if there is no such task."""
+        try:
+            return self._task(task_type)
+        except errors.UnknownTask:
+            return None
+
+    def is_external_api(self, task_type: str) -> bool:
+        """Whether the task's selected option is an external API. Raises ``UnknownTask``."""
+        return self._task(task_type).get_selected_config().is_external
+
+    def get_external_api_config(self, task_type: str) -> reports.ExternalAPIConfig:
+        """How to reach the task's external API; the key is named, never shown.
+
+        Raises ``UnknownTask``, or ``NotExternal`` where the selected option is a local model.
+        """
+        task = self._task(task_type)
+        return reports.external_api_config(self._catalog, task)
+
+    def _task(self, name: str) -> TaskConfig:
+        task = self._catalog.tasks.get(name)
+        if task is None and name == "default" and self._catalog.default_task is not None:
+            task = self._catalog.tasks[self._catalog.default_task]
+        if task is None:
+            near = nearest(str(name), list(self._catalog.tasks))
+            hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(self._catalog.tasks)}"
+            raise errors.UnknownTask(f"there is no task {name!r} in {self._catalog.path}{hint}")
+        return self.tasks[task.task_name]
+
+    # --- the core, made on first use ----------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _devices(self) -> tuple[DeviceInfo, ...]:
+        return self._machine.devices
+
+    def _specs(self) -> dict[ModelKey, ModelSpec]:
+        return specs.model_specs(self._catalog, self._uses, self._selected, self._devices, self._registry)
+
+    @functools.cached_property
+    def _core(self) -> Residency:
+        return Residency(
+            specs.devices(self._catalog, self._devices), self._specs().values(), specs.settings(self._catalog)
+        )
+
+    @functools.cached_property
+    def _requests(self) -> dict[ModelKey, ModelRequest]:
+        requests: dict[ModelKey, ModelRequest] = {}
+        for use in self._uses:
+            requests.setdefault(use.request.key, use.request)
+        return requests
+
+    # --- what a task means now -----
+
+    def target(self, task_type: str, option: str | None = None) -> Target:
+        """What a task means now. Raises ``UnknownTask``, ``UnknownOption``, or what bars the option."""
+        if option is None:
+            known = self._targets.get(task_type)
+            if known is not None:
+                return known
+        task = self._task(task_type)
+        name = task.selected if option is None else option
+        found = self._make_target(task, name)
+        if option is None:
+            self._targets[task_type] = found
+        return found
+
+    def _make_target(self, task: TaskConfig, name: str) -> Target:
+        config = task.with_selected(name).get_selected_config()
+        reason = self._catalog.why_unavailable(task.task_name, name)
+        if reason:
+            raise errors.MissingDependency(f"{task.task_name}/{name} can't be used: {reason}")
+        key = self._keys[task.task_name, name]
+        if key not in self._specs_known:
+            self._registry.get(self._requests[key].framework)  # raises what keeps this backend from being used
+            have = ", ".join(info.id for info in self._devices)
+            raise errors.PreflightFailed(
+                f"{task.task_name}/{name} is written for devices {config.devices}, and this machine has {have}"
+            )
+        return Target(
+            task=task.task_name,
+            option=name,
+            key=key,
+            kind=task.kind,
+            max_wait_s=task.max_wait_s if task.max_wait_s is not None else self._catalog.inference.max_wait_s,
+            priority=task.priority,
+            attributes=telemetry.attributes(
+                task=task.task_name, option=name, model=key, framework=self._requests[key].framework
+            ),
+        )
+
+    @functools.cached_property
+    def _specs_known(self) -> frozenset[ModelKey]:
+        return frozenset(self._specs())
+
+    def _selecting(self, key: ModelKey) -> int:
+        """How many tasks select this model."""
+        return sum(self._keys.get(item) == key for item in self._selected.items())
+
+    def _is_resident(self, key: ModelKey) -> bool:
+        return key in self._core.resident()

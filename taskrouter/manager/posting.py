@@ -1,0 +1,172 @@
+"""Between the core and those who call: events in, actions out, and the callers that wait for their tickets.
+
+``post`` hands an event to the core and performs what it answers; it never awaits, so nothing comes between deciding and
+booking. Callers wait on futures; ten thousand of them that are granted at once are woken in slices, so that the loop
+stays free for others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from taskrouter import errors
+from taskrouter.manager.refusals import error_of
+from taskrouter.manager.residents import Resident
+from taskrouter.manager.spans import Spans
+from taskrouter.residency import Residency
+from taskrouter.residency.events import Acquire, Action, Event, GiveUp, Grant, Refuse, Release, Tick, WakeAt
+from taskrouter.types import ModelKey, ModelRequest, TicketId
+
+logger = logging.getLogger("taskrouter")
+
+SLICE = 256
+"""Callers woken in one turn of the event loop."""
+STOP_BOUND_S = 30.0
+"""How long work that was told to stop may take; a load then counts as stuck."""
+OPERATION = "operation"
+"""What the names of tasks that serve a caller begin with."""
+
+
+@dataclass(slots=True)
+class Waiter:
+    """A caller that waits for its ticket, and what it wants to ask the model (``None``: not known yet)."""
+
+    future: asyncio.Future[Resident]
+    key: ModelKey
+    verb: str | None
+
+
+class Posting:
+    """What every action and every caller needs of the manager's acting half."""
+
+    def __init__(self, core: Residency, spans: Spans, requests: Mapping[ModelKey, ModelRequest]) -> None:
+        self.core = core
+        self.spans = spans
+        self.requests = requests
+        self.residents: dict[ModelKey, Resident] = {}
+        self.verbs: dict[ModelKey, frozenset[str]] = {}
+        self.loop = asyncio.get_running_loop()
+        self.time = self.loop.time
+        self.ids: Iterator[TicketId] = cast(Iterator[TicketId], itertools.count(1))
+        self.closed = False
+        self._waiters: dict[TicketId, Waiter] = {}
+        self._wake: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._perform: dict[type, Callable[[Any], None]] = {
+            Grant: self._grant,
+            Refuse: self._refuse,
+            WakeAt: self._wake_at,
+        }
+
+    # --- tasks -----
+
+    async def stop(self) -> None:
+        """Cancel what still runs and wait, within a bound; a load stuck in a thread is left to the process's end."""
+        if self._wake is not None:
+            self._wake.cancel()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_BOUND_S)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str | None = None) -> asyncio.Task[Any]:
+        """Run work as the manager's own, so that it outlives whoever asked for it and sees nobody's context."""
+        task = self.loop.create_task(work, name=name, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def spawn_operation(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run work that serves a caller, who gets its error."""
+        return self.spawn(work, name=OPERATION)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        # An operation hands its error to its caller; anything else has turned its own into an event by now.
+        if not task.cancelled() and task.exception() is not None and not task.get_name().startswith(OPERATION):
+            logger.error("%s ended in an error nobody expected", task.get_name(), exc_info=task.exception())
+
+    # --- events and actions -------------------------------------------------------------------------------------------
+
+    def post(self, event: Event) -> None:
+        """Tell the core; start what it answers. Never awaits."""
+        actions = self.core.handle(event, now=self.time())
+        if actions:
+            self.perform(actions)
+
+    def perform(self, actions: list[Action]) -> None:
+        """Start what the core answered. Never awaits."""
+        self.spans.deciding(actions)
+        for action in actions:
+            self._perform[type(action)](action)
+
+    async def acquire(self, event: Acquire, *, task: str, option: str, verb: str | None = None) -> Resident:
+        """Wait until the ticket is granted; raises what it was refused with. Cancelled: the ticket is given up."""
+        actions = self.core.handle(event, now=self.time())
+        if len(actions) == 1 and type(actions[0]) is Grant:
+            return self.residents[event.key]
+        return await self.wait(event, actions, task=task, option=option, verb=verb)
+
+    async def wait(
+        self, event: Acquire, actions: list[Action], *, task: str, option: str, verb: str | None = None
+    ) -> Resident:
+        """Perform what an ``Acquire`` led to, and wait for its ticket as ``acquire`` does."""
+        future: asyncio.Future[Resident] = self.loop.create_future()
+        since = self.time()
+        self._waiters[event.ticket] = Waiter(future, event.key, verb)
+        self.spans.waiting(event.ticket, event.key, task=task, option=option)
+        if actions:
+            self.perform(actions)
+        try:
+            resident = await future
+        except BaseException as error:
+            if self._waiters.pop(event.ticket, None) or not isinstance(error, errors.TaskRouterError):
+                self.post(GiveUp(event.ticket))
+            self.spans.waited(event.ticket, error, waited_s=self.time() - since)
+            raise
+        self.spans.waited(event.ticket, None, waited_s=self.time() - since)
+        return resident
+
+    def release(self, ticket: TicketId) -> None:
+        self.post(Release(ticket))
+
+    def waiting_for(self, key: ModelKey) -> list[TicketId]:
+        """The tickets that wait for this model; looks at everybody who waits."""
+        return [ticket for ticket, waiter in self._waiters.items() if waiter.key == key]
+
+    def unable(self, key: ModelKey, verb: str | None) -> errors.UnsupportedVerb | None:
+        """The error where a model is known not to do what is asked of it."""
+        verbs = self.verbs.get(key)
+        if verb is None or not verbs or verb in verbs:
+            return None
+        can = ", ".join(sorted(verbs))
+        return errors.UnsupportedVerb(f"{self.requests[key].label} can't {verb}; it can be asked to {can}")
+
+    # --- telling callers ----------------------------------------------------------------------------------------------
+
+    def _grant(self, action: Grant) -> None:
+        resident = self.residents[action.key]
+        self._in_slices(action.tickets, lambda future: future.set_result(resident))
+
+    def _refuse(self, action: Refuse) -> None:
+        self._in_slices(action.tickets, lambda future: future.set_exception(error_of(action.refusal)))
+
+    def _in_slices(self, tickets: tuple[TicketId, ...], resolve: Callable[[asyncio.Future[Resident]], None]) -> None:
+        for ticket in tickets[:SLICE]:
+            waiter = self._waiters.pop(ticket, None)
+            if waiter is not None and not waiter.future.done():
+                resolve(waiter.future)
+        if len(tickets) > SLICE:
+            self.loop.call_soon(self._in_slices, tickets[SLICE:], resolve)
+
+    def _wake_at(self, action: WakeAt) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake = None if action.when is None else self.loop.call_at(action.when, self.post, Tick())
