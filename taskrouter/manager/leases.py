@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from opentelemetry.context import get_current
+
 from taskrouter import errors, telemetry
 from taskrouter.manager.asking import Verbs
 from taskrouter.manager.refusals import fresh
@@ -201,8 +203,9 @@ class Lease(Verbs):
             self.ticket = ticket
             # Not the lease itself: it must be collectable while it is held.
             self.manager.leases[ticket] = (now, self.where, target)
-        hold(self)
-        telemetry.annotate_current(target.attributes)
+        _HELD.set((*held, weakref.ref(self)))
+        if get_current():
+            telemetry.annotate_current(target.attributes)
         return self
 
     async def __aexit__(

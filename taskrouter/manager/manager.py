@@ -64,6 +64,7 @@ class ModelManager(Questions):
 
         performer = Performer(self._core, self._registry, self._machine, spans, self._requests, start_timeout_s)
         performer.on_observe.append(LeakWatch(self.leases, self._catalog.memory.lease_warn_s).look)
+        performer.on_observe.append(spans.look)
         performer.start()
         self.performer = performer
         return performer

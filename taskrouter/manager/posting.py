@@ -20,7 +20,7 @@ from taskrouter.manager.refusals import error_of
 from taskrouter.manager.residents import Resident
 from taskrouter.manager.spans import Spans
 from taskrouter.residency import Residency
-from taskrouter.residency.events import Acquire, Action, Event, GiveUp, Grant, Refuse, Release, Tick, WakeAt
+from taskrouter.residency.events import Acquire, Action, Event, GiveUp, Grant, Refusal, Refuse, Release, Tick, WakeAt
 from taskrouter.types import ModelKey, ModelRequest, TicketId
 
 logger = logging.getLogger("taskrouter")
@@ -119,19 +119,22 @@ class Posting:
     ) -> Resident:
         """Perform what an ``Acquire`` led to, and wait for its ticket as ``acquire`` does."""
         future: asyncio.Future[Resident] = self.loop.create_future()
-        since = self.time()
-        self._waiters[event.ticket] = Waiter(future, event.key, verb)
-        self.spans.waiting(event.ticket, event.key, task=task, option=option)
+        ticket = event.ticket
+        self._waiters[ticket] = Waiter(future, event.key, verb)
+        traced = self.spans.on and self.spans.waiting(ticket, event.key, task=task, option=option)
+        since = self.time() if traced else None
         if actions:
             self.perform(actions)
         try:
             resident = await future
         except BaseException as error:
-            if self._waiters.pop(event.ticket, None) or not isinstance(error, errors.TaskRouterError):
-                self.post(GiveUp(event.ticket))
-            self.spans.waited(event.ticket, error, waited_s=self.time() - since)
+            if self._waiters.pop(ticket, None) or not isinstance(error, errors.TaskRouterError):
+                self.post(GiveUp(ticket))
+            if since is not None:
+                self.spans.waited(ticket, error, waited_s=self.time() - since)
             raise
-        self.spans.waited(event.ticket, None, waited_s=self.time() - since)
+        if since is not None:
+            self.spans.waited(ticket, None, waited_s=self.time() - since)
         return resident
 
     def release(self, ticket: TicketId) -> None:
@@ -152,19 +155,23 @@ class Posting:
     # --- telling callers ----------------------------------------------------------------------------------------------
 
     def _grant(self, action: Grant) -> None:
-        resident = self.residents[action.key]
-        self._in_slices(action.tickets, lambda future: future.set_result(resident))
+        self._in_slices(action.tickets, self.residents[action.key], None)
 
     def _refuse(self, action: Refuse) -> None:
-        self._in_slices(action.tickets, lambda future: future.set_exception(error_of(action.refusal)))
+        self._in_slices(action.tickets, None, action.refusal)
 
-    def _in_slices(self, tickets: tuple[TicketId, ...], resolve: Callable[[asyncio.Future[Resident]], None]) -> None:
+    def _in_slices(self, tickets: tuple[TicketId, ...], resident: Resident | None, refusal: Refusal | None) -> None:
+        waiters = self._waiters
         for ticket in tickets[:SLICE]:
-            waiter = self._waiters.pop(ticket, None)
-            if waiter is not None and not waiter.future.done():
-                resolve(waiter.future)
+            waiter = waiters.pop(ticket, None)
+            if waiter is None or waiter.future.done():
+                continue
+            if resident is not None:
+                waiter.future.set_result(resident)
+            elif refusal is not None:
+                waiter.future.set_exception(error_of(refusal))
         if len(tickets) > SLICE:
-            self.loop.call_soon(self._in_slices, tickets[SLICE:], resolve)
+            self.loop.call_soon(self._in_slices, tickets[SLICE:], resident, refusal)
 
     def _wake_at(self, action: WakeAt) -> None:
         if self._wake is not None:

@@ -34,6 +34,9 @@ class Spans:
 
     def __init__(self, provider: TracerProvider | None, requests: Mapping[ModelKey, ModelRequest]) -> None:
         self._given = provider is not None
+        self.on = False
+        """Whether anything records; looked at now and then, as asking costs as much as a future."""
+        self.look()
         self._tracer = telemetry.tracer(provider)
         self._requests = requests
         self._waiting: dict[TicketId, Span] = {}
@@ -42,11 +45,14 @@ class Spans:
         self._evictions: dict[ModelKey, Eviction] = {}
         self._asked: dict[ModelKey, Context] = {}
 
+    def look(self, now: float = 0.0) -> None:
+        """See whether the application has set up tracing meanwhile."""
+        self.on = self._given or telemetry.is_set_up()
+
     # --- a request waits ----------------------------------------------------------------------------------------------
 
-    def waiting(self, ticket: TicketId, key: ModelKey, *, task: str, option: str) -> None:
-        if not self._given and not telemetry.is_set_up():
-            return
+    def waiting(self, ticket: TicketId, key: ModelKey, *, task: str, option: str) -> bool:
+        """Open a request's span; ``False`` where nothing records."""
         span = telemetry.start_wait_span(
             self._tracer, task=task, option=option, model=key, framework=self._requests[key].framework
         )
@@ -54,6 +60,7 @@ class Spans:
             self._waiting[ticket] = span
             if key in self._loading:
                 telemetry.link(span, self._loading[key][0])
+        return span.is_recording()
 
     def waited(self, ticket: TicketId, error: BaseException | None, **facts: Any) -> None:
         span = self._waiting.pop(ticket, None)

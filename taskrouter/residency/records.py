@@ -171,7 +171,8 @@ class Model:
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
-    def enqueue(self, ticket: Ticket) -> None:
+    def enqueue(self, ticket: Ticket) -> bool:
+        """Let a ticket wait; answers whether it may be the first to be served."""
         heappush(self._queue, (ticket.order, ticket))
         if not ticket.background:
             self._latest = max(self._latest, ticket.deadline) if self.foreground else ticket.deadline
@@ -181,6 +182,8 @@ class Model:
         self.queued += 1
         self.holders += bool(ticket.holding)
         self.claims_queued += ticket.claim
+        head = self._queue[0][1]
+        return head is ticket or not head.waiting
 
     def dequeue(self, ticket: Ticket) -> None:
         """Forget a waiting ticket; its heap entries are dropped when they come up."""

@@ -35,10 +35,13 @@ class Requests(Scheduling):
             text = f"There is no model {event.key}. Reload the configuration."
             self._out.append(Refuse((event.ticket,), Refusal(Reason.UNKNOWN_MODEL, event.key, text)))
             return
-        refusal = self._refused_at_once(model, event, now)
-        if refusal is not None:
-            self._out.append(Refuse((event.ticket,), refusal))
-            return
+        joins = model.want is not None or model.state is State.LOADING
+        if not joins or event.holding or event.deadline <= now or self._closed:
+            # One more behind others that wait for the same model already is no new question.
+            refusal = self._refused_at_once(model, event, now)
+            if refusal is not None:
+                self._out.append(Refuse((event.ticket,), refusal))
+                return
         self._enqueue(model, event, now)
 
     def _refused_at_once(self, model: Model, event: Acquire, now: float) -> Refusal | None:
@@ -67,18 +70,19 @@ class Requests(Scheduling):
         arrival = now if event.arrival is None else event.arrival
         static = float("inf") if event.background else arrival - self.settings.ageing_s * event.priority
         ticket = Ticket(event, model, arrival, (static, arrival, self._seq))
-        hopeless = model.latest_deadline() < now + model.load_s
+        want = model.want
+        hopeless = want is not None and model.latest_deadline() < now + model.load_s
         self._tickets[event.ticket] = ticket
-        model.enqueue(ticket)
+        leads = model.enqueue(ticket)
         self._timer(event.deadline, ticket)
         if not event.background:
             model.background = False
-        if model.want is None:
+        if want is None:
             self._want(model, now)
         else:
-            model.want.restoring = False
+            want.restoring = False
             # One more behind the first changes nobody's plan, unless it is the only one that can still be served.
-            self._dirty = self._dirty or hopeless or model.first() is ticket
+            self._dirty = self._dirty or hopeless or leads
 
     def _on_release(self, event: Release, now: float) -> None:
         model = self._granted.pop(event.ticket, None)
