@@ -212,7 +212,11 @@ class Lease(Verbs):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.left = True
-        let_go(self)
+        held = _HELD.get()
+        if len(held) == 1 and held[0]() is self:
+            _HELD.set(())
+        else:
+            let_go(self)
         if self._active:
             return
         # _release, written out: this is the path of every lease on a resident model.
