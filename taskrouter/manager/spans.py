@@ -29,6 +29,13 @@ class Eviction(NamedTuple):
     left: set[ModelKey]
 
 
+class Request(NamedTuple):
+    """A request that waits: its span, and the task it asked for."""
+
+    span: Span
+    task: str
+
+
 class Spans:
     """The spans of one manager."""
 
@@ -39,7 +46,7 @@ class Spans:
         self.look()
         self._tracer = telemetry.tracer(provider)
         self._requests = requests
-        self._waiting: dict[TicketId, Span] = {}
+        self._waiting: dict[TicketId, Request] = {}
         self._loading: dict[ModelKey, tuple[Span, int]] = {}
         self._unloading: dict[ModelKey, Span] = {}
         self._evictions: dict[ModelKey, Eviction] = {}
@@ -57,19 +64,23 @@ class Spans:
             self._tracer, task=task, option=option, model=key, framework=self._requests[key].framework
         )
         if span.is_recording():
-            self._waiting[ticket] = span
+            self._waiting[ticket] = Request(span, task)
             if key in self._loading:
                 telemetry.link(span, self._loading[key][0])
         return span.is_recording()
 
     def waited(self, ticket: TicketId, error: BaseException | None, **facts: Any) -> None:
-        span = self._waiting.pop(ticket, None)
-        if span is not None:
-            telemetry.end_span(span, error, **facts)
+        request = self._waiting.pop(ticket, None)
+        if request is not None:
+            telemetry.end_span(request.span, error, **facts)
 
     def _context(self, ticket: TicketId | None) -> Context | None:
-        span = self._waiting.get(ticket) if ticket is not None else None
-        return telemetry.context_of(span) if span is not None else None
+        request = self._waiting.get(ticket) if ticket is not None else None
+        return telemetry.context_of(request.span) if request is not None else None
+
+    def _task(self, ticket: TicketId | None) -> str | None:
+        request = self._waiting.get(ticket) if ticket is not None else None
+        return request.task if request is not None else None
 
     # --- room is made -------------------------------------------------------------------------------------------------
 
@@ -83,6 +94,7 @@ class Spans:
             span = telemetry.start_evict_span(
                 self._tracer,
                 self._context(unloads[0].ticket),
+                task=self._task(unloads[0].ticket),
                 wanted=wanted,
                 victims=[unload.key for unload in unloads],
                 victims_considered=max(unload.considered for unload in unloads),
@@ -124,11 +136,12 @@ class Spans:
     # --- a model comes ------------------------------------------------------------------------------------------------
 
     def loading(self, action: Load, request: ModelRequest, waiting: Iterable[TicketId]) -> None:
-        others = (self._waiting[t] for t in waiting if t != action.ticket and t in self._waiting)
+        others = (self._waiting[t].span for t in waiting if t != action.ticket and t in self._waiting)
         span = telemetry.start_load_span(
             self._tracer,
             self._context(action.ticket),
             list(islice(others, MOST_LINKS)) if self._waiting else (),
+            task=self._task(action.ticket),
             model=action.key,
             option=request.label,
             framework=request.framework,

@@ -53,7 +53,13 @@ def test_a_request_its_eviction_and_its_load_are_one_trace(tmp_path: Path) -> No
             "framework": "fake",
             "waited_s": pytest.approx(3),
         }
-        assert known(evicting) == {"wanted": b, "victims": (a,), "victims.considered": 1, "reason": "room_needed"}
+        assert known(evicting) == {
+            "task": "b",
+            "wanted": b,
+            "victims": (a,),
+            "victims.considered": 1,
+            "reason": "room_needed",
+        }
         assert known(unloading) == {
             "option": "a",
             "model": a,
@@ -66,6 +72,7 @@ def test_a_request_its_eviction_and_its_load_are_one_trace(tmp_path: Path) -> No
             "bytes.residue": 0,
         }
         assert known(loading) == {
+            "task": "b",
             "option": "b",
             "model": b,
             "framework": "fake",
