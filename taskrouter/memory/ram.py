@@ -5,6 +5,7 @@ The page cache never counts as used: the kernel gives it back before anything fa
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -126,6 +127,36 @@ def family() -> list[psutil.Process]:
     """This process and its descendants: what runs for our models."""
     me = psutil.Process(os.getpid())
     try:
-        return [me, *me.children(recursive=True)]
+        pids = _descendants(me.pid)
+        return [me, *(me.children(recursive=True) if pids is None else _processes(pids))]
     except psutil.Error:
         return [me]
+
+
+def _descendants(pid: int) -> list[int] | None:
+    """Pids of the descendants as the kernel lists them; ``None`` where it keeps no such lists.
+
+    psutil would look at every process of the machine, and this is asked every second.
+    """
+    found: list[int] = []
+    todo = [pid]
+    while todo:
+        tasks = Path(f"/proc/{todo.pop()}/task")
+        try:
+            lists = [task / "children" for task in tasks.iterdir()]
+            children = [int(child) for file in lists for child in file.read_text().split()]
+        except FileNotFoundError:
+            if not found and not (tasks / str(pid) / "children").is_file():
+                return None
+            continue  # it ended meanwhile
+        except OSError:
+            continue
+        found += children
+        todo += children
+    return found
+
+
+def _processes(pids: list[int]) -> Iterator[psutil.Process]:
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            yield psutil.Process(pid)
