@@ -34,10 +34,9 @@ def named_files(text: str) -> dict[str, str]:
 
 def rows(text: str, heading: str) -> list[tuple[str, ...]]:
     """The rows of all tables whose first column is headed so."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for table in re.findall(rf"^\| {re.escape(heading)} \|.*\n\|[-|: ]+\n((?:\|.*\n)+)", text, re.MULTILINE):
-        for line in table.strip().split("\n"):
-            found.append(tuple(cell.strip() for cell in line.strip("|").split("|")))
+        found += [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table.strip().split("\n")]
     return found
 
 

@@ -16,5 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Everything this library raises on purpose becomes one message on stderr; see ``exits`` for the codes.
     """
     from taskrouter.cli.app import run_app
+    from taskrouter.cli.exits import Exit, leave
 
-    return run_app(arguments)
+    code = run_app(arguments)
+    if code == Exit.INTERRUPTED and arguments is None:
+        leave(code)
+    return code

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskrouter.cli.needs import Needs
 from taskrouter.cli.printing import amount
-from taskrouter.config import Catalog
+from taskrouter.config import Catalog, ModelConfig
 from taskrouter.manager import Budget, Fit, OptionFit
 from taskrouter.manager.specs import uses
 from taskrouter.types import DeviceId
@@ -35,6 +35,7 @@ def judged(budget: Budget, catalog: Catalog, needs: Needs) -> Budget:
     most = catalog.inference.max_bytes_per_model
 
     def judge(fit: OptionFit) -> OptionFit:
+        fit = replace(fit, about=about(catalog.tasks[fit.task].options[fit.option]))
         key = keys.get((fit.task, fit.option))
         if key in needs.barred and fit.fit is not Fit.NEVER:
             return replace(fit, fit=Fit.UNAVAILABLE, devices=(), why=needs.barred[key])
@@ -55,6 +56,13 @@ def judged(budget: Budget, catalog: Catalog, needs: Needs) -> Budget:
         servable=not bad,
         all_resident=budget.all_resident and not bad and not unknown,
     )
+
+
+def about(option: ModelConfig) -> str:
+    """What the file says of an option to people: ``fast, 52 fps: the words of its description``."""
+    facts = [option.speed] if "speed" in option.model_fields_set else []
+    facts += [f"{option.fps} fps"] if option.fps is not None else []
+    return ": ".join(part for part in (", ".join(facts), option.description) if part)
 
 
 def _how(fit: OptionFit) -> str:
@@ -91,6 +99,7 @@ def budget_data(budget: Budget, hidden: Collection[DeviceId] = ()) -> dict[str, 
                 "devices": list(fit.devices),
                 "fit": WORDS[fit.fit],
                 "why": fit.why,
+                "about": fit.about,
             }
             for fit in budget.options
         ],
@@ -117,7 +126,9 @@ def budget_tables(budget: Budget, hidden: Collection[DeviceId] = ()) -> tuple[Ta
         task = fit.task if fit.task != last else ""
         style = "" if fit.selected else "dim"
         mark = "● " if fit.selected else "  "
-        options.add_row(task, mark + fit.option, need, source, WORDS[fit.fit] + where, fit.why, style=style)
+        options.add_row(
+            task, mark + fit.option, need, source, WORDS[fit.fit] + where, fit.why or fit.about, style=style
+        )
         last = fit.task
     devices = _table("device", "has", "budget", "selected", "pinned", "together", "by swapping")
     for column in devices.columns[1:5]:

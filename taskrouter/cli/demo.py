@@ -150,9 +150,12 @@ def _folders(plan: Plan) -> list[str]:
 
 def _size(text: str) -> int:
     try:
-        return parse_size(text)
+        size = parse_size(text)
     except ValueError as error:
         raise BadInput(f"--budget {text}: expected {error}") from None
+    if size == 0:
+        raise BadInput(f"--budget {text}: this leaves nothing for models; leave it out for one that holds two of three")
+    return size
 
 
 def _provider(otlp: str | None) -> TracerProvider:

@@ -7,11 +7,13 @@ or the work failed.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import typer
 
@@ -25,6 +27,7 @@ from taskrouter.errors import (
     UnsupportedVerb,
 )
 
+logger = logging.getLogger("taskrouter")
 P = ParamSpec("P")
 
 
@@ -67,8 +70,9 @@ def problem_data(problem: Any) -> dict[str, Any]:
 
 
 def complain(message: object) -> None:
-    """Say what went wrong, on stderr."""
-    print(f"taskrouter: {message}", file=sys.stderr)
+    """Say what went wrong, on stderr; where that is closed, nothing (``print`` would take stdout instead)."""
+    if sys.stderr is not None:
+        print(f"taskrouter: {message}", file=sys.stderr)
 
 
 def guarded(command: Callable[P, int]) -> Callable[P, None]:
@@ -79,6 +83,9 @@ def guarded(command: Callable[P, int]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def guard(*args: P.args, **kwargs: P.kwargs) -> None:
+        if sys.stdout is None:
+            complain("stdout is closed, so there is nowhere to write the answer")
+            raise typer.Exit(int(Exit.NOBODY_READS))
         try:
             code = command(*args, **kwargs)
             sys.stdout.flush()
@@ -88,12 +95,31 @@ def guarded(command: Callable[P, int]) -> Callable[P, None]:
             # Python flushes stdout once more at its end, and would complain then.
             _give_up_stdout()
             code = Exit.NOBODY_READS
+        except OSError as error:
+            # What has a meaning was translated where it happened: this is a full disk, or no files to be opened.
+            logger.info("the command ended in this", exc_info=True)
+            complain(f"the system refused: {error}")
+            code = Exit.NO
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _give_up_stdout()
         except KeyboardInterrupt:
             complain("interrupted")
             code = Exit.INTERRUPTED
         raise typer.Exit(int(code))
 
     return guard
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now. After an interrupt a thread may still be importing torch, whose own end-of-process clean-up
+    then fails with tracebacks that nobody can use.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def _report(error: TaskRouterError, *, as_json: bool) -> Exit:

@@ -56,8 +56,12 @@ def find_inputs(given: Sequence[str], limits: MediaLimits, *, text: bool) -> lis
 def _find(item: str, limits: MediaLimits, *, text: bool) -> Input:
     what = "text" if text else "input"
     if item == STDIN:
+        if sys.stdin is None:
+            raise BadInput("stdin is closed: pipe the input in, or give a path.")
         data = sys.stdin.buffer.read(limits.max_bytes + 1)
         found = Input("stdin", data, what="input on stdin")
+    elif text and not item.strip():
+        raise BadInput("the text is empty: there is nothing to answer.")
     elif text and not os.path.exists(item):
         if re.fullmatch(r"\S*(/|\.[A-Za-z0-9]{1,5})\S*", item):
             note(f"there is no file {item}; it is taken as the text itself")

@@ -39,14 +39,15 @@ def console() -> Console:
 
 
 def note(message: str) -> None:
-    """Something worth knowing that is no answer: on stderr."""
-    print(f"taskrouter: {message}", file=sys.stderr)
+    """Something worth knowing that is no answer: on stderr, if that is open."""
+    if sys.stderr is not None:
+        print(f"taskrouter: {message}", file=sys.stderr)
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """A spinner and the time on stderr while this lasts; nothing at all where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield
         return
     from rich.console import Console

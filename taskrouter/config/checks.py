@@ -16,6 +16,7 @@ from taskrouter.config.frameworks import COMMAND, EXTERNAL, Frameworks, misspelt
 from taskrouter.config.paths import Path
 from taskrouter.config.secrets import show
 from taskrouter.config.sizes import parse_size
+from taskrouter.residency.messages import size
 from taskrouter.types import GIB
 
 QUANTIZATIONS = frozenset({
@@ -96,7 +97,7 @@ def _check_size(path: Path, option: dict[str, Any], data: dict[str, Any], report
     need = _bytes(option.get("vram_gb"), bare=GIB)
     if limit is not None and need is not None and need > limit > 0:
         report((*path, "vram_gb"),
-               f"{need / GIB:.1f} GiB is more than inference.max_memory_per_model ({limit / GIB:.1f} GiB)",
+               f"{size(need)} is more than inference.max_memory_per_model ({size(limit)})",
                "raise that, or remove the option")  # fmt: skip
 
 

@@ -16,6 +16,8 @@ from taskrouter.config.paths import Path
 NOT_YET: dict[str, str] = {
     "tasks.*.fallback": "the options tried when the selected one can't serve in time",
     "tasks.*.when_cold": "what a request does while the model loads",
+    "inference.default_batch_size": "how many inputs a call handles at one time",
+    "inference.max_batch_size": "the most inputs of one call",
     "tasks.*.options.*.sleep": "whether the model may wait in host RAM",
     "tasks.*.options.*.isolation": "a process of its own for the model",
     "tasks.*.options.*.command": "the server to run",
@@ -27,11 +29,13 @@ NOT_YET: dict[str, str] = {
     "memory.policy": "eviction by cost instead of least recent use",
     "memory.host_budget": "the RAM for sleeping models",
     "pipelines": "the tasks that will be needed soon",
-    "engines": "the interpreters of engines that run as child processes",
+    "engines.*.python": "the interpreter of an engine that runs as a child process",
     "providers": "keys and budgets of external providers",
     "server": "the HTTP server",
     "media.remote": "fetching media over HTTP",
     "media.allowed_hosts": "the hosts media may be fetched from",
+    "telemetry.service_name": "the name of this service in traces",
+    "telemetry.otlp_endpoint": "where traces are sent",
     "telemetry.capture_content": "recording what was asked and answered",
     "telemetry.record_trace": "recording requests to be replayed",
 }

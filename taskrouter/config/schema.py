@@ -82,7 +82,7 @@ class OptionFields(Section):
 class TaskFields(Section):
     """A named job, the options that could do it, and the one that is selected."""
 
-    kind: Literal[KINDS] | None = Field(None, description="The contract; inferred from the selected option if missing.")  # type: ignore[valid-type]
+    kind: Literal[KINDS] | None = Field(None, description="What it can be asked; without it, what its model can do.")  # type: ignore[valid-type]
     selected: Text = Field(description="The option that is tried first.")
     fallback: Texts = Field((), description="Options tried in order when the selected one can't serve in time.")
     max_wait_s: Seconds | None = Field(None, description="Bound on queue and load; default inference.max_wait_s.")

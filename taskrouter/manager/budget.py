@@ -30,7 +30,7 @@ class Fit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OptionFit:
-    """One option's line in the table. ``need`` is bytes on each device of ``devices``."""
+    """One option's line in the table. ``need`` is bytes on each device of ``devices``; ``about`` is for people."""
 
     task: str
     option: str
@@ -40,6 +40,7 @@ class OptionFit:
     devices: tuple[DeviceId, ...]
     fit: Fit
     why: str = ""
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +199,26 @@ class Survey:
             return Fit.TOGETHER, placed, ""
         alone = Rooms(self._devices, self._most).where(spec)
         if alone is None:
-            most = max(device.capacity for device in self._devices if any(device.id in p for p in spec.placements))
-            return Fit.NEVER, (), f"it needs {size(spec.need.device_bytes)} and at most {size(most)} can be had"
+            return Fit.NEVER, (), self._too_large(spec)
         beside = alone if spec.pinned and not is_chosen else pins.where(spec)
         if beside is None or (spec.pinned and is_chosen):
+            if pins.left.get(MODEL_SLOTS) == 0:
+                return Fit.NEVER, (), f"what is pinned fills memory.max_models ({self._most})"
             return Fit.NEVER, (), f"it needs {size(spec.need.device_bytes)} beside what is pinned"
         return Fit.SWAPPING, beside, ""
+
+    def _too_large(self, spec: ModelSpec) -> str:
+        """What even the empty machine lacks, in the words of the device that lacks least."""
+        rooms = Rooms(self._devices, self._most)
+        lacking = [
+            (amount - rooms.left.get(device, 0), amount, rooms.left.get(device, 0), device)
+            for devices in spec.placements
+            for device, amount in rooms.need(spec, devices).items()
+            if amount > rooms.left.get(device, 0)
+        ]
+        _, amount, most, device = min(lacking)
+        of = " of host RAM" if not any(device in devices for devices in spec.placements) else ""
+        return f"it needs {size(amount)}{of} and at most {size(most)} can be had"
 
     def _device_fits(
         self, chosen: Iterable[ModelSpec], placed: Mapping[ModelKey, tuple[DeviceId, ...] | None]

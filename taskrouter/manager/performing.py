@@ -43,13 +43,9 @@ from taskrouter.types import Charges, Footprint, ModelKey, ModelRequest
 
 logger = logging.getLogger("taskrouter")
 
-SLICE = 256
-"""Callers woken in one turn of the event loop."""
 UNLOAD_BOUND_S = 10.0
 """How long an unload may take to be seen free; what is missing then is residue."""
 OBSERVE_EVERY_S = 1.0
-OPERATION = "operation"
-"""What the names of tasks that serve a caller begin with."""
 
 
 class Performer(Posting):
@@ -176,7 +172,7 @@ class Performer(Posting):
             self.spans.loaded(key, asyncio.CancelledError(), None)
             self.post(LoadCancelled(key, generation))
         elif (failure := self._failure(request, load, bound if timed_out else None)) is not None:
-            logger.warning("%s could not be loaded: %s", request.label, failure)
+            logger.warning("load of %s failed: %s", request.label, failure)
             self.spans.loaded(key, failure, None)
             self.post(LoadFailed(key, generation, failure, isinstance(failure, errors.OutOfMemory)))
         else:
@@ -329,4 +325,4 @@ class Performer(Posting):
                 self.post(Reclaimed(key, left))
             if not left:
                 self._residue.discard(key)
-                logger.info("%s: what its unload had left behind is free now", key)
+                logger.info("what %s left behind is free now", self.requests[key].label)

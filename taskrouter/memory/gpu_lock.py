@@ -79,9 +79,8 @@ def default_runtime_dir() -> Path:
 def _refusal(uuid: str, holder: str) -> str:
     who = "another manager in this process" if holder == str(os.getpid()) else f"process {holder}"
     return (
-        f"GPU {uuid} is managed by {who}, and two managers would not see each other's models. Share the one that runs: "
-        "`taskrouter serve` there and `connect(url)` here; or set `memory.share: true` with an explicit "
-        "`memory.devices.<device>.budget` in both files."
+        f"GPU {uuid} is managed by {who}, and two managers would not see each other's models. Stop that one, or set "
+        "`memory.share: true` with an explicit `memory.devices.<device>.budget` in both files."
     )
 
 

@@ -151,7 +151,7 @@ class Commits(Store):
         model = want.model
         if want.sources:
             return
-        if any(self._accounts[device].free < 0 for device in want.devices):
+        if any(self._accounts[device].free < 0 for device in want.need):
             # Foreign growth or residue ate what was promised: plan again with what there is.
             self._back_to_blocked(want, now)
             return

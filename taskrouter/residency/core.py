@@ -57,7 +57,6 @@ from taskrouter.residency.events import (
     Unloaded,
 )
 from taskrouter.residency.lifecycle import Lifecycle
-from taskrouter.residency.messages import size
 from taskrouter.residency.records import Model, Phase
 from taskrouter.types import DeviceId, ModelKey
 
@@ -68,12 +67,13 @@ class Residency(Lifecycle):
     def handle(self, event: Event, *, now: float) -> list[Action]:
         """Take an event; answer the actions it leads to, in the order they are to be performed.
 
-        ``now`` is seconds on one monotonic clock; an earlier instant than the last one counts as the last one.
+        ``now`` is seconds on one monotonic clock; an earlier instant than the last one (or none at all, NaN) counts
+        as the last one.
         """
-        if now < self._now:
-            now = self._now
-        else:
+        if now > self._now:
             self._now = now
+        else:
+            now = self._now
         out = self._out = []
         if self._timers and self._timers[0][0] < now:
             # The event comes late: what was due before this instant is over, and must not be granted by it.
@@ -99,15 +99,22 @@ class Residency(Lifecycle):
         model = self._models.get(event.key)
         if model is not None:
             model.spec = replace(model.spec, pinned=event.pinned)
+            self._let_idle(model, now)  # A timer that fired under the pin armed no other.
             self._dirty = True
 
     def _on_reconfigure(self, event: Reconfigure, now: float) -> None:
+        known = self._models.get(event.spec.key)
+        if known is not None and known.spec.keep_alive_s != event.spec.keep_alive_s:
+            known.keep_alive_armed = False  # The timer of the old keep-alive may fire far too late.
         model = self._add(event.spec)
         if model.state is State.READY:
             self._grant_waiting(model, now)
-            if model.spec.keep_alive_s is not None:
-                self._arm_keep_alive(model, now + model.spec.keep_alive_s)
+            self._let_idle(model, now)
         self._dirty = True
+
+    def _let_idle(self, model: Model, now: float) -> None:
+        if model.state is State.READY and model.spec.keep_alive_s is not None and not model.spec.pinned:
+            self._arm_keep_alive(model, now + model.spec.keep_alive_s)
 
     def _on_clear_cooldown(self, event: ClearCooldown, now: float) -> None:
         model = self._models.get(event.key)
@@ -197,8 +204,7 @@ class Residency(Lifecycle):
     def __repr__(self) -> str:
         ready = sum(model.state is State.READY for model in self._resident.values())
         rooms = ", ".join(
-            f"{size(account.charged)[:-4]}/{size(account.capacity)} {device}"
-            for device, account in self._accounts.items()
+            messages.share(device, account.charged, account.capacity) for device, account in self._accounts.items()
         )
         return f"<Residency {ready} ready, {len(self._loading)} loading, {rooms}, {len(self._tickets)} waiting>"
 

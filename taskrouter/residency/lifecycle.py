@@ -50,10 +50,10 @@ class Lifecycle(Requests):
 
     def _learn(self, model: Model, need: Footprint) -> None:
         """A better footprint: never below what a person declared, nor below what an out-of-memory taught."""
-        device_bytes, ram_bytes = need.device_bytes, need.ram_bytes
+        device_bytes = max(need.device_bytes, 0)
         if model.spec.declared:
             device_bytes = max(device_bytes, model.spec.need.device_bytes)
-        ram_bytes = max(ram_bytes, model.spec.need.ram_bytes)
+        ram_bytes = max(need.ram_bytes, model.spec.need.ram_bytes)
         if model.oom_grown:
             device_bytes = max(device_bytes, model.need.device_bytes)
         model.need = Footprint(device_bytes, ram_bytes)
@@ -125,8 +125,8 @@ class Lifecycle(Requests):
         self._load_over(model, event.residue, now)
         if event.out_of_memory and not model.oom_grown and not retired and model.queued and self._grow(model):
             self._want(model, now)
-            if model.want is not None:
-                model.want.evicted = made_room
+            assert model.want is not None
+            model.want.evicted = made_room
             return
         model.oom_grown = False
         reason = Reason.OUT_OF_MEMORY if event.out_of_memory else Reason.LOAD_FAILED
@@ -181,8 +181,6 @@ class Lifecycle(Requests):
     def _cool_down(self, model: Model, now: float) -> None:
         model.state = State.COOLDOWN
         self._refuse_waiting(model, messages.cooldown(model, now))
-        if model.want is not None:
-            self._drop(model.want, now)
 
     def _on_load_stuck(self, event: LoadStuck, now: float) -> None:
         model = self._living(event.key, event.generation, State.LOADING)

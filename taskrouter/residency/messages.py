@@ -18,6 +18,14 @@ def size(amount: int) -> str:
     return f"{amount / GIB:.1f} GiB" if abs(amount) >= GIB else f"{amount / MIB:.1f} MiB"
 
 
+def share(device: DeviceId, part: int, whole: int) -> str:
+    """A part of a whole in the unit of the whole: ``14.0/24.0 GiB cuda:0``, ``2/3 models``."""
+    if device == MODEL_SLOTS:
+        return f"{part}/{whole} models"
+    unit, name = (GIB, "GiB") if abs(whole) >= GIB else (MIB, "MiB")
+    return f"{part / unit:.1f}/{whole / unit:.1f} {name} {device}"
+
+
 def _quantity(device: DeviceId, amount: int) -> str:
     return f"{amount} model{'' if amount == 1 else 's'}" if device == MODEL_SLOTS else size(amount)
 
@@ -104,7 +112,7 @@ def deadline(core: Store, model: Model, waited: float, now: float) -> Refusal:
             )
         else:
             doing = f"it waits for {room} of room; {'in use: ' + names if names else 'older requests come first'}"
-    text = f"{label} was not ready after {waited:.1f} s: {doing}. Ask again later, allow more time, or add a fallback."
+    text = f"{label} was not ready after {waited:.1f} s: {doing}. Ask again later, or allow more time."
     return Refusal(Reason.DEADLINE, model.key, text, retry_after_s=retry)
 
 

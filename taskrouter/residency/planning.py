@@ -54,6 +54,8 @@ class Reserved:
     pending: dict[DeviceId, int] = field(default_factory=dict)
     models: set[Model] = field(default_factory=set)
     devices: set[DeviceId] = field(default_factory=set)
+    warming_up: bool = False
+    """Whether the need of an older warm-up is still being found out."""
 
     def add(self, plan: Plan, *, exclusive: bool) -> None:
         for device, amount in plan.from_free.items():
@@ -92,8 +94,7 @@ class Planner:
 
     def idle_at(self, model: Model, arrival: float) -> float:
         """When an unleased model may be evicted for a ticket of this arrival: its protection and claims are over."""
-        if model.loaded_at is None:
-            return -inf
+        assert model.loaded_at is not None
         settings = self.settings
         if settings.min_residency_s is not None:
             until = model.loaded_at + settings.min_residency_s
@@ -136,12 +137,10 @@ class Planner:
 
     def held_by(self, want: Want) -> frozenset[ModelKey]:
         """Models on which somebody who waits for this want holds a lease."""
-        held: set[ModelKey] = set()
-        if want.model.holders:
-            for ticket in want.model.waiting():
-                for id in ticket.holding:
-                    held.update(key for key, model in self.resident.items() if id in model.leases)
-        return frozenset(held)
+        if not want.model.holders:
+            return frozenset()
+        ids = {id for ticket in want.model.waiting() for id in ticket.holding}
+        return frozenset(key for key, model in self.resident.items() if not ids.isdisjoint(model.leases))
 
     # --- plans --------------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class Requests(Scheduling):
             self._out.append(Refuse((event.ticket,), Refusal(Reason.UNKNOWN_MODEL, event.key, text)))
             return
         joins = model.want is not None or model.state is State.LOADING
-        if not joins or event.holding or event.deadline <= now or self._closed:
+        if not joins or event.holding or not event.deadline > now or self._closed:
             # One more behind others that wait for the same model already is no new question.
             refusal = self._refused_at_once(model, event, now)
             if refusal is not None:
@@ -53,16 +53,15 @@ class Requests(Scheduling):
             self._end_cooldown(model)
         if model.state is State.STUCK:
             return messages.stuck(model, model)
-        if event.deadline <= now:
-            return messages.deadline(self, model, now - (event.arrival or now), now)
+        if not event.deadline > now:  # nor is NaN: nobody could be woken for it
+            return messages.deadline(self, model, now - (now if event.arrival is None else event.arrival), now)
         if model.state in (State.DISK, State.UNLOADING):
             culprit = self._groups.get(model.spec.traits.serial_group or "")
             if culprit is not None and culprit.state is State.STUCK:
                 return messages.stuck(model, culprit)
-            if model.want is None or event.holding:
-                verdict = self._plans.blocked_for_ever(model, event.holding, count_models=self._counts_models)
-                if verdict is not None:
-                    return messages.no_room(self, model, *verdict)
+            verdict = self._plans.blocked_for_ever(model, event.holding, count_models=self._counts_models)
+            if verdict is not None:
+                return messages.no_room(self, model, *verdict)
         return None
 
     def _enqueue(self, model: Model, event: Acquire, now: float) -> None:

@@ -6,7 +6,8 @@ would use and waits; younger ones act only outside the reservations of older one
 
 1. A draining want whose plan is no longer needed (idle victims were found) or no longer possible lifts its drain.
 2. Nothing would suffice: refused if it never could, else it waits for the world to change.
-3. Warm-up and restoring wants take free bytes only.
+3. Warm-up and restoring wants take free bytes only. Warm-up decides in its order: whose need is still being found out
+   comes before those behind it, who would take its bytes, or be refused for bytes it leaves in the end.
 4. Free, pending or idle bytes suffice, and neither the serial group nor a device is taken: commit and evict.
 5. Only busy victims would suffice, and it is time: commit and drain.
 6. Otherwise: reserve, and say when to look again.
@@ -26,6 +27,9 @@ from taskrouter.residency.records import Model, Phase, Ticket, Want
 
 PASS_LIMIT = 64
 """Wants looked at in one pass; those behind are younger than 64 others and can wait for the next."""
+
+LONGEST_WAIT_S = 3600.0
+"""Who waits longer, or without end, is drained for as if it waited so long: half of for ever never comes."""
 
 MOST_PASSES = 1000
 """Passes at one instant. Each but the last refuses, grants, lifts or commits something, so they end by themselves."""
@@ -112,8 +116,7 @@ class Scheduling(Commits):
         if len(open_wants) > 1:
             open_wants = nsmallest(PASS_LIMIT, open_wants, key=self._order)
         for want in open_wants:
-            if self._wants.get(want.model.key) is want:
-                self._consider(want, reserved, now)
+            self._consider(want, reserved, now)
         if self._restore:
             self._restore_next(now)
 
@@ -145,6 +148,11 @@ class Scheduling(Commits):
             self._lift(want.victims, now)
             self._clear_plan(want)
             want.phase = Phase.BLOCKED
+        if first is not None and first.background:  # 3
+            if want.phase is Phase.PREFLIGHT:
+                reserved.warming_up = True
+            elif reserved.warming_up:
+                return
         if plan is None:  # 2
             self._refuse_impossible(want, now)
             if free_only and self._wants.get(model.key) is want and want.phase is Phase.BLOCKED:
@@ -158,7 +166,7 @@ class Scheduling(Commits):
             self._evict(want, plan, now)
         elif plan.mode is Mode.DRAIN and able and self._time_to_drain(want, plan, now):  # 5
             self._drain(want, plan, now)
-        elif not self._hopeless(want, now) or plan.mode <= Mode.IDLE:  # 6
+        else:  # 6
             reserved.add(plan, exclusive=model.spec.traits.exclusive_on_device)
 
     def _able(self, want: Want, plan: Plan, reserved: Reserved) -> bool:
@@ -174,9 +182,6 @@ class Scheduling(Commits):
                 return False
         return not self._plans.taken(plan.devices)
 
-    def _hopeless(self, want: Want, now: float) -> bool:
-        return want.model.queued > 0 and want.model.latest_deadline() < now + want.model.load_s
-
     def _time_to_drain(self, want: Want, plan: Plan, now: float) -> bool:
         """``drain_at = min(arrival + wait/2, deadline − 1.5 × (lease + unload + load))``, if it can help."""
         lease = max(max(victim.lease_s, victim.busy_for(now)) if victim.leases else 0.0 for victim in plan.victims)
@@ -185,7 +190,7 @@ class Scheduling(Commits):
         first = self._first_in_time(want.model, now + busy + unload + want.model.load_s)
         if first is None:
             return False
-        wait = first.deadline - first.arrival
+        wait = min(first.deadline - first.arrival, LONGEST_WAIT_S)
         drain_at = min(first.arrival + wait / 2, first.deadline - 1.5 * (lease + unload + want.model.load_s))
         if drain_at > now:
             self._plans.wake = min(self._plans.wake, drain_at)
@@ -247,7 +252,7 @@ class Scheduling(Commits):
             self._refuse_waiting(model, messages.no_room(self, model, *verdict))
         elif model.holders:
             for ticket in model.waiting():
-                if ticket.holding:
+                if not ticket.holding.isdisjoint(self._granted):
                     blocked = self._plans.blocked_for_ever(model, ticket.holding, count_models=self._counts_models)
                     if blocked is not None:
                         refusal = messages.no_room(self, model, *blocked)

@@ -122,7 +122,7 @@ class Store:
 
     def _refuse_waiting(self, model: Model, refusal: Refusal, only: Ticket | None = None) -> None:
         """Refuse who waits for a model (all, or only one)."""
-        tickets = [ticket for ticket in model.waiting() if only is None or ticket is only]
+        tickets = model.waiting() if only is None else [only]
         for ticket in tickets:
             model.dequeue(ticket)
             del self._tickets[ticket.id]

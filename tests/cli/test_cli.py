@@ -115,6 +115,55 @@ def test_ctrl_c_while_a_model_answers_ends_the_command_with_130(tmp_path: Path) 
     assert "Traceback" not in err
 
 
+INTERRUPTED_BESIDE_A_THREAD = """
+import atexit, sys
+import taskrouter.config
+from taskrouter.cli import main
+
+def interrupt():
+    raise KeyboardInterrupt
+
+taskrouter.config.json_schema = interrupt
+atexit.register(print, "an import in a thread fails now", file=sys.stderr)
+sys.argv = ["taskrouter", "schema"]
+sys.exit(main())
+"""
+
+
+def test_an_interrupt_ends_the_process_before_its_libraries_clean_up() -> None:
+    # Ctrl-C while a thread imported torch: torch's own end-of-process clean-up printed a screen of tracebacks.
+    command = [sys.executable, "-c", INTERRUPTED_BESIDE_A_THREAD]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (Exit.INTERRUPTED, "taskrouter: interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [("demo",), ("validate", "--json"), ("schema",)])
+def test_a_full_disk_behind_stdout_is_one_message(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    write(tmp_path)
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "taskrouter", *arguments]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert ended.returncode == Exit.NO
+    assert ended.stderr.splitlines()[-1].startswith("taskrouter: the system refused: ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_closed_stdout_is_said_before_anything_is_done(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    result = cli("demo")
+    assert (result.code, result.err.count("\n")) == (Exit.NOBODY_READS, 1)
+    assert "stdout is closed" in result.err
+
+
+def test_a_closed_stderr_does_not_end_up_on_stdout(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli("run", "say", "hello").out == "parrot: hello\n"
+    assert (cli("run", "nothing", "hello").code, cli("run", "nothing", "hello").out) == (2, "")
+
+
 def test_an_interrupted_command_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt

@@ -54,6 +54,20 @@ def test_chat_takes_text_a_file_or_stdin(cli: Cli, tmp_path: Path, monkeypatch: 
     assert result.data["answers"][0]["usage"] == {"prompt_tokens": 2, "completion_tokens": 3}
 
 
+def test_a_closed_stdin_is_refused(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    result = cli("run", "say", "-")
+    assert result.code == 2
+    assert "stdin is closed" in result.err
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_text_is_refused(cli: Cli, text: str) -> None:
+    result = cli("run", "say", text)
+    assert result.code == 2
+    assert "the text is empty" in result.err
+
+
 def test_chat_is_streamed_as_it_comes(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces: list[str] = []
     write_out = sys.stdout.write

@@ -255,3 +255,11 @@ def test_a_model_of_the_hub_that_is_not_here_yet_is_not_known_and_no_failure(
     offline = cli("validate", path)
     assert offline.code == 1, "it can't be fetched, by the user's own wish"
     assert "HF_HUB_OFFLINE" in offline.out
+
+
+def test_what_the_file_says_of_an_option_to_people_is_shown_to_them(cli: Cli, tmp_path: Path) -> None:
+    option = "{model_id: a, framework: fake, vram_gb: 1, speed: brisk, fps: 52, description: finds all}"
+    file = write(tmp_path, f"tasks: {{t: {{selected: a, options: {{a: {option}}}}}}}")
+    (shown,) = cli("validate", file, "--device", "24GiB", "--json").data["options"]
+    assert shown["about"] == "brisk, 52 fps: finds all"
+    assert "brisk, 52 fps: finds all" in cli("validate", file, "--device", "24GiB").out

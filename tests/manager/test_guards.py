@@ -173,7 +173,7 @@ def test_another_process_that_has_the_gpu_is_named(tmp_path: Path) -> None:
 
         async def main() -> None:
             async with manage(Stage(tmp_path, A)) as manager:
-                with pytest.raises(errors.DeviceInUse, match=f"process {pid}.*taskrouter serve"):
+                with pytest.raises(errors.DeviceInUse, match=f"process {pid}.*memory.share"):
                     await manager.get_model("a")
 
         asyncio.run(main())

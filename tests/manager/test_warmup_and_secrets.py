@@ -59,20 +59,46 @@ def test_warming_up_takes_only_what_fits_and_reports_the_rest(tmp_path: Path, ca
     play(Stage(tmp_path, tasks), main)
 
 
+def check_slowly(stage: Stage, **seconds: float) -> None:
+    """Let checking these models take so long."""
+    quick = stage.backend.preflight
+
+    async def checking(request: Any) -> Any:
+        await asyncio.sleep(seconds.get(request.label, 0))
+        return await quick(request)
+
+    stage.backend.preflight = checking  # type: ignore[method-assign]
+
+
 def test_warming_up_goes_by_priority_though_another_is_checked_sooner(tmp_path: Path) -> None:
     async def main(stage: Stage) -> None:
-        quick = stage.backend.preflight
-
-        async def checking(request: Any) -> Any:
-            await asyncio.sleep(3 if request.label == "important" else 0)
-            return await quick(request)
-
-        stage.backend.preflight = checking  # type: ignore[method-assign]
+        check_slowly(stage, important=3)
         await stage.manager.warmup_models()
         assert list(stage.manager.loaded_models) == ["important"]
 
     tasks = {"first": {"vram_gb": 6}, "important": {"vram_gb": 6, "priority": 5}}
     play(Stage(tmp_path, tasks), main)
+
+
+def test_warming_up_takes_what_is_left_over_though_larger_ones_are_still_checked(tmp_path: Path) -> None:
+    # The last was refused for bytes that the second, which does not fit in the end, had set aside meanwhile.
+    async def main(stage: Stage) -> None:
+        check_slowly(stage, second=3, third=2)
+        await stage.manager.warmup_models()
+        assert sorted(stage.manager.loaded_models) == ["first", "third"]
+
+    play(
+        Stage(tmp_path, {"first": {"vram_gb": 6, "load_s": 1}, "second": {"vram_gb": 6}, "third": {"vram_gb": 3}}), main
+    )
+
+
+def test_warming_up_keeps_its_order_where_a_need_is_not_known_before_it_is_checked(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        check_slowly(stage, first=3)
+        await stage.manager.warmup_models()
+        assert sorted(stage.manager.loaded_models) == ["first"]
+
+    play(Stage(tmp_path, {"first": {"vram_gb": 0, "bytes": "8GiB"}, "second": {"vram_gb": 6}}), main)
 
 
 def test_warming_up_never_stands_in_the_way_of_a_request(tmp_path: Path) -> None:
