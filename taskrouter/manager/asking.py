@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any
 
 from taskrouter.errors import BadInput
@@ -111,3 +112,12 @@ def _check_number(name: str, value: float | None, least: float | None, most: flo
     if not right or (least is not None and value < least) or (most is not None and value > most):
         bounds = f" from {least} to {most}" if most is not None else f", {least} or more" if least is not None else ""
         raise BadInput(f"{name} is {value!r}; it must be a {'whole ' if whole else ''}number{bounds}")
+
+
+def check_bounds(timeout: float | None, priority: int | None) -> None:
+    """Check how long a caller would wait (seconds) and how much it matters (-1000 to 1000). Raises ``BadInput``."""
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (number and 0 <= timeout < inf):
+        raise BadInput(f"timeout is {timeout!r}; it must be a number of seconds, 0 or more")
+    if priority is not None and (isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) > 1000):
+        raise BadInput(f"priority is {priority!r}; it must be a whole number from -1000 to 1000")

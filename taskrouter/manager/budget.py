@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from taskrouter.config import Catalog
-from taskrouter.manager.specs import Use
+from taskrouter.manager.specs import Use, device_names
 from taskrouter.residency import MODEL_SLOTS
 from taskrouter.residency.messages import size
 from taskrouter.types import CPU, DeviceId, DeviceSpec, Footprint, ModelKey, ModelSpec
@@ -174,7 +174,7 @@ class Survey:
             return OptionFit(task, name, selected, 0, "external", (), Fit.UNAVAILABLE if why else Fit.EXTERNAL, why)
         spec = self._models.get(key)
         if spec is None:
-            why = why or f"it is written for devices {config.devices}, which this machine doesn't have"
+            why = why or f"it is written for {device_names(config)}, which this machine doesn't have"
             need, source = config.vram_bytes, "declared" if config.vram_bytes else "unknown"
             return OptionFit(task, name, selected, need, source, (), Fit.UNAVAILABLE, why)
         source = "declared" if spec.declared else self._known[key][1] if key in self._known else "unknown"

@@ -173,7 +173,7 @@ class Configured:
             self._registry.get(self._requests[key].framework)  # raises what keeps this backend from being used
             have = ", ".join(info.id for info in self._devices)
             raise errors.PreflightFailed(
-                f"{task.task_name}/{name} is written for devices {config.devices}, and this machine has {have}"
+                f"{task.task_name}/{name} is written for {specs.device_names(config)}, and this machine has {have}"
             )
         return Target(
             task=task.task_name,

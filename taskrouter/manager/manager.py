@@ -17,6 +17,7 @@ from opentelemetry.context import Context, get_current
 
 from taskrouter import errors, telemetry
 from taskrouter.manager import reports
+from taskrouter.manager.asking import check_bounds
 from taskrouter.manager.leaks import LeakWatch
 from taskrouter.manager.leases import Lease, Model, held_lease, holding
 from taskrouter.manager.performing import Performer
@@ -78,6 +79,7 @@ class ModelManager(Questions):
         ``InsufficientMemory``, ``Overloaded`` at the deadline, ``LoadFailed``, ``CoolingDown`` and their like.
         """
         performer = self.enter()
+        check_bounds(timeout, priority)
         target = self.target(task_type)
         handle = Model(self, target.task)
         event = self._claim(performer, target, timeout, priority)
@@ -116,6 +118,8 @@ class ModelManager(Questions):
 
         ``option`` leases another option than the selected one. Raises as ``get_model`` does, on entry.
         """
+        if timeout is not None or priority is not None:
+            check_bounds(timeout, priority)
         frame = sys._getframe(1)
         return Lease(self, self.target(task_type, option), timeout, priority, (frame.f_code, frame.f_lineno))
 

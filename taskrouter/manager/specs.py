@@ -68,6 +68,13 @@ def placements(config: ModelConfig, machine: Iterable[DeviceInfo]) -> tuple[tupl
     return (named,) if all(device in present for device in named) else ()
 
 
+def device_names(config: ModelConfig) -> str:
+    """The devices an option is written for, in words: ``2 GPUs``, ``cuda:3``, ``cuda:0 + cuda:1``."""
+    if isinstance(config.devices, int):
+        return f"{config.devices} GPU{'' if config.devices == 1 else 's'}"
+    return " + ".join(config.devices)
+
+
 def uses(catalog: Catalog) -> tuple[Use, ...]:
     """Every local option of every task, in the order of the file."""
     return tuple(

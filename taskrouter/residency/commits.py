@@ -170,7 +170,7 @@ class Commits(Store):
         model.state = State.LOADING
         model.load_started = now
         model.background = want.restoring or (first is not None and first.background)
-        model.used = False
+        model.used = want.restoring and model.used
         self._loading[model.key] = model
         del self._wants[model.key]
         del self._evicting[model.key]

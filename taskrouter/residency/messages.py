@@ -100,6 +100,8 @@ def deadline(core: Store, model: Model, waited: float, now: float) -> Refusal:
         doing = "it is being unloaded, and has to be loaded again"
     elif want is not None and want.phase is Phase.PREFLIGHT:
         retry, doing = model.load_s, "its files were still being checked"
+    elif waited <= 0:
+        retry, doing = model.load_s, "no time was allowed for loading it"
     else:
         busy = [other for other in core.resident_models() if other.leases]
         retry = max((other.busy_for(now) for other in busy), default=0.0) + model.load_s

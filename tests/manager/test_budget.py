@@ -197,7 +197,7 @@ def test_an_option_for_devices_the_machine_lacks_is_a_problem_only_where_it_is_s
     assert "cuda:3" in fits["a/there"].why
     assert found.problems == ()
     again, _ = surveyed(tmp_path, {"a": {"selected": "there", "options": options}})
-    assert again.problems[0].startswith("a/there: can't be used here: it is written for devices")
+    assert again.problems[0].startswith("a/there: can't be used here: it is written for ")
     assert not again.all_resident
 
 

@@ -351,3 +351,26 @@ def test_nothing_keeps_a_model_alive_after_its_unload(tmp_path: Path) -> None:
         assert kept
 
     play(Stage(tmp_path, {"a": {}}), main)
+
+
+def test_a_caller_that_allows_no_time_is_told_so(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        with pytest.raises(errors.Overloaded, match="no time was allowed for loading it"):
+            await stage.manager.get_model("t", timeout=0)
+
+    play(Stage(tmp_path, {"t": {}}), main)
+
+
+@pytest.mark.parametrize("how", [{"timeout": float("nan")}, {"timeout": float("inf")}, {"timeout": -1}, {"timeout": "5"},
+                                 {"priority": 10**400}, {"priority": 1.5}, {"priority": True}])  # fmt: skip
+def test_a_wait_or_a_priority_that_makes_no_sense_is_refused_before_anything_happens(
+    tmp_path: Path, how: dict[str, Any]
+) -> None:
+    async def main(stage: Stage) -> None:
+        with pytest.raises(errors.BadInput, match=next(iter(how))):
+            await stage.manager.get_model("a", **how)
+        with pytest.raises(errors.BadInput, match=next(iter(how))):
+            stage.manager.lease("a", **how)
+        assert stage.backend.events == []
+
+    play(Stage(tmp_path, {"a": {}}), main)

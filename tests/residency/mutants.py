@@ -205,6 +205,12 @@ MUTANTS = [
         "cases days",
     ),
     Mutant(
+        "starts a load into host memory that others took",
+        "free < 0 for device in want.need):",
+        "free < 0 for device in want.devices):",
+        "cases",
+    ),
+    Mutant(
         "loads nothing back after a failed load",
         "        self._restore.update((victim.key, victim) for victim in evicted)\n",
         "        pass\n",

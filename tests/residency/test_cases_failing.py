@@ -211,6 +211,19 @@ def test_a_failed_load_leaves_who_was_serving_and_loads_back_what_it_had_evicted
     assert (load.key, load.reason, load.ticket) == (A, ev.Reason.RESTORE, None)
 
 
+def test_what_was_loaded_back_is_loaded_back_again_though_nobody_used_it_in_between(core: CoreFactory) -> None:
+    world = Stage(core, spec("a", 5, selected=True), spec("c", 6), room=10)
+    world.resident("a")
+    for _ in range(2):
+        world.advance(100.0)
+        world.ask("c")
+        assert world.said == ["Unload a for c"]
+        world.unloaded("a")
+        assert world.failed("c")[-1] == "Load a"
+        world.loaded("a")
+        world.tell(ev.ClearCooldown(ModelKey("c")))
+
+
 def test_an_engine_that_dies_is_cleared_away_and_started_again_for_the_next_request(core: CoreFactory) -> None:
     world = Stage(core, spec("a", 8))
     world.resident("a")

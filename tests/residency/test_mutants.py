@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from . import fuzz, test_cases, test_cases_books, test_cases_failing, test_cases_people, test_cases_rare, test_traffic
+from . import (
+    fuzz,
+    test_cases,
+    test_cases_books,
+    test_cases_crossed,
+    test_cases_failing,
+    test_cases_people,
+    test_cases_rare,
+    test_traffic,
+)
 from .account import CoreFactory
 from .mutants import MUTANTS, Mutant, compiled, grow, sources
 
@@ -48,7 +57,7 @@ def traffic(core: CoreFactory) -> str | None:
 
 HARNESSES: dict[str, Harness] = {"cases": cases, "days": days, "traffic": traffic}
 
-CASES = (test_cases, test_cases_books, test_cases_failing, test_cases_people, test_cases_rare)
+CASES = (test_cases, test_cases_books, test_cases_crossed, test_cases_failing, test_cases_people, test_cases_rare)
 
 CLAIMS = [
     pytest.param(mutant, name, id=f"{mutant.name}: {name}") for mutant in MUTANTS for name in mutant.caught_by.split()

@@ -299,6 +299,7 @@ def test_a_deadline_of_a_cold_model_says_who_was_in_the_way_or_that_the_time_was
     assert "4.0 GiB of room" in short.message
     assert "it waits for 4.0 GiB of room; in use: large (1 in use)" in long.message
     assert long.retry_after_s == pytest.approx(50.0)
+    assert "no time was allowed for loading it" in messages.deadline(core, small, 0.0, 50.0).message
     core.handle(events.Release(TicketId(1)), now=60.0)
     assert "older requests come first" in messages.deadline(core, small, 15.0, 60.0).message
 
