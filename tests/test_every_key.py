@@ -1,0 +1,92 @@
+"""Case 25: every key of models.yaml observably acts, or says that it doesn't yet. The list comes from the schema."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from taskrouter.backends.fake import FakeModel
+from taskrouter.config.not_yet import NOT_YET
+from taskrouter.manager import ModelManager, StillMachine
+from taskrouter.verbs import ClassifyRequest, Label
+from tests.manager.test_keys import ROWS
+from tests.test_docs_models_yaml import SCHEMA
+
+TESTS = Path(__file__).parent
+
+SHOWN_BY = {
+    "tasks.*.options.*.model_id": "test_a_folder_is_found_beside_the_configuration",
+    "tasks.*.options.*.framework": "test_an_unknown_framework_names_the_nearest_and_the_plug_in_point",
+    "tasks.*.options.*.revision": "test_everything_that_reaches_load_is_part_of_the_identity",
+    "tasks.*.options.*.quantization": "test_on_load_quantization_needs_a_gpu",
+    "tasks.*.options.*.dtype": "test_the_estimate_follows_dtype_context_and_devices",
+    "tasks.*.options.*.max_context": "test_max_context_bounds_prompt_and_answer",
+    "tasks.*.options.*.trust_remote_code": "test_code_in_the_checkpoint_needs_the_key_that_allows_it",
+    "tasks.*.options.*.engine_args": "test_known_arguments_pass",
+    "tasks.*.options.*.speed": "test_what_the_file_says_of_an_option_to_people_is_shown_to_them",
+    "tasks.*.options.*.fps": "test_what_the_file_says_of_an_option_to_people_is_shown_to_them",
+    "tasks.*.options.*.description": "test_what_the_file_says_of_an_option_to_people_is_shown_to_them",
+    "tasks.*.options.*.provider": "test_an_external_option_is_described_and_its_key_is_never_shown",
+    "tasks.*.options.*.api_endpoint": "test_an_external_option_is_described_and_its_key_is_never_shown",
+    "tasks.*.options.*.requires_api_key": "test_an_external_option_is_described_and_its_key_is_never_shown",
+    "inference.max_memory_per_model": "test_option_over_the_limit_for_one_model_is_refused",
+    "memory.share": "test_a_gpu_may_be_shared_where_the_file_says_so",
+    "media.roots": "test_the_limits_of_the_file_reach_every_call",
+    "media.max_bytes": "test_the_limits_of_the_file_reach_every_call",
+    "media.max_pixels": "test_the_limits_of_the_file_reach_every_call",
+    "media.max_seconds": "test_the_limits_of_the_file_reach_every_call",
+}
+"""Keys that no row of the manager's table covers, and the test that shows each."""
+
+
+def leaves() -> list[str]:
+    return [path for path in SCHEMA if not any(other.startswith(path + ".") for other in SCHEMA)]
+
+
+def acts_later(path: str) -> bool:
+    return any(path == marked or path.startswith(marked + ".") for marked in NOT_YET)
+
+
+def in_a_row(path: str) -> bool:
+    rows = {name for name, *_ in ROWS}
+    return path in rows or (path.startswith("tasks.") and path.split(".")[-1] in rows)
+
+
+@pytest.mark.parametrize("path", leaves())
+def test_every_key_is_shown_to_act_or_is_marked_as_not_acting_yet(path: str) -> None:
+    assert acts_later(path) + in_a_row(path) + (path in SHOWN_BY) == 1, path
+
+
+def test_every_test_that_is_said_to_show_a_key_is_there() -> None:
+    texts = "\n".join(file.read_text(encoding="utf-8") for file in TESTS.rglob("test_*.py"))
+    there = set(re.findall(r"def (test_\w+)", texts))
+    assert set(SHOWN_BY.values()) <= there
+    assert SHOWN_BY.keys() <= SCHEMA.keys()
+
+
+def test_the_limits_of_the_file_reach_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ClassifyRequest] = []
+
+    async def remember(self: FakeModel, verb: str, request: Any) -> Any:
+        asked.append(request)
+        return (Label("a", 1.0),)
+
+    monkeypatch.setattr(FakeModel, "call", remember)
+    media = {"roots": ["pictures"], "max_bytes": "3MiB", "max_pixels": 77, "max_seconds": 5}
+    option = {"model_id": "m", "framework": "fake", "vram_gb": 1, "engine_args": {"bytes": "1GiB"}}
+    file = tmp_path / "models.yaml"
+    file.write_text(yaml.safe_dump({"tasks": {"t": {"selected": "m", "options": {"m": option}}}, "media": media}))
+
+    async def main() -> None:
+        async with ModelManager(file, machine=StillMachine({"cuda:0": 4 << 30})) as manager:
+            await (await manager.get_model("t")).classify("picture.png")
+
+    asyncio.run(main())
+    limits = asked[0].limits
+    assert (limits.max_bytes, limits.max_pixels, limits.max_seconds) == (3 << 20, 77, 5.0)
+    assert limits.roots == (str((tmp_path / "pictures").resolve()),)
