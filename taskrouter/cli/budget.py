@@ -12,6 +12,7 @@ from taskrouter.config import Catalog, ModelConfig
 from taskrouter.manager import Budget, Fit, OptionFit
 from taskrouter.manager.specs import uses
 from taskrouter.types import DeviceId
+from taskrouter.verbs import VERBS_OF_KIND
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +40,11 @@ def judged(budget: Budget, catalog: Catalog, needs: Needs) -> Budget:
         key = keys.get((fit.task, fit.option))
         if key in needs.barred and fit.fit is not Fit.NEVER:
             return replace(fit, fit=Fit.UNAVAILABLE, devices=(), why=needs.barred[key])
+        kind = catalog.tasks[fit.task].kind
+        can = needs.verbs.get(key) if key is not None else None
+        if kind is not None and can and not can & VERBS_OF_KIND[kind] and fit.fit is not Fit.NEVER:
+            why = f"the task is of kind {kind}, and this model can only {', '.join(sorted(can))}"
+            return replace(fit, fit=Fit.UNAVAILABLE, devices=(), why=why)
         if fit.fit is Fit.UNKNOWN and key in needs.unknown:
             return replace(fit, why=needs.unknown[key])
         if most is not None and fit.need > most and fit.fit not in _BAD:

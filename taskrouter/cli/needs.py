@@ -24,11 +24,14 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 @dataclass(slots=True)
 class Needs:
-    """Bytes and where they come from (``estimated``, ``measured``); models that can't be loaded; models not known."""
+    """Bytes and where they come from (``estimated``, ``measured``); models that can't be loaded; models not known; and
+    what those that were checked can do.
+    """
 
     known: dict[ModelKey, tuple[int, str]] = field(default_factory=dict)
     barred: dict[ModelKey, str] = field(default_factory=dict)
     unknown: dict[ModelKey, str] = field(default_factory=dict)
+    verbs: dict[ModelKey, frozenset[str]] = field(default_factory=dict)
 
 
 async def find_needs(
@@ -48,6 +51,7 @@ async def find_needs(
             try:
                 async with asyncio.timeout(bound_s):
                     found = await registry.get(use.request.framework).preflight(use.request)
+                needs.verbs[key] = found.verbs
                 if found.need is not None:
                     needs.known[key] = (found.need.device_bytes, "estimated")
             except TimeoutError:

@@ -146,7 +146,9 @@ class Survey:
         return Budget(
             devices=self._device_fits(chosen.values(), placed),
             options=options,
-            all_resident=not problems and all(where is not None for where in placed.values()),
+            all_resident=not problems
+            and all(where is not None for where in placed.values())
+            and not any(fit.selected and fit.fit is Fit.UNKNOWN for fit in options),
             servable=not problems,
             problems=problems,
         )

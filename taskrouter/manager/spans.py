@@ -113,6 +113,7 @@ class Spans:
         self._unloading[action.key] = telemetry.start_unload_span(
             self._tracer,
             telemetry.context_of(eviction.span) if eviction else asked or self._context(action.ticket),
+            task=self._task(action.ticket),
             model=action.key,
             option=request.label,
             framework=request.framework,

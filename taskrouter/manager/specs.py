@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from taskrouter.backends.registry import Registry
 from taskrouter.config import Catalog, ModelConfig, TaskConfig, model_request
@@ -76,13 +76,24 @@ def device_names(config: ModelConfig) -> str:
 
 
 def uses(catalog: Catalog) -> tuple[Use, ...]:
-    """Every local option of every task, in the order of the file."""
-    return tuple(
+    """Every local option of every task, in the order of the file.
+
+    A model is called by its option's name; by task and option where several models would be called the same.
+    """
+    found = [
         Use(task.task_name, name, option, model_request(task, name, catalog=catalog))
         for task in catalog.tasks.values()
         for name, option in task.options.items()
         if not option.is_external
-    )
+    ]
+    models: dict[str, set[ModelKey]] = {}
+    for use in found:
+        models.setdefault(use.option, set()).add(use.request.key)
+    return tuple(use if len(models[use.option]) == 1 else replace(use, request=_fully_named(use)) for use in found)
+
+
+def _fully_named(use: Use) -> ModelRequest:
+    return replace(use.request, label=f"{use.task}/{use.option}")
 
 
 def model_specs(
@@ -127,7 +138,7 @@ def _spec(
     vram, ram = max(config.vram_bytes for config in configs), max(config.ram_bytes for config in configs)
     return ModelSpec(
         key=key,
-        label=first.option,
+        label=first.request.label,
         need=Footprint(vram, ram),
         placements=where,
         traits=traits,

@@ -263,3 +263,15 @@ def test_what_the_file_says_of_an_option_to_people_is_shown_to_them(cli: Cli, tm
     (shown,) = cli("validate", file, "--device", "24GiB", "--json").data["options"]
     assert shown["about"] == "brisk, 52 fps: finds all"
     assert "brisk, 52 fps: finds all" in cli("validate", file, "--device", "24GiB").out
+
+
+def test_a_kind_that_the_model_can_not_do_is_no_fit(cli: Cli, tmp_path: Path) -> None:
+    option = "{model_id: a, framework: fake, vram_gb: 1, engine_args: {verbs: [classify]}}"
+    file = write(tmp_path, f"tasks: {{t: {{kind: chat, selected: a, options: {{a: {option}}}}}}}")
+    result = cli("validate", file, "--device", "24GiB", "--json")
+    assert result.code == 1
+    (shown,) = result.data["options"]
+    assert (shown["fit"], shown["why"]) == (
+        "can't be used here",
+        "the task is of kind chat, and this model can only classify",
+    )

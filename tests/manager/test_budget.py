@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from taskrouter import errors
 from taskrouter.config.catalog import Unavailable
 from taskrouter.manager.budget import Budget, Fit, OptionFit, Rooms, Survey
 from taskrouter.residency import MODEL_SLOTS
 from taskrouter.types import CPU, GIB, DeviceId, DeviceSpec, Footprint, ModelKey, ModelSpec
 
-from .stage import Stage, option
+from .stage import Stage, option, play
 
 GPU0, GPU1 = DeviceId("cuda:0"), DeviceId("cuda:1")
 TWO = {"cuda:0": 10 * GIB, "cuda:1": 6 * GIB}
@@ -216,3 +217,25 @@ def test_an_external_option_needs_no_room_and_is_a_problem_only_where_it_cannot_
     assert (line.fit, line.source, line.need) == (Fit.EXTERNAL if usable else Fit.UNAVAILABLE, "external", 0)
     assert found.all_resident is usable
     assert found.problems == (() if usable else ("a/cloud: can't be used here: no provider is installed",))
+
+
+def test_models_that_would_be_called_the_same_are_called_by_task_and_option(tmp_path: Path) -> None:
+    twice = {
+        name: {"selected": "x", "options": {"x": option(name, 6, pinned=name == "one")}} for name in ("one", "two")
+    }
+    stage = Stage(tmp_path, twice)
+
+    async def main(stage: Stage) -> None:
+        await stage.manager.get_model("one")
+        with pytest.raises(errors.AllPinned, match=r"two/x needs .* pinned \(one/x 6.0 GiB\)"):
+            await stage.manager.get_model("two")
+
+    play(stage, main)
+
+
+def test_what_needs_nobody_knows_how_much_is_not_said_to_fit(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, {"a": {"vram_gb": 0}, "b": {"vram_gb": 1}})
+    found = stage.manager.validate_memory_budget()
+    assert found["valid"] is False
+    assert found["servable"] is True
+    assert found["model_requirements"]["a"]["fit"] == "need not known yet"

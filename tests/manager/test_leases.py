@@ -361,8 +361,18 @@ def test_a_caller_that_allows_no_time_is_told_so(tmp_path: Path) -> None:
     play(Stage(tmp_path, {"t": {}}), main)
 
 
-@pytest.mark.parametrize("how", [{"timeout": float("nan")}, {"timeout": float("inf")}, {"timeout": -1}, {"timeout": "5"},
-                                 {"priority": 10**400}, {"priority": 1.5}, {"priority": True}])  # fmt: skip
+NONSENSE = [
+    {"timeout": float("nan")},
+    {"timeout": float("inf")},
+    {"timeout": -1},
+    {"timeout": "5"},
+    {"priority": 10**400},
+    {"priority": 1.5},
+    {"priority": True},
+]
+
+
+@pytest.mark.parametrize("how", NONSENSE, ids=range(len(NONSENSE)))
 def test_a_wait_or_a_priority_that_makes_no_sense_is_refused_before_anything_happens(
     tmp_path: Path, how: dict[str, Any]
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_request_its_eviction_and_its_load_are_one_trace(tmp_path: Path) -> No
             "reason": "room_needed",
         }
         assert known(unloading) == {
+            "task": "b",
             "option": "a",
             "model": a,
             "framework": "fake",
