@@ -197,7 +197,7 @@ def test_verbose_logs_what_the_error_alone_does_not_say(tmp_path: Path) -> None:
         process = start(*flags, "run", "look", "--option", "blind", __file__)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert (" taskrouter: blind could not be loaded" in err) is logged, err
+        assert (" taskrouter: load of blind failed" in err) is logged, err
 
 
 # --- completion -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from .stage import Stage, option, play, settle, spawn
 FAST = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-DEEP = settings(FAST, max_examples=400, derandomize=False)
+DEEP = settings(FAST, max_examples=400)
 SECONDS = st.sampled_from([0.0, 0.5, 1.0, 3.0, 7.0])
 
 
