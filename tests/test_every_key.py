@@ -22,7 +22,7 @@ TESTS = Path(__file__).parent
 SHOWN_BY = {
     "tasks.*.options.*.model_id": "test_a_folder_is_found_beside_the_configuration",
     "tasks.*.options.*.framework": "test_an_unknown_framework_names_the_nearest_and_the_plug_in_point",
-    "tasks.*.options.*.revision": "test_everything_that_reaches_load_is_part_of_the_identity",
+    "tasks.*.options.*.revision": "test_keys_that_could_do_nothing_are_refused",
     "tasks.*.options.*.quantization": "test_on_load_quantization_needs_a_gpu",
     "tasks.*.options.*.dtype": "test_the_estimate_follows_dtype_context_and_devices",
     "tasks.*.options.*.max_context": "test_max_context_bounds_prompt_and_answer",

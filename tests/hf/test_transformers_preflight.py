@@ -88,6 +88,15 @@ async def test_what_cannot_work_is_named(
     assert chat_folder.name in str(refused.value)
 
 
+async def test_keys_that_could_do_nothing_are_refused(
+    backend: TransformersBackend, chat_folder: Path, image_folder: Path
+) -> None:
+    with pytest.raises(PreflightFailed, match=r"revision 'main' names a version on the hub.*is a folder"):
+        await backend.preflight(request(chat_folder, revision="main"))
+    with pytest.raises(PreflightFailed, match="max_context bounds the text of a chat model"):
+        await backend.preflight(request(image_folder, max_context=128))
+
+
 async def test_known_arguments_pass(backend: TransformersBackend, chat_folder: Path) -> None:
     arguments = {"attn-implementation": "eager", "use_safetensors": True}
     assert await backend.preflight(request(chat_folder, engine_args=arguments, max_context="auto", dtype="auto"))

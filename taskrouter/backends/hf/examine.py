@@ -108,6 +108,7 @@ def _examine(request: ModelRequest) -> Checkpoint:
     )
     config = read_config(folder)
     architecture, family = _family(request, config)
+    _refuse_idle_keys(request, family)
     require_packages(NEEDS[family])
     _check_files(request, folder, family)
     _check_quantization(request, config)
@@ -125,6 +126,20 @@ def _examine(request: ModelRequest) -> Checkpoint:
         devices=request.devices if isinstance(request.devices, int) else len(request.devices),
     )
     return Checkpoint(folder, config, architecture, family, arguments, dtype, context, weights, cache_bytes, need)
+
+
+def _refuse_idle_keys(request: ModelRequest, family: Family) -> None:
+    """A key that could do nothing here is refused, not ignored."""
+    if request.revision is not None and (Path(request.base_dir) / request.model_id).is_dir():
+        raise PreflightFailed(
+            f"{request.label}: revision {request.revision!r} names a version on the hub, and "
+            f"{request.model_id} is a folder. Remove revision."
+        )
+    if request.max_context is not None and family is not Family.CHAT:
+        raise PreflightFailed(
+            f"{request.label}: max_context bounds the text of a chat model, and {request.model_id} is a classifier. "
+            "Remove max_context."
+        )
 
 
 def require_packages(names: Iterable[str]) -> None:
