@@ -19,9 +19,12 @@ memory: {devices: {cuda:0: {budget: 24GiB}}}
 
 
 @contextlib.asynccontextmanager
-async def fake_manager() -> AsyncIterator[ModelManager]:
+async def fake_manager(known: int = 2) -> AsyncIterator[ModelManager]:
+    """``known`` models stand in the file; two of them are ever used."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "models.yaml"
-        path.write_text(FILE, encoding="utf-8")
+        others = "".join(f"      o{n}: {{model_id: o{n}, framework: fake}}\n" for n in range(known - 2))
+        many = f"  many:\n    selected: o0\n    options:\n{others}" if others else ""
+        path.write_text(FILE.replace("memory:", many + "memory:"), encoding="utf-8")
         async with ModelManager(path, machine=StillMachine({"cuda:0": 24 * GIB})) as manager:
             yield manager

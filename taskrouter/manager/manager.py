@@ -121,7 +121,9 @@ class ModelManager(Questions):
         if timeout is not None or priority is not None:
             check_bounds(timeout, priority)
         frame = sys._getframe(1)
-        return Lease(self, self.target(task_type, option), timeout, priority, (frame.f_code, frame.f_lineno))
+        known = self._targets.get(task_type) if option is None else None
+        target = known if known is not None else self.target(task_type, option)
+        return Lease(self, target, timeout, priority, (frame.f_code, frame.f_lineno))
 
     async def unload_model(self, task_type: str, *, force: bool = False) -> None:
         """Unload the task's model: operations at work finish first (``force``: are told to stop), waiters are refused.

@@ -212,7 +212,10 @@ async def test_shards_are_loaded_as_one_model(backend: TransformersBackend, chat
 
 
 async def test_a_full_disk_while_loading_says_so(
-    backend: TransformersBackend, spoil: Spoil, monkeypatch: pytest.MonkeyPatch
+    backend: TransformersBackend,
+    spoil: Spoil,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """A checkpoint's own code is copied into a cache before it runs: the one thing that a load writes."""
     import json
@@ -226,11 +229,13 @@ async def test_a_full_disk_while_loading_says_so(
     (folder / "modeling_own.py").write_text("from transformers import LlamaForCausalLM as OwnForCausalLM\n")
 
     def full(source: Any, target: Any, **_: Any) -> None:
-        raise OSError(28, "No space left on device", str(target))
+        raise OSError(28, "No space left on device", str(source), None, str(target))
 
+    cache = tmp_path_factory.mktemp("modules")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(cache))
     monkeypatch.setattr(shutil, "copy", full)
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(LoadFailed, match=r"the disk is full \(.*modeling_own.py\)"):
+    with pytest.raises(LoadFailed, match=rf"the disk is full \({cache}.*modeling_own.py\)"):
         await backend.load(request(folder, trust_remote_code=True), (CPU,), CHARGES)
 
 

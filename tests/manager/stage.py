@@ -166,3 +166,19 @@ async def until(moment: float) -> None:
 def spawn(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Another caller: not one that holds what this one holds."""
     return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+
+
+THREE = {"a": {"vram_gb": 4}, "b": {"vram_gb": 4}, "c": {"vram_gb": 4}}
+CLAUDE = {
+    "selected": "claude",
+    "options": {
+        "claude": {
+            "model_id": "claude-sonnet-4-5",
+            "framework": "external_api",
+            "provider": "anthropic",
+            "api_endpoint": "https://api.anthropic.com",
+            "requires_api_key": True,
+        },
+        "local": option("local"),
+    },
+}

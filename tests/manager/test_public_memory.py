@@ -12,23 +12,7 @@ from taskrouter import errors
 from taskrouter.manager import Fit
 from taskrouter.types import GIB
 
-from .stage import ONE, Stage, option, play, settle
-
-THREE = {"a": {"vram_gb": 4}, "b": {"vram_gb": 4}, "c": {"vram_gb": 4}}
-CLAUDE = {
-    "selected": "claude",
-    "options": {
-        "claude": {
-            "model_id": "claude-sonnet-4-5",
-            "framework": "external_api",
-            "provider": "anthropic",
-            "api_endpoint": "https://api.anthropic.com",
-            "requires_api_key": True,
-        },
-        "local": option("local"),
-    },
-}
-
+from .stage import CLAUDE, ONE, THREE, Stage, play, settle
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 

@@ -14,22 +14,7 @@ from taskrouter import ModelManager, errors
 from taskrouter.manager import Model
 from taskrouter.types import GIB
 
-from .stage import Stage, option, play, settle
-
-THREE = {"a": {"vram_gb": 4}, "b": {"vram_gb": 4}, "c": {"vram_gb": 4}}
-CLAUDE = {
-    "selected": "claude",
-    "options": {
-        "claude": {
-            "model_id": "claude-sonnet-4-5",
-            "framework": "external_api",
-            "provider": "anthropic",
-            "api_endpoint": "https://api.anthropic.com",
-            "requires_api_key": True,
-        },
-        "local": option("local"),
-    },
-}
+from .stage import CLAUDE, THREE, Stage, option, play, settle
 
 
 def test_making_a_manager_touches_nothing_but_the_file(tmp_path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
+import os
+import shutil
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,5 +76,43 @@ def test_a_real_stream_that_is_left_early_stops_and_ends_its_lease(manager: Mode
             await chunks.aclose()
             assert all(not status.leases for status in manager.statistics().models.values())
             assert not manager.leases
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_while_one_model_loads_costs_nothing_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a load writes is the checkpoint's own code, copied into a cache before it runs."""
+    pytest.importorskip("torch").set_num_threads(1)
+    own = tmp_path / "own"
+    shutil.copytree(SAMPLES / "claims", own)
+    config = json.loads((own / "config.json").read_text(encoding="utf-8"))
+    config |= {"architectures": ["Own"], "auto_map": {"AutoModelForCausalLM": "modeling_own.Own"}}
+    (own / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (own / "modeling_own.py").write_text("from transformers import LlamaForCausalLM as Own\n", encoding="utf-8")
+    tasks = {
+        "shapes": {"model_id": str(SAMPLES / "shapes"), "framework": "transformers"},
+        "own": {"model_id": str(own), "framework": "transformers", "trust_remote_code": True},
+    }
+    whole = {name: {"selected": name, "options": {name: option}} for name, option in tasks.items()}
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"tasks": whole, "media": {"roots": [str(SAMPLES)]}}), encoding="utf-8")
+
+    def full(source: Any, target: Any, **_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+    async def main() -> None:
+        async with ModelManager(file, machine=StillMachine({"cpu": 4 * GIB})) as manager:
+            async with manager.lease("shapes") as shapes:
+                with monkeypatch.context() as patch:
+                    patch.setattr(shutil, "copy", full)
+                    patch.setattr(shutil, "copyfile", full)
+                    with pytest.raises(errors.TaskRouterError, match="the disk is full"):
+                        await manager.get_model("own")
+                labels = await shapes.classify(SAMPLES / "media" / "red-circle.png", top_k=1)
+                assert labels[0].label == "red circle"
+            assert list(manager.loaded_models) == ["shapes"]
+            manager._core.check()
 
     asyncio.run(main())

@@ -28,7 +28,9 @@ def load_error(error: BaseException, label: str) -> ModelUnavailable:
         )
     for each in _chain(error):
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" ({each.filename})" if each.filename else ""
+            # Of a copy the error names source and target, and it is the target's disk that is full.
+            place = each.filename2 or each.filename
+            where = f" ({place})" if place else ""
             return LoadFailed(
                 f"{label} could not be loaded: the disk is full{where}. Free some room there and ask again."
             )
