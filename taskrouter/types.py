@@ -120,7 +120,11 @@ class DeviceReading:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """Everything that reaches a backend's ``load()``: a model's identity is just this, less ``key`` and ``label``."""
+    """Everything that reaches a backend's ``load()``: a model's identity is just this, less what names or watches it.
+
+    ``key`` and ``label`` name it. ``hang_timeout_s`` only says how long an engine may be silent before it counts as
+    hung. ``python`` is the interpreter an engine runs under (``None``: this one), an absolute path.
+    """
 
     key: ModelKey
     label: str
@@ -136,4 +140,7 @@ class ModelRequest:
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     command: tuple[str, ...] = ()
     health: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    python: str | None = None
+    hang_timeout_s: float = 60.0
     base_dir: str = "."

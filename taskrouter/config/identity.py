@@ -11,6 +11,7 @@ from typing import Any
 from taskrouter.config.catalog import Catalog, ModelConfig, TaskConfig
 from taskrouter.config.frameworks import EXTERNAL
 from taskrouter.config.frozen import thaw
+from taskrouter.config.schema import HANG_TIMEOUT_S
 from taskrouter.config.secrets import show
 from taskrouter.errors import UnknownOption
 from taskrouter.types import ModelKey, ModelRequest
@@ -40,10 +41,13 @@ def model_request(task: TaskConfig, option_name: str, *, catalog: Catalog) -> Mo
         "engine_args": thaw(option.engine_args),
         "command": option.command,
         "health": option.health,
+        "env": thaw(option.env),
+        "python": interpreter(framework, catalog),
     }
     return ModelRequest(
-        key=_key(loaded, [*_beside(option), _interpreter(framework, catalog)]),
+        key=_key(loaded, _beside(option)),
         label=option_name,
+        hang_timeout_s=catalog.engines[framework].hang_timeout_s if framework in catalog.engines else HANG_TIMEOUT_S,
         base_dir=catalog.base_dir,
         **loaded,
     )
@@ -70,7 +74,8 @@ def _beside(option: ModelConfig) -> list[str | None]:
     return [option.provider, option.api_endpoint] if option.is_external else []
 
 
-def _interpreter(framework: str, catalog: Catalog) -> str | None:
+def interpreter(framework: str, catalog: Catalog) -> str | None:
+    """The interpreter the file names for this engine, as an absolute path; ``None`` where it names none."""
     engine = catalog.engines.get(framework)
     if engine is None or engine.python is None:
         return None

@@ -30,6 +30,9 @@ from taskrouter.verbs import KINDS
 
 Count = Annotated[Whole, Field(ge=1, le=10**9)]
 
+HANG_TIMEOUT_S = 60.0
+"""How long an engine may be silent, in seconds, where the file doesn't say."""
+
 
 class Section(BaseModel):
     """A mapping of the file: closed, frozen, and strict about types."""
@@ -68,8 +71,9 @@ class OptionFields(Section):
     isolation: Literal["in_process", "process"] = Field("in_process", description="transformers: where it lives.")
     trust_remote_code: Flag = Field(False, description="Run code that comes with the model.")
     engine_args: Free = Field(default_factory=dict, description="Arguments handed to the framework as they are.")
-    command: Words = Field((), description="command: a server with the OpenAI API; {model_id}, {port} are filled.")
+    command: Words = Field((), description="command: the server to run; {port}, {model_id}, {device}, {api_key} are filled.")
     health: Annotated[str, Field(pattern=r"^/\S*$")] | None = Field(None, description="command: answers when ready.")
+    env: Table[str] = Field(default_factory=dict, description="Engines: variables of its environment.")
     provider: Text | None = Field(None, description="external_api: anthropic, openai, google, or a plug-in's name.")
     api_endpoint: Url | None = Field(None, description="external_api: full URL.")
     requires_api_key: Flag = Field(False, description="external_api: it needs a key, from the environment.")
@@ -128,6 +132,7 @@ class EngineConfig(Section):
 
     python: Text | None = Field(None, description="Its own interpreter.")
     start_timeout_s: Seconds = Field(600.0, description="Bound on its start.")
+    hang_timeout_s: Seconds = Field(HANG_TIMEOUT_S, description="Silent for so long, it counts as hung.")
 
 
 class ProviderConfig(Section):
