@@ -23,7 +23,10 @@ VERBS_OF_KIND: Mapping[str, frozenset[str]] = {
 
 KINDS: tuple[str, ...] = tuple(VERBS_OF_KIND)
 
-STREAMING_VERBS = frozenset({"stream_chat"})
+PASS_THROUGH = frozenset({"request", "stream_request"})
+"""What a task of any kind can be asked where its model is served over HTTP: the server's own API, as it is."""
+
+STREAMING_VERBS = frozenset({"stream_chat", "stream_request"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +51,33 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """The text of a chat answer. ``finish_reason`` is ``stop`` or ``length``, as in the OpenAI API."""
+    """The text of a chat answer. ``finish_reason`` is ``stop``, ``length`` or ``tool_calls``, as in the OpenAI API.
+
+    ``tool_calls`` are in that API's shape; ``reasoning`` is what the model thought aloud, where the server tells it
+    apart. ``raw`` is the server's whole answer (logprobs, further choices), where there is a server.
+    """
 
     text: str
     finish_reason: str = "stop"
     usage: Usage | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    reasoning: str | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatChunk:
-    """One piece of a streamed chat answer; the last one has the ``finish_reason`` and the usage."""
+    """One piece of a streamed chat answer; the last one has the ``finish_reason`` and the usage.
+
+    ``tool_calls`` are pieces too, in the OpenAI API's shape; ``raw`` is the server's chunk, where there is a server.
+    """
 
     text: str
     finish_reason: str | None = None
     usage: Usage | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    reasoning: str | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +94,57 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """A completion call: text that goes on. Sampling and ``extra`` are as in ``ChatRequest``."""
+
+    prompt: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateAnswer:
+    """The text that a prompt went on with; the rest is as in ``ChatAnswer``."""
+
+    text: str
+    finish_reason: str = "stop"
+    usage: Usage | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Texts to turn into vectors, all of one length."""
+
+    inputs: tuple[str, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector for each text, in order: ``len(vectors)`` texts × ``len(vectors[0])`` dimensions."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RawRequest:
+    """A JSON call to the model's own server: a path such as ``/v1/rerank``, and the body (``None``: a GET).
+
+    A body without ``model`` gets the server's name of the model.
+    """
+
+    path: str
+    body: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

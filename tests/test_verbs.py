@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from taskrouter.verbs import KINDS, STREAMING_VERBS, VERBS_OF_KIND, Usage
+from taskrouter.verbs import KINDS, PASS_THROUGH, STREAMING_VERBS, VERBS_OF_KIND, Usage
 
 
 def test_every_kind_can_be_asked_something_and_what_streams_is_a_verb_of_some_kind() -> None:
     assert all(VERBS_OF_KIND[kind] for kind in KINDS)
-    assert set().union(*VERBS_OF_KIND.values()) >= STREAMING_VERBS
+    assert set().union(*VERBS_OF_KIND.values(), PASS_THROUGH) >= STREAMING_VERBS
 
 
 def test_the_tokens_of_a_call_are_those_read_and_those_written() -> None:

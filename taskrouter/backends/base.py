@@ -15,6 +15,10 @@ from typing import Any, Protocol
 
 from taskrouter.types import Charges, DeviceId, Footprint, ModelRequest, Traits
 
+START_TIMED_OUT = "its start took longer than start_timeout_s"
+"""The message a load is cancelled with when it took too long: it may then raise ``LoadFailed`` that says how far it
+came."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
@@ -76,7 +80,8 @@ class Backend(Protocol):
 
         Must leave the event loop free. Checks the memory that is really free just before it loads. Raises
         ``OutOfMemory`` or ``LoadFailed``, and holds no memory once it has raised. Cancelled: where
-        ``traits.cancellable``, stops and frees before it raises; elsewhere cancellation is not sent.
+        ``traits.cancellable``, stops and frees before it raises; elsewhere cancellation is not sent. Cancelled with
+        ``START_TIMED_OUT`` it may raise ``LoadFailed`` instead, to say how far it came.
         """
 
     async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:

@@ -31,7 +31,18 @@ from typing import Any
 from taskrouter.config.sizes import parse_size
 from taskrouter.errors import BadInput, PreflightFailed
 from taskrouter.types import GIB
-from taskrouter.verbs import VERBS_OF_KIND, ChatAnswer, ChatRequest, ClassifyRequest, Label, Usage
+from taskrouter.verbs import (
+    VERBS_OF_KIND,
+    ChatAnswer,
+    ChatRequest,
+    ClassifyRequest,
+    Embeddings,
+    EmbedRequest,
+    GenerateAnswer,
+    GenerateRequest,
+    Label,
+    Usage,
+)
 
 ALL_VERBS: frozenset[str] = frozenset().union(*VERBS_OF_KIND.values())
 
@@ -167,7 +178,7 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
     """What the model answers, the same each time for the same question.
 
     chat, generate
-        ``ChatAnswer`` with the model's label and the last user message; a word counts as a token, ``max_tokens`` cuts.
+        the model's label and the last user message, or the prompt; a word counts as a token, ``max_tokens`` cuts.
     classify
         a tuple of ``Label``s, best first; without an ``answer`` one, named like the model.
     embed
@@ -183,16 +194,21 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
                 raise BadInput(f"{label}: {verb} takes a ChatRequest with at least one message")
             return _chat(label, script, _last_user_text(request), _words_in(request), request.max_tokens)
         case "generate":
-            prompt = _last_user_text(request) if isinstance(request, ChatRequest) else str(request)
-            return _chat(label, script, prompt, len(prompt.split()), getattr(request, "max_tokens", None))
+            if not isinstance(request, GenerateRequest):
+                raise BadInput(f"{label}: {verb} takes a GenerateRequest")
+            said = _chat(label, script, request.prompt, len(request.prompt.split()), request.max_tokens)
+            return GenerateAnswer(said.text, said.finish_reason, said.usage)
         case "classify":
             if not isinstance(request, ClassifyRequest) or request.top_k < 1:
                 raise BadInput(f"{label}: classify takes a ClassifyRequest, top_k 1 or more")
             return tuple(_labels(label if script.answer is None else script.answer)[: request.top_k])
+        case "embed":
+            if not isinstance(request, EmbedRequest):
+                raise BadInput(f"{label}: {verb} takes an EmbedRequest")
+            words = sum(len(text.split()) for text in request.inputs)
+            return Embeddings(tuple(_vector(text) for text in request.inputs), Usage(words, 0))
         case _ if script.answer is not None:
             return script.answer
-        case "embed":
-            return [_vector(text) for text in ([request] if isinstance(request, str) else request)]
         case "transcribe":
             return f"{label}: something was said"
         case "depth":
@@ -232,6 +248,5 @@ def _labels(wanted: Any) -> list[Label]:
     return [Label(name, share / sum(shares)) for name, share in zip(names, shares, strict=True)]
 
 
-def _vector(text: Any) -> list[float]:
-    digest = hashlib.sha256(str(text).encode()).digest()
-    return [byte / 127.5 - 1.0 for byte in digest[:8]]
+def _vector(text: str) -> tuple[float, ...]:
+    return tuple(byte / 127.5 - 1.0 for byte in hashlib.sha256(text.encode()).digest()[:8])

@@ -8,7 +8,17 @@ from typing import Any
 
 from taskrouter.errors import BadInput
 from taskrouter.manager.streams import Stream
-from taskrouter.verbs import ChatAnswer, ChatRequest, ClassifyRequest, Label
+from taskrouter.verbs import (
+    ChatAnswer,
+    ChatRequest,
+    ClassifyRequest,
+    Embeddings,
+    EmbedRequest,
+    GenerateAnswer,
+    GenerateRequest,
+    Label,
+    RawRequest,
+)
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
@@ -62,6 +72,47 @@ class Verbs:
         """The same answer in pieces: an async iterator of ``ChatChunk``, best used as a context manager."""
         return self._stream("stream_chat", chat_request(messages, max_tokens, temperature, top_p, stop, seed, extra))
 
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        stop: str | Iterable[str] = (),
+        seed: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> GenerateAnswer:
+        """Go on with a text; no chat template. The arguments are those of ``chat``."""
+        if not isinstance(prompt, str) or not prompt:
+            raise BadInput(f"prompt is {type(prompt).__name__}; it must be a text that isn't empty")
+        stops = _check_sampling(max_tokens, temperature, top_p, stop, seed)
+        request = GenerateRequest(prompt, max_tokens, temperature, top_p, stops, seed, dict(extra or {}))
+        answer = await self._ask("generate", request)
+        assert isinstance(answer, GenerateAnswer), answer
+        return answer
+
+    async def embed(self, inputs: str | Iterable[str], *, extra: Mapping[str, Any] | None = None) -> Embeddings:
+        """One vector for each text. Raises ``BadInput`` for what is no text."""
+        texts = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise BadInput("inputs must be one text, or a list of at least one")
+        answer = await self._ask("embed", EmbedRequest(texts, dict(extra or {})))
+        assert isinstance(answer, Embeddings), answer
+        return answer
+
+    async def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Call the model's own server: POST this JSON body (``None``: GET) to this path; answers its JSON.
+
+        For what a server can do beside the verbs (``/v1/rerank``, ``/tokenize``). Raises ``UnsupportedVerb`` for a
+        model that no server serves, ``BadInput`` where the server refuses the body.
+        """
+        return await self._ask("request", raw_request(path, body))
+
+    def stream_request(self, path: str, body: Mapping[str, Any]) -> Stream:
+        """The same, for an answer in server-sent events: an async iterator of their parsed data, without ``[DONE]``."""
+        return self._stream("stream_request", raw_request(path, body))
+
     async def classify(self, input: Any, *, top_k: int = 5, sampling_rate: int | None = None) -> tuple[Label, ...]:
         """The best ``top_k`` labels of an image or a sound, most probable first.
 
@@ -94,6 +145,22 @@ def chat_request(
     for place, message in enumerate(checked):
         if not isinstance(message, Mapping) or message.get("role") not in ROLES or "content" not in message:
             raise BadInput(f"messages[{place}] must be a mapping with a role ({', '.join(ROLES)}) and a content")
+    stops = _check_sampling(max_tokens, temperature, top_p, stop, seed)
+    return ChatRequest(checked, max_tokens, temperature, top_p, stops, seed, dict(extra or {}))
+
+
+def raw_request(path: str, body: Mapping[str, Any] | None) -> RawRequest:
+    """Check a call to a model's own server. Raises ``BadInput``."""
+    if not isinstance(path, str) or not path.startswith("/") or path.startswith("//"):
+        raise BadInput(f"path is {path!r}; it must begin with one /, such as /v1/rerank")
+    if body is not None and not isinstance(body, Mapping):
+        raise BadInput(f"body is {type(body).__name__}; it must be a mapping, which is sent as JSON")
+    return RawRequest(path, None if body is None else dict(body))
+
+
+def _check_sampling(
+    max_tokens: int | None, temperature: float | None, top_p: float | None, stop: str | Iterable[str], seed: int | None
+) -> tuple[str, ...]:
     _check_number("max_tokens", max_tokens, 1, None)
     _check_number("temperature", temperature, 0, None)
     _check_number("top_p", top_p, 0, 1)
@@ -101,7 +168,7 @@ def chat_request(
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(isinstance(text, str) and text for text in stops):
         raise BadInput(f"stop is {stop!r}; it must be one or several non-empty strings")
-    return ChatRequest(checked, max_tokens, temperature, top_p, stops, seed, dict(extra or {}))
+    return stops
 
 
 def _check_number(name: str, value: float | None, least: float | None, most: float | None) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from taskrouter import errors
+from taskrouter.backends.base import START_TIMED_OUT
 from taskrouter.backends.registry import Registry
 from taskrouter.manager.machine import Machine
 from taskrouter.manager.posting import STOP_BOUND_S, Posting
@@ -153,7 +154,7 @@ class Performer(Posting):
             await asyncio.wait({load}, timeout=bound)
             if not load.done() and self.registry.get(request.framework).traits(request).cancellable:
                 timed_out = True
-                load.cancel()
+                load.cancel(START_TIMED_OUT)
                 await asyncio.wait({load}, timeout=STOP_BOUND_S)
             if not load.done():
                 logger.error("%s: its load has been stuck for %.0f s and can't be killed", request.label, bound)

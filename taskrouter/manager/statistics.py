@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from taskrouter.manager.performing import Performer
+from taskrouter.manager.residents import Resident
 from taskrouter.residency import DeviceBooks, ModelStatus, Residency
 from taskrouter.types import DeviceId, ModelKey
 
@@ -26,6 +28,7 @@ class TaskStatus:
 class Statistics:
     """``waiting`` callers, the oldest for ``oldest_wait_s`` seconds; ``warmup`` says how warm-up went, by task.
 
+    ``info`` is what the backends say of loaded models (an engine's pid, log and KV cache; a dtype), by model.
     ``healthy`` turns false when a caller waits past its deadline: then nothing moves any more (law 13).
     """
 
@@ -36,6 +39,15 @@ class Statistics:
     oldest_wait_s: float
     healthy: bool
     warmup: Mapping[str, str]
+    info: Mapping[ModelKey, Mapping[str, Any]]
+
+
+def _info(resident: Resident) -> Mapping[str, Any]:
+    # A plug-in's word; a snapshot is for looking at what goes wrong, so it never fails itself.
+    try:
+        return dict(resident.model.info) if resident.model is not None else {}
+    except Exception as error:  # noqa: BLE001
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def snapshot(
@@ -60,4 +72,5 @@ def snapshot(
         oldest_wait_s=oldest,
         healthy=seen.earliest_deadline is None or now <= seen.earliest_deadline + OVERDUE_S,
         warmup=warmup,
+        info={} if performer is None else {key: _info(resident) for key, resident in performer.residents.items()},
     )

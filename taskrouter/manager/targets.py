@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from taskrouter.errors import UnsupportedVerb
 from taskrouter.telemetry import Attributes
 from taskrouter.types import ModelKey
-from taskrouter.verbs import VERBS_OF_KIND
+from taskrouter.verbs import PASS_THROUGH, VERBS_OF_KIND
 
 if TYPE_CHECKING:
     from taskrouter.manager.performing import Performer
@@ -28,7 +28,7 @@ class Target:
 
     def check(self, verb: str, performer: Performer) -> None:
         """Raise ``UnsupportedVerb`` where the task's kind, or what is known of the model, says it can't do that."""
-        if self.kind is not None and verb not in VERBS_OF_KIND[self.kind]:
+        if self.kind is not None and verb not in VERBS_OF_KIND[self.kind] and verb not in PASS_THROUGH:
             can = ", ".join(sorted(VERBS_OF_KIND[self.kind]))
             raise UnsupportedVerb(f"the task {self.task!r} is of kind {self.kind}, which can't {verb}; it can: {can}")
         error = performer.unable(self.key, verb)

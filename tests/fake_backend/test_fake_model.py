@@ -12,7 +12,7 @@ from taskrouter.backends.fake import FakeBackend
 from taskrouter.backends.fake_script import ALL_VERBS
 from taskrouter.errors import BadInput, ModelDied, UnsupportedVerb
 from taskrouter.types import GIB
-from taskrouter.verbs import ChatAnswer, ChatRequest, ClassifyRequest, Label
+from taskrouter.verbs import ChatAnswer, ChatRequest, ClassifyRequest, EmbedRequest, GenerateRequest, Label
 
 from .stage import ASK, GPU, load, now, request, run, until
 
@@ -190,7 +190,12 @@ def test_classify_answers_labels_best_first(scripted: Any, labels: list[Label]) 
 
 
 def test_every_verb_answers_the_same_each_time() -> None:
-    asked = {"chat": ASK, "classify": ClassifyRequest(b""), "generate": "go on", "embed": ["x", "y"]}
+    asked = {
+        "chat": ASK,
+        "classify": ClassifyRequest(b""),
+        "generate": GenerateRequest("go on"),
+        "embed": EmbedRequest(("x", "y")),
+    }
     for verb in sorted(ALL_VERBS - {"stream_chat"}):
         answer = ask(verb, asked.get(verb, b"media"))
         assert answer
@@ -198,16 +203,16 @@ def test_every_verb_answers_the_same_each_time() -> None:
 
 
 def test_embedding_differs_by_text_and_stays_within_one() -> None:
-    one, two = ask("embed", ["x", "y"])
+    one, two = ask("embed", EmbedRequest(("x", "y"))).vectors
     assert one != two
-    assert ask("embed", "x") == [one]
+    assert ask("embed", EmbedRequest(("x",))).vectors == (one,)
     assert len(one) == 8
     assert all(-1 <= number <= 1 for number in one + two)
 
 
 def test_a_scripted_answer_replaces_the_models_own() -> None:
     assert ask("chat", ASK, answer="forty two").text == "forty two"
-    assert ask("generate", "why", answer="because").text == "because"
+    assert ask("generate", GenerateRequest("why"), answer="because").text == "because"
     assert ask("detect", b"", answer=[{"label": "cup"}]) == [{"label": "cup"}]
 
 
