@@ -123,7 +123,8 @@ class ModelRequest:
     """Everything that reaches a backend's ``load()``: a model's identity is just this, less what names or watches it.
 
     ``key`` and ``label`` name it. ``hang_timeout_s`` only says how long an engine may be silent before it counts as
-    hung. ``python`` is the interpreter an engine runs under (``None``: this one), an absolute path.
+    hung. ``python`` is the interpreter an engine runs under (``None``: this one), an absolute path; ``max_concurrency``
+    stands here for engines that are told at their start how many requests to run at a time.
     """
 
     key: ModelKey
@@ -142,5 +143,6 @@ class ModelRequest:
     health: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     python: str | None = None
+    max_concurrency: int | None = None
     hang_timeout_s: float = 60.0
     base_dir: str = "."

@@ -105,7 +105,12 @@ def test_the_kinds_and_the_keys_of_a_models_identity_are_all_there() -> None:
     assert quoted(shown()["tasks.*.kind"][1]) == list(KINDS)
     said = re.search(r"The same model is: (.*?)\. Names", TEXT, re.DOTALL)
     assert said is not None
-    assert set(quoted(said[1])) == set(ModelRequest.__dataclass_fields__) - {"key", "label", "base_dir"}
+    assert set(quoted(said[1])) == set(ModelRequest.__dataclass_fields__) - {
+        "key",
+        "label",
+        "base_dir",
+        "hang_timeout_s",
+    }
 
 
 def test_the_problems_shown_are_those_that_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from taskrouter.config.catalog import Catalog, ModelConfig, TaskConfig
-from taskrouter.config.frameworks import EXTERNAL
+from taskrouter.config.frameworks import EXTERNAL, TOLD_CONCURRENCY
 from taskrouter.config.frozen import thaw
 from taskrouter.config.schema import HANG_TIMEOUT_S
 from taskrouter.config.secrets import show
@@ -43,6 +43,7 @@ def model_request(task: TaskConfig, option_name: str, *, catalog: Catalog) -> Mo
         "health": option.health,
         "env": thaw(option.env),
         "python": interpreter(framework, catalog),
+        "max_concurrency": option.max_concurrency if framework in TOLD_CONCURRENCY else None,
     }
     return ModelRequest(
         key=_key(loaded, _beside(option)),

@@ -24,6 +24,9 @@ ONLY_FOR = {
 }  # fmt: skip
 """Option keys that mean something to one framework only."""
 
+NOT_FOR = {"env": frozenset({"transformers", "pytorch", "fake", EXTERNAL})}
+"""Option keys that mean nothing to some frameworks, and something to all others (plug-ins among them)."""
+
 NOT_FOR_EXTERNAL = (
     "revision", "quantization", "dtype", "vram_gb", "ram_gb", "devices", "keep_alive_s", "pinned", "isolation", "sleep",
     "trust_remote_code",
@@ -129,6 +132,7 @@ def _idle_keys(parsed: FileFields) -> Iterator[tuple[Path, str]]:
                 if getattr(fields, key) == field.get_default(call_default_factory=True):
                     continue
                 external = fields.framework == EXTERNAL
-                if ONLY_FOR.get(key, fields.framework) != fields.framework or (external and key in NOT_FOR_EXTERNAL):
+                elsewhere = ONLY_FOR.get(key, fields.framework) != fields.framework
+                if elsewhere or fields.framework in NOT_FOR.get(key, ()) or (external and key in NOT_FOR_EXTERNAL):
                     path = ("tasks", name, "options", option, key)
                     yield path, f"{key} means nothing to framework {fields.framework}"

@@ -71,7 +71,9 @@ class OptionFields(Section):
     isolation: Literal["in_process", "process"] = Field("in_process", description="transformers: where it lives.")
     trust_remote_code: Flag = Field(False, description="Run code that comes with the model.")
     engine_args: Free = Field(default_factory=dict, description="Arguments handed to the framework as they are.")
-    command: Words = Field((), description="command: the server to run; {port}, {model_id}, {device}, {api_key} are filled.")
+    command: Words = Field(
+        (), description="command: the server to run; {port}, {model_id}, {device}, {api_key} are filled."
+    )
     health: Annotated[str, Field(pattern=r"^/\S*$")] | None = Field(None, description="command: answers when ready.")
     env: Table[str] = Field(default_factory=dict, description="Engines: variables of its environment.")
     provider: Text | None = Field(None, description="external_api: anthropic, openai, google, or a plug-in's name.")
