@@ -1,0 +1,265 @@
+"""Processes under a guardian: whatever is killed, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskrouter.backends.engines import guardian, sweep
+from taskrouter.backends.engines.supervisor import Process, Supervisor
+from taskrouter.errors import LoadFailed, ManagerClosed
+
+BOUND_S = 10.0
+
+TREE = """
+import os, signal, subprocess, sys, time
+from multiprocessing import shared_memory, resource_tracker
+leaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('leaf', flush=True); time.sleep(100)"
+if len(sys.argv) > 1:
+    segment = shared_memory.SharedMemory(create=True, size=4096)
+    resource_tracker.unregister(segment._name, "shared_memory")
+    open(os.path.join(os.environ["TMPDIR"], "scratch"), "w").close()
+    # A daemon in a session of its own, whose parent ends at once.
+    again = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {leaf!r}], start_new_session=True)"
+    subprocess.run([sys.executable, "-c", again])
+    subprocess.Popen([sys.executable, "-c", leaf])
+    print("segment", segment._name, flush=True)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(100)
+"""
+
+
+def env() -> dict[str, str]:
+    return dict(os.environ)
+
+
+async def start(supervisor: Supervisor, *args: str, program: str = TREE, secret: str = "") -> Process:
+    return await supervisor.spawn("tree", [sys.executable, "-c", program, *args], env(), cwd="/", secret=secret)
+
+
+async def until(condition: Callable[[], bool], bound_s: float = BOUND_S) -> None:
+    end = time.monotonic() + bound_s
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        await asyncio.sleep(0.01)
+
+
+async def whole_tree(process: Process) -> tuple[list[int], str]:
+    """All its processes once they are there, and the name of its segment."""
+    await until(lambda: process.output.lines().count("leaf") == 2 and "ready" in process.output.lines())
+    name = next(line.split()[1] for line in process.output.lines() if line.startswith("segment"))
+    return [pid for pid in guardian.everyone() if guardian.carries(pid, process.token)], name
+
+
+def living(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if not guardian.is_zombie(pid)]
+
+
+def play(main: Callable[[Supervisor], Coroutine[Any, Any, None]]) -> None:
+    async def whole() -> None:
+        supervisor = Supervisor()
+        try:
+            await main(supervisor)
+        finally:
+            await supervisor.close()
+            assert supervisor.guardian_pid is None
+
+    asyncio.run(whole())
+
+
+def test_the_end_of_a_program_is_told_with_its_status_and_its_words() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, program="print('hello'); raise SystemExit(7)")
+        assert await asyncio.wait_for(process.exited, BOUND_S) == 7
+        assert await asyncio.wait_for(process.gone, BOUND_S) == []
+        await asyncio.to_thread(process.output.join, BOUND_S)
+        assert process.output.tail() == "hello"
+        assert process.output.path.read_text().strip() == "hello"
+
+    play(main)
+
+
+def test_a_program_that_is_not_there_is_a_typed_error_and_leaves_nothing() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        for program, said in (("/no/such/program", "No such file"), ("/etc/passwd", "Permission denied")):
+            with pytest.raises(LoadFailed, match=f"tree can't be started: {said}"):
+                await supervisor.spawn("tree", [program], env(), cwd="/")
+        assert supervisor._processes == {}
+
+    play(main)
+
+
+def test_killing_a_tree_takes_daemons_segments_and_temporary_files_along() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, "whole")
+        pids, segment = await whole_tree(process)
+        assert len(pids) >= 3  # the first process, its child, and the daemon, whose own parent has ended
+        assert Path("/dev/shm", segment).exists()
+        assert Path(process.tmp, "scratch").exists()
+        assert await process.stop(0.05) == []
+        assert living(pids) == []
+        assert not Path("/dev/shm", segment).exists()
+        assert not Path(process.tmp).exists()
+
+    play(main)
+
+
+def test_what_an_engine_leaves_when_it_dies_is_killed_at_once() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, "whole")
+        pids, _ = await whole_tree(process)
+        os.kill(process.pid, signal.SIGKILL)
+        assert await asyncio.wait_for(process.exited, BOUND_S) == -signal.SIGKILL
+        assert await asyncio.wait_for(process.gone, BOUND_S) == []
+        assert living(pids) == []
+        process.note()  # said to nobody: no harm
+
+    play(main)
+
+
+def test_a_segment_that_was_noted_is_removed_although_everybody_died_at_once() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, "whole")
+        pids, segment = await whole_tree(process)
+        process.note()
+        await asyncio.sleep(0.2)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        await asyncio.wait_for(process.gone, BOUND_S)
+        assert not Path("/dev/shm", segment).exists()
+
+    play(main)
+
+
+def test_a_killed_guardian_takes_its_engines_along_and_the_next_start_has_a_new_one() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, "whole")
+        pids, segment = await whole_tree(process)
+        first = supervisor.guardian_pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        assert await asyncio.wait_for(process.exited, BOUND_S) < 0
+        assert await asyncio.wait_for(process.gone, BOUND_S) == []
+        assert living(pids) == []
+        assert not Path("/dev/shm", segment).exists()
+        assert not Path(process.tmp).exists()
+        again = await start(supervisor, program="print('again')")
+        assert supervisor.guardian_pid not in (None, first)
+        assert await asyncio.wait_for(again.exited, BOUND_S) == 0
+
+    play(main)
+
+
+def test_a_guardian_that_is_stopped_does_not_keep_a_tree_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskrouter.backends.engines.supervisor.GONE_BOUND_S", 0.2)
+
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, "whole")
+        pids, _ = await whole_tree(process)
+        warden = supervisor.guardian_pid
+        assert warden is not None
+        os.kill(warden, signal.SIGSTOP)
+        try:
+            assert await process.kill() == []
+            assert living(pids) == []
+        finally:
+            os.kill(warden, signal.SIGCONT)
+
+    play(main)
+
+
+def test_a_start_that_is_cancelled_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main(supervisor: Supervisor) -> None:
+        await start(supervisor, program="pass")  # the guardian is there now
+        for delay in (0.0, 0.001, 0.003, 0.01):
+            task = asyncio.create_task(start(supervisor))
+            await asyncio.sleep(delay)
+            task.cancel()
+            try:
+                process = await task
+            except asyncio.CancelledError:
+                continue
+            await process.kill()
+        await until(lambda: not supervisor._processes)
+        await until(lambda: not guardian.descendants(supervisor.guardian_pid or 0))
+
+    play(main)
+
+
+def test_a_short_program_is_run_to_its_end_or_its_bound() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        argv = [sys.executable, "-c", "print('one'); print('two')"]
+        assert await supervisor.run("check", argv, env(), cwd="/", bound_s=BOUND_S) == (0, "one\ntwo")
+        slow = [sys.executable, "-c", "import time; time.sleep(100)"]
+        status, _ = await supervisor.run("check", slow, env(), cwd="/", bound_s=0.1)
+        assert status is None
+
+    play(main)
+
+
+def test_nothing_is_started_after_the_end() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        await supervisor.close()
+        with pytest.raises(ManagerClosed):
+            await start(supervisor)
+
+    play(main)
+
+
+def test_a_secret_is_neither_kept_nor_written() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, program="print('key=s3cret!')", secret="s3cret!")
+        await asyncio.wait_for(process.gone, BOUND_S)
+        await asyncio.to_thread(process.output.join, BOUND_S)
+        assert process.output.tail() == "key=***"
+        assert "s3cret!" not in process.output.path.read_text()
+
+    play(main)
+
+
+def test_a_log_that_can_not_be_written_costs_only_itself(state: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state.mkdir(parents=True)
+    (state / "logs").write_text("a file where the folder should be")
+
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, program="print('x' * 200_000); print('end')")
+        assert await asyncio.wait_for(process.exited, BOUND_S) == 0
+        await asyncio.to_thread(process.output.join, BOUND_S)
+        assert process.output.tail(1) == "end"
+
+    play(main)
+    said = [record.getMessage() for record in caplog.records]
+    assert len([line for line in said if "the engine's output can't be written" in line]) == 1
+
+
+def test_the_next_manager_sweeps_what_was_left_when_manager_and_guardian_were_killed(state: Path) -> None:
+    """The state file of a run that is over, as it is left then: its engine still runs, with its children."""
+
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, "whole")
+        pids, segment = await whole_tree(process)
+        folder = state / "engines"
+        (file,) = folder.glob("*.json")
+        other = folder / "1-left.json"
+        over = file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 1', 1)
+        other.write_text(over.replace(f'"guardian": {{"pid": {supervisor.guardian_pid}', '"guardian": {"pid": 1'))
+        assert sweep.leftovers(folder) == ["tree"]
+        await asyncio.to_thread(sweep.sweep, folder)
+        assert living(pids) == []
+        assert not Path("/dev/shm", segment).exists()
+        assert not Path(process.tmp).exists()
+        assert sorted(folder.glob("*.json")) == [file]
+        (folder / "damaged.json").write_text("{")
+        await asyncio.to_thread(sweep.sweep, folder)
+        assert sorted(folder.glob("*.json")) == [file]
+
+    play(main)
