@@ -84,6 +84,13 @@ class DeviceWatch:
                 readings[device.id] = reading
         return readings
 
+    def free(self, device: DeviceInfo) -> int | None:
+        """Bytes that are free on a device now; ``None`` where that can't be read."""
+        if device.id == CPU:
+            return self._ram.read().available
+        memory, _ = self._gpu_use(device, frozenset())
+        return None if memory is None else max(memory.total - memory.used, 0)
+
     def _gpus(self) -> tuple[DeviceInfo, ...]:
         if self._nvml is None:
             return _torch_gpus()
@@ -226,6 +233,11 @@ def _this_machine() -> DeviceWatch:
 def discover() -> tuple[DeviceInfo, ...]:
     """List this machine's devices, GPUs first and ``cpu`` last. Blocks for milliseconds."""
     return _this_machine().discover()
+
+
+def free_bytes(device: DeviceInfo) -> int | None:
+    """Bytes that are free on a device now, whoever asks; ``None`` where that can't be read. Blocks for milliseconds."""
+    return _this_machine().free(device)
 
 
 def observe(devices: Iterable[DeviceInfo], charged: Mapping[DeviceId, int]) -> dict[DeviceId, DeviceReading]:

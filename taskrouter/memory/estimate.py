@@ -52,6 +52,16 @@ def estimate(
     return Footprint(total + working_bytes(-(-loaded // devices)))
 
 
+def ceiling(config: Mapping[str, Any]) -> int | None:
+    """The longest context the model was built for, where its configuration says."""
+    text = config.get("text_config")
+    for values in (config, text if isinstance(text, dict) else {}):
+        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+            if isinstance(values.get(key), int):
+                return int(values[key])
+    return None
+
+
 def kv_cache_bytes(config: Mapping[str, Any], context: int, width: int) -> int:
     """Bytes of a KV cache of ``context`` tokens, ``width`` bytes a value.
 

