@@ -19,21 +19,28 @@ from taskrouter.errors import LoadFailed, ManagerClosed
 
 BOUND_S = 10.0
 
-TREE = """
+LEAF = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(1, b"leaf" + bytes([10]))
+time.sleep(100)
+"""
+# os.write: several processes share the pipe, and print() writes a line in two pieces.
+TREE = f"""
 import os, signal, subprocess, sys, time
 from multiprocessing import shared_memory, resource_tracker
-leaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('leaf', flush=True); time.sleep(100)"
+leaf = {LEAF!r}
 if len(sys.argv) > 1:
     segment = shared_memory.SharedMemory(create=True, size=4096)
     resource_tracker.unregister(segment._name, "shared_memory")
     open(os.path.join(os.environ["TMPDIR"], "scratch"), "w").close()
     # A daemon in a session of its own, whose parent ends at once.
-    again = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {leaf!r}], start_new_session=True)"
-    subprocess.run([sys.executable, "-c", again])
+    again = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+    subprocess.run([sys.executable, "-c", again, leaf])
     subprocess.Popen([sys.executable, "-c", leaf])
-    print("segment", segment._name, flush=True)
+    os.write(1, b"segment " + segment.name.encode() + bytes([10]))
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", flush=True)
+os.write(1, b"ready" + bytes([10]))
 time.sleep(100)
 """
 
@@ -113,6 +120,22 @@ def test_killing_a_tree_takes_daemons_segments_and_temporary_files_along() -> No
     play(main)
 
 
+def test_a_program_ends_by_itself_when_it_is_asked_to() -> None:
+    """A signal that the guardian ignored would be ignored by what it starts."""
+
+    async def main(supervisor: Supervisor) -> None:
+        for program in ("pass", "import signal; signal.signal(signal.SIGTERM, lambda *_: exit(5))"):
+            waiting = f"import time; {program}; print('ready', flush=True); time.sleep(100)"
+            process = await start(supervisor, program=waiting)
+            await until(lambda process=process: "ready" in process.output.lines())  # type: ignore[misc]
+            begun = time.monotonic()
+            assert await process.stop(BOUND_S) == []
+            assert time.monotonic() - begun < BOUND_S / 2
+            assert process.exited.result() == (-signal.SIGTERM if program == "pass" else 5)
+
+    play(main)
+
+
 def test_what_an_engine_leaves_when_it_dies_is_killed_at_once() -> None:
     async def main(supervisor: Supervisor) -> None:
         process = await start(supervisor, "whole")
@@ -131,7 +154,7 @@ def test_a_segment_that_was_noted_is_removed_although_everybody_died_at_once() -
         process = await start(supervisor, "whole")
         pids, segment = await whole_tree(process)
         process.note()
-        await asyncio.sleep(0.2)
+        await until(lambda: process.shm == (f"/dev/shm/{segment}",))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         await asyncio.wait_for(process.gone, BOUND_S)
@@ -144,6 +167,8 @@ def test_a_killed_guardian_takes_its_engines_along_and_the_next_start_has_a_new_
     async def main(supervisor: Supervisor) -> None:
         process = await start(supervisor, "whole")
         pids, segment = await whole_tree(process)
+        process.note()
+        await until(lambda: process.shm == (f"/dev/shm/{segment}",))
         first = supervisor.guardian_pid
         assert first is not None
         os.kill(first, signal.SIGKILL)

@@ -26,7 +26,7 @@ from taskrouter.memory.estimate import working_bytes
 from taskrouter.types import Footprint, ModelRequest, Traits
 
 FIELDS = ("port", "model_id", "device", "api_key")
-_FIELD = re.compile(r"\{([a-z_]*)\}")
+_FIELD = re.compile(r"\{([a-z_]+)\}")
 _TRAITS = Traits(cancellable=True, start_s=10.0)
 
 

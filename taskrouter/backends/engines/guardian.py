@@ -15,7 +15,7 @@ Who belongs to an engine: its descendants, its session, and whoever carries its 
 holds in ``/dev/shm`` is noted while it lives and removed once it is gone; so is its temporary folder.
 
 Messages are JSON objects, one datagram each. In: ``spawn`` (with the file descriptor for its output), ``signal``,
-``kill``, ``note``. Out: ``spawned`` or ``failed``, ``exited`` (the first process), ``gone`` (the whole tree).
+``kill``, ``note``. Out: ``spawned`` or ``failed``, ``noted``, ``exited`` (the first process), ``gone`` (all of it).
 """
 
 from __future__ import annotations
@@ -195,10 +195,10 @@ class Guardian:
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         os.set_blocking(woken, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(ignored, signal.SIG_IGN)
+        # Handled and not ignored: what is ignored stays so in the engines, and they must end when they are asked to.
+        for mine in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(mine, lambda *_: None)
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
         poll.register(woken, select.POLLIN)
@@ -276,6 +276,8 @@ class Guardian:
     def note(self, engine: Engine) -> None:
         for pid in engine.tree(descendants(os.getpid())):
             engine.shm |= segments(pid)
+        # The manager keeps it too, for when this process is killed.
+        self.say(event="noted", name=engine.name, shm=sorted(engine.shm))
 
     def reap(self) -> None:
         by_pid = {engine.pid: engine for engine in self.engines.values()}

@@ -143,6 +143,7 @@ class EngineModel:
             await asyncio.wait({self.process.exited}, timeout=next_look - loop.time())
             if self.process.exited.done():
                 return self.death()
+            self.process.note()
             # Looks are counted, not seconds: a machine that slept through the timeout has not found its engine hung.
             moved, seen = await self._moved(seen, interval)
             silent = 0 if moved else silent + 1

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -47,6 +46,8 @@ class Process:
         self.token = secrets.token_hex(16)
         self.pid = 0
         self.started = 0
+        self.shm: tuple[str, ...] = ()
+        """What it was last seen to hold in shared memory."""
         self.spawned: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[int] = loop.create_future()
         self.gone: asyncio.Future[list[int]] = loop.create_future()
@@ -57,7 +58,7 @@ class Process:
 
     @property
     def record(self) -> sweep.Started:
-        return sweep.Started(self.label, self.token, self.pid, self.started, self.tmp)
+        return sweep.Started(self.label, self.token, self.pid, self.started, self.tmp, self.shm)
 
     def pids(self) -> list[int]:
         """The living processes of the tree. Blocks for milliseconds."""
@@ -180,8 +181,7 @@ class Supervisor:
     async def clear(self, process: Process) -> None:
         """Kill a tree from here, without the guardian; one that only hangs is told too, for when it goes on."""
         self.tell(do="kill", name=process.token)
-        left = await asyncio.to_thread(sweep.kill_tree, process.pid, process.started, process.token)
-        await asyncio.to_thread(shutil.rmtree, process.tmp, True)
+        left = await asyncio.to_thread(sweep.clear, process.record)
         process.buried(left)
         self._forget(process)
         await self._write_state()
@@ -273,6 +273,10 @@ class Supervisor:
                     process.spawned.set_exception(
                         LoadFailed(f"{process.label} can't be started: {message['error']} (errno {message['errno']})")
                     )
+            case "noted":
+                if process.shm != tuple(message["shm"]):
+                    process.shm = tuple(message["shm"])
+                    self._later(self._write_state())
             case "exited":
                 process.ended(message["status"])
             case "gone":

@@ -39,13 +39,14 @@ def boot_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """One engine: its token, its first process (pid 0: about to be started), and its temporary folder."""
+    """One engine: its token, its first process (pid 0: about to be started), its temporary folder and its segments."""
 
     label: str
     token: str
     pid: int
     started: int
     tmp: str
+    shm: tuple[str, ...] = ()
 
 
 class StateFile:
@@ -87,15 +88,15 @@ class StateFile:
                     path.unlink()
 
 
-def kill_tree(pid: int, started: int, token: str, bound_s: float = BOUND_S) -> list[int]:
+def clear(engine: Started, bound_s: float = BOUND_S) -> list[int]:
     """Kill one engine's processes from here, with no guardian between; answers the pids that are still there.
 
-    What it has in shared memory and nobody uses any more is removed.
+    Its temporary folder is removed, and what it had in shared memory that nobody uses any more.
     """
     until = time.monotonic() + bound_s
-    shm: set[str] = set()
+    shm = set(engine.shm)
     while True:
-        left = _members(pid, started, token)
+        left = _members(engine)
         if not left or time.monotonic() > until:
             break
         for member in left:
@@ -104,17 +105,19 @@ def kill_tree(pid: int, started: int, token: str, bound_s: float = BOUND_S) -> l
             guardian.kill(member)
         time.sleep(guardian.SWEEP_EVERY_S)
     guardian.unlink_unused(shm)
+    if engine.tmp:
+        shutil.rmtree(engine.tmp, ignore_errors=True)
     return left
 
 
-def _members(pid: int, started: int, token: str) -> list[int]:
-    mine: set[int] = set()
-    if pid and guardian.start_time(pid) == started:
+def _members(engine: Started) -> list[int]:
+    pid, mine = engine.pid, set[int]()
+    if pid and guardian.start_time(pid) == engine.started:
         mine.add(pid)
         mine.update(guardian.descendants(pid))
     for other in guardian.everyone():
         with contextlib.suppress(OSError):
-            if other not in mine and (guardian.carries(other, token) or (pid and os.getsid(other) == pid)):
+            if other not in mine and (guardian.carries(other, engine.token) or (pid and os.getsid(other) == pid)):
                 mine.add(other)
     mine.discard(os.getpid())
     return [member for member in mine if not guardian.is_zombie(member)]
@@ -148,7 +151,7 @@ def leftovers(folder: Path) -> list[str]:
             state = json.loads(file.read_text(encoding="utf-8"))
             if _is_over(state):
                 engines = [Started(**engine) for engine in state["engines"]]
-                found += [e.label for e in engines if _members(e.pid, e.started, e.token)]
+                found += [engine.label for engine in engines if _members(engine)]
     return found
 
 
@@ -164,14 +167,11 @@ def _clear(state: dict[str, Any]) -> None:
         if guardian.start_time(warden["pid"]) == warden["started"] != 0:
             _wait_for(warden["pid"], warden["started"])
         for engine in engines:
-            there = _members(engine.pid, engine.started, engine.token)
+            there = _members(engine)
+            left = clear(engine)
             if there:
-                left = kill_tree(engine.pid, engine.started, engine.token)
                 said = f"; {left} can't be killed" if left else ""
                 logger.warning("%s was left running by an earlier run (%s); it was killed%s", engine.label, there, said)
-    for engine in engines:
-        if engine.tmp:
-            shutil.rmtree(engine.tmp, ignore_errors=True)
 
 
 def _wait_for(pid: int, started: int) -> None:
