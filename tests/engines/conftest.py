@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,13 +15,30 @@ ENGINES = Path(sys.prefix) / "engines"
 """Where ``make test`` puts the engines' environments: beside its own."""
 
 
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these run in one process: they look at what is left on the machine."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("engines"))
+
+
 @pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Logs and state files of this test; at its end no state file is left."""
+def state(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Logs, state files and temporary folders of this test; at its end nothing of the last two is left."""
     folder = tmp_path / "state"
+    if request.node.get_closest_marker("shared_engine"):
+        yield folder / "taskrouter"
+        return
     monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    # Short: engines put sockets there, whose paths the kernel bounds.
+    temporary = tempfile.mkdtemp(prefix="tr-", dir="/tmp")
+    monkeypatch.setattr(tempfile, "tempdir", temporary)
     yield folder / "taskrouter"
-    left = list((folder / "taskrouter" / "engines").glob("*"))
+    left = [*(folder / "taskrouter" / "engines").glob("*"), *Path(temporary).glob("taskrouter-*")]
+    shutil.rmtree(temporary, ignore_errors=True)
     assert left == [], left
 
 

@@ -1,0 +1,277 @@
+"""The backends that the conformance suite holds to one contract, each with what is particular to it.
+
+A subject says how its option is written, what it is asked and must answer, and how one makes its model die or hang.
+Everything else is the same for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from taskrouter import ModelManager
+from taskrouter.backends.engines import guardian
+from taskrouter.backends.fake import FakeBackend
+from taskrouter.backends.registry import Registry
+from taskrouter.errors import CallFailed, ModelDied, TaskRouterError
+from taskrouter.manager import Lease, StillMachine
+from taskrouter.samples.manifest import demo_inputs, sample_dir
+from taskrouter.types import GIB
+
+STUB = Path(__file__).with_name("stub.py")
+CLAIMS = [question for question in demo_inputs() if question.verb == "chat"]
+SAMPLE = str(sample_dir("claims"))
+
+Messages = list[dict[str, str]]
+
+
+class Subject:
+    """One backend. ``dies_with`` is the error its callers get when the model dies; ``start_s`` bounds one load."""
+
+    name: str
+    start_s = 20.0
+    hang_timeout_s = 2.0
+    dies_with: type[TaskRouterError] = ModelDied
+    comes_back = True
+    """Whether a model that died is loaded anew (in this process it can't die: only its call fails)."""
+
+    def __init__(self, folder: Path, python: Callable[[str], str]) -> None:
+        self.folder = folder
+        self.python = python
+        self.registry = Registry()
+
+    def option(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def engines(self) -> dict[str, Any]:
+        return {}
+
+    def manager(self) -> ModelManager:
+        option = {"vram_gb": 2, "max_concurrency": 4, **self.option()}
+        tasks = {
+            "ask": {"kind": "chat", "selected": "subject", "options": {"subject": option}, "max_wait_s": self.start_s},
+            # Something else in the same room, that a sick neighbour must cost nothing.
+            "other": {"kind": "chat", "selected": "other", "options": {"other": _other()}},
+        }
+        file = self.folder / "models.yaml"
+        sections = {"engines": self.engines(), "inference": {"warmup_on_startup": False, "offload_threshold": 1.0}}
+        file.write_text(json.dumps({"tasks": tasks, **sections}), encoding="utf-8")
+        return ModelManager(file, registry=self.registry, machine=StillMachine({"cpu": 6 * GIB}))
+
+    def questions(self) -> list[tuple[Messages, str]]:
+        """What it is asked, and the answer it must give."""
+        return [(question.messages or [], question.expected) for question in CLAIMS]
+
+    def long(self) -> dict[str, Any]:
+        """Arguments that make an answer take a while, to be cancelled in."""
+        return {}
+
+    async def idle(self, lease: Lease) -> bool:
+        """Whether the model works on nothing, seen from outside."""
+        return True
+
+    async def die(self, lease: Lease) -> None:
+        raise NotImplementedError
+
+    def hang(self, lease: Lease) -> AbstractAsyncContextManager[None]:
+        """Within, the model answers nothing."""
+        raise NotImplementedError
+
+    def left(self) -> list[str]:
+        """What is still there when everything should be gone."""
+        return []
+
+
+def _other() -> dict[str, Any]:
+    return {"model_id": "other", "framework": "fake", "vram_gb": 0.1, "engine_args": {"bytes": "1MiB"}}
+
+
+class Fake(Subject):
+    name = "fake"
+
+    def __init__(self, folder: Path, python: Callable[[str], str]) -> None:
+        super().__init__(folder, python)
+        self.backend = FakeBackend()
+        self.registry.register("fake", self.backend)
+
+    def option(self) -> dict[str, Any]:
+        return {"model_id": "m", "framework": "fake", "engine_args": {"bytes": "1GiB", "call_s": 0.05}}
+
+    def questions(self) -> list[tuple[Messages, str]]:
+        return [([{"role": "user", "content": text}], f"subject: {text}") for text in ("one", "two three", "four")]
+
+    async def idle(self, lease: Lease) -> bool:
+        return not any(model.active for model in self.backend._models if model.label == "subject")
+
+    async def die(self, lease: Lease) -> None:
+        self.backend.kill("subject")
+
+    @asynccontextmanager
+    async def hang(self, lease: Lease) -> AsyncIterator[None]:
+        model = next(model for model in self.backend._models if model.label == "subject" and not model.unloaded)
+        script, model.script = model.script, _hanging(model.script)
+        try:
+            yield
+        finally:
+            model.script = script
+            self.backend.resume("subject")
+
+    def left(self) -> list[str]:
+        return [repr(hold) for hold in self.backend._holds if hold.label == "subject"]
+
+
+def _hanging(script: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(script, hang="call")
+
+
+class Transformers(Subject):
+    name = "transformers"
+    start_s = 60.0
+    dies_with = CallFailed
+    comes_back = False
+
+    def option(self) -> dict[str, Any]:
+        return {"model_id": SAMPLE, "framework": "transformers", "max_concurrency": 1}
+
+    async def die(self, lease: Lease) -> None:
+        """The nearest there is: whatever computes the next answer fails."""
+        module = lease.raw
+        real = module.generate
+
+        def fail(*_: Any, **__: Any) -> None:
+            module.generate = real
+            raise RuntimeError("a kernel failed")
+
+        module.generate = fail
+
+    @asynccontextmanager
+    async def hang(self, lease: Lease) -> AsyncIterator[None]:
+        module = lease.raw
+        real, go_on = module.generate, threading.Event()
+
+        def wait(*args: Any, **more: Any) -> Any:
+            go_on.wait(60)
+            return real(*args, **more)
+
+        module.generate = wait
+        # A raw reference kept beyond the lease would keep the memory too.
+        there = weakref.ref(module)
+        del module
+        try:
+            yield
+        finally:
+            go_on.set()
+            if (module := there()) is not None:
+                module.generate = real
+
+
+class Engine(Subject):
+    """A child process, killed and stopped by its pids."""
+
+    framework: str
+    venv: str | None = None
+
+    def __init__(self, folder: Path, python: Callable[[str], str]) -> None:
+        super().__init__(folder, python)
+        self.interpreter = python(self.venv) if self.venv else sys.executable
+        self.temporary = set(Path(tempfile.gettempdir()).glob("taskrouter-*"))
+        self.shm = set(Path("/dev/shm").iterdir())
+        self.seen: set[int] = set()
+
+    def engines(self) -> dict[str, Any]:
+        python = {"python": self.interpreter} if self.venv else {}
+        return {self.framework: {"hang_timeout_s": self.hang_timeout_s, "start_timeout_s": self.start_s, **python}}
+
+    def pids(self, lease: Lease) -> list[int]:
+        pid = int(lease.info["pid"])
+        pids = [pid, *guardian.descendants(pid)]
+        self.seen.update(pids)
+        return pids
+
+    async def die(self, lease: Lease) -> None:
+        os.kill(self.pids(lease)[0], signal.SIGKILL)
+
+    @asynccontextmanager
+    async def hang(self, lease: Lease) -> AsyncIterator[None]:
+        for pid in self.pids(lease):
+            os.kill(pid, signal.SIGSTOP)
+        yield  # nobody lets it go on: it is killed as it is
+
+    def left(self) -> list[str]:
+        """Processes, temporary folders, shared memory. Zombies of ours would be left too: the guardian reaps them."""
+        pids = [pid for pid in self.seen if not guardian.is_zombie(pid)]
+        found = [f"process {pid}" for pid in pids]
+        found += [str(path) for path in set(Path(tempfile.gettempdir()).glob("taskrouter-*")) - self.temporary]
+        found += [str(path) for path in set(Path("/dev/shm").iterdir()) - self.shm]
+        return found
+
+
+class Vllm(Engine):
+    name = framework = venv = "vllm"
+    start_s = 240.0
+    hang_timeout_s = 6.0
+
+    def option(self) -> dict[str, Any]:
+        return {
+            "model_id": SAMPLE,
+            "framework": "vllm",
+            "max_context": 256,
+            "dtype": "float32",
+            "engine_args": {"enforce-eager": True},
+            "env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"},
+        }
+
+    def long(self) -> dict[str, Any]:
+        return {"max_tokens": 200, "extra": {"ignore_eos": True}}
+
+    async def idle(self, lease: Lease) -> bool:
+        status, text = await lease.resident.model.api.get("/metrics", 5)  # type: ignore[union-attr]
+        assert status == 200
+        running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
+        return bool(running) and all(line.endswith(" 0.0") for line in running)
+
+
+class Sglang(Engine):
+    name = framework = venv = "sglang"
+    start_s = 240.0
+    hang_timeout_s = 8.0
+
+    def option(self) -> dict[str, Any]:
+        return {"model_id": SAMPLE, "framework": "sglang", "max_context": 256, "dtype": "float32"}
+
+    def long(self) -> dict[str, Any]:
+        return {"max_tokens": 200, "extra": {"ignore_eos": True}}
+
+    async def idle(self, lease: Lease) -> bool:
+        status, text = await lease.resident.model.api.get("/get_load", 5)  # type: ignore[union-attr]
+        assert status == 200, text
+        said = json.loads(text)
+        return all(not each["num_reqs"] and not each["num_waiting_reqs"] for each in said)
+
+
+SUBJECTS: dict[str, type[Subject]] = {each.name: each for each in (Fake, Transformers, Vllm, Sglang)}
+
+
+async def until(condition: Callable[[], Any], bound_s: float = 20.0) -> None:
+    """Wait for something that is seen, not announced."""
+    end = time.monotonic() + bound_s
+    while not await _value(condition()):
+        assert time.monotonic() < end, "it took too long"
+        await asyncio.sleep(0.02)
+
+
+async def _value(answer: Any) -> Any:
+    return await answer if asyncio.iscoroutine(answer) else answer
