@@ -100,7 +100,7 @@ async def chunks_of(events: AsyncIterator[Any], who: str) -> AsyncIterator[ChatC
             continue
         if reason is not None:
             last = ChatChunk(text, reason, None, calls, thought, data)
-        elif text or calls or thought or "logprobs" in choice:
+        elif text or calls or thought or choice.get("logprobs"):
             yield ChatChunk(text, None, None, calls, thought, data)
     if last is None:
         raise CallFailed(f"{who}: the stream ended before the answer did")
