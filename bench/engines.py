@@ -50,7 +50,7 @@ tasks:
       claims:
         model_id: {sample}
         framework: vllm
-        vram_gb: 2
+        vram_gb: 3
         max_context: 256
         engine_args: {{enforce-eager: true}}
         env: {{VLLM_CPU_OMP_THREADS_BIND: nobind, OMP_NUM_THREADS: "1"}}
@@ -137,7 +137,7 @@ async def first_token_by_hand(file: Path) -> float:
     backend = VllmBackend()
     checkpoint = await backend.adapter.examine(request)
     total = discover()[-1].total
-    start = Start((Place(CPU, "", total, total, 2 * GIB),), free_port(), "claims", "key")
+    start = Start((Place(CPU, "", total, total, 3 * GIB),), free_port(), "claims", "key")
     launch = backend.adapter.launch(request, checkpoint, start)
     env = environment(request, launch)
     begun = time.perf_counter()

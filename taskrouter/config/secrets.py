@@ -42,7 +42,7 @@ _SECRET_NAMES = frozenset({"password", "passwd", "passphrase", "secret", "secret
                            "credentials", "authorization"})  # fmt: skip
 _MAYBE_NAMES = frozenset({"key", "keys", "token", "tokens", "auth", "bearer"})
 _NAMES_A_PLACE = frozenset({"env", "file", "path", "name"})
-_NOTHING = frozenset({"", "none", "null", "empty", "dummy", "no", "false"})
+_NOTHING = frozenset({"", "{api_key}", "none", "null", "empty", "dummy", "no", "false"})
 
 
 def looks_secret(value: str, *, name: str = "") -> bool:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ENGINES = Path(sys.prefix) / "engines"
-"""Where ``make test`` puts the engines' environments: beside its own."""
+ENGINES = Path(os.environ.get("TASKROUTER_TEST_ENGINES") or Path(sys.prefix) / "engines")
+"""Where ``make test`` puts the engines' environments: in its own, unless told otherwise."""
 
 
 HERE = Path(__file__).parent

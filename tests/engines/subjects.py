@@ -41,6 +41,7 @@ class Subject:
 
     name: str
     start_s = 20.0
+    vram_gb = 3.0
     hang_timeout_s = 2.0
     dies_with: type[TaskRouterError] = ModelDied
     comes_back = True
@@ -58,7 +59,7 @@ class Subject:
         return {}
 
     def manager(self) -> ModelManager:
-        option = {"vram_gb": 2, "max_concurrency": 4, **self.option()}
+        option = {"vram_gb": self.vram_gb, "max_concurrency": 4, **self.option()}
         tasks = {
             "ask": {"kind": "chat", "selected": "subject", "options": {"subject": option}, "max_wait_s": self.start_s},
             # Something else in the same room, that a sick neighbour must cost nothing.

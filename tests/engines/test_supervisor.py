@@ -154,7 +154,7 @@ def test_a_segment_that_was_noted_is_removed_although_everybody_died_at_once() -
         process = await start(supervisor, "whole")
         pids, segment = await whole_tree(process)
         process.note()
-        await until(lambda: process.shm == (f"/dev/shm/{segment}",))
+        await until(lambda: process.shm == (Path("/dev/shm", segment).stat().st_ino,))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         await asyncio.wait_for(process.gone, BOUND_S)
@@ -168,7 +168,7 @@ def test_a_killed_guardian_takes_its_engines_along_and_the_next_start_has_a_new_
         process = await start(supervisor, "whole")
         pids, segment = await whole_tree(process)
         process.note()
-        await until(lambda: process.shm == (f"/dev/shm/{segment}",))
+        await until(lambda: process.shm == (Path("/dev/shm", segment).stat().st_ino,))
         first = supervisor.guardian_pid
         assert first is not None
         os.kill(first, signal.SIGKILL)

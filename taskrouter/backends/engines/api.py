@@ -101,7 +101,7 @@ class Api:
     async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
         """POST and give out the data of each server-sent event as it comes, until ``[DONE]``.
 
-        Raises as ``call`` does; ``Broken`` where the stream stops without ``[DONE]``.
+        Raises as ``call`` does; ``Broken`` where the stream is cut off.
         """
         async with self._open(path, body) as response:
             rest = b""
@@ -121,7 +121,9 @@ class Api:
                 raise CallFailed(
                     f"{self.who} answered {path} with no event stream: {rest[:200].decode('utf-8', 'replace')}"
                 )
-            raise Broken(f"{path}: the stream ended without [DONE]")
+            # Some servers (transformers serve) just end: then a chunked body's own end says that it is whole.
+            if response.headers.get("Transfer-Encoding", "").lower() != "chunked":
+                raise Broken(f"{path}: the stream ended without [DONE]")
 
     @asynccontextmanager
     async def _open(self, path: str, body: Mapping[str, Any] | None) -> AsyncIterator[aiohttp.ClientResponse]:

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
 from taskrouter.backends.base import START_TIMED_OUT, LoadedModel, Preflight
 from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
+from taskrouter.backends.engines.interpreter import clean_environment
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Place, Start
 from taskrouter.backends.engines.model import EngineModel, ended, last_words
 from taskrouter.backends.engines.supervisor import Process, Supervisor
 from taskrouter.errors import BadInput, CallFailed, LoadFailed, OutOfMemory, PreflightFailed, UnsupportedVerb
 from taskrouter.memory.devices import discover, free_bytes
+from taskrouter.memory.ledger import FootprintLedger, default_path
 from taskrouter.memory.nvml import open_nvml
 from taskrouter.memory.release import Release, gpu_bytes, listens, tree_bytes
 from taskrouter.types import CPU, GIB, Charges, DeviceId, Footprint, ModelKey, ModelRequest, Traits
@@ -41,8 +42,6 @@ _NO_MEMORY = re.compile(
     r"|Free memory on device .* is less than desired|larger than the available KV cache memory",
     re.IGNORECASE,
 )
-_NOT_AN_ENGINES = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-"""What belongs to this interpreter and would break another one."""
 
 
 class PortTaken(Exception):
@@ -65,6 +64,7 @@ class EngineBackend:
         self.adapter = adapter
         self.supervisor = supervisor if supervisor is not None else Supervisor()
         self._left: dict[ModelKey, _Left] = {}
+        self._beyond = FootprintLedger(default_path().with_name("engines-beyond.json"))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.adapter.framework}>"
@@ -79,6 +79,7 @@ class EngineBackend:
         """Start the engine; a port that somebody else took meanwhile is replaced by another."""
         checkpoint = await self.adapter.examine(request)
         places = await asyncio.to_thread(look, request.label, devices, charges)
+        places = await asyncio.to_thread(self._within, request.key, places)
         for left in reversed(range(PORT_TRIES)):
             try:
                 return await self._start(request, checkpoint, places)
@@ -89,7 +90,7 @@ class EngineBackend:
         raise AssertionError("the last try returns or raises")
 
     async def _start(self, request: ModelRequest, checkpoint: Checkpoint, places: tuple[Place, ...]) -> EngineModel:
-        start = Start(places, free_port(), _name(request.label), secrets.token_urlsafe(24))
+        start = Start(places, free_port(), _name(request.label), secrets.token_hex(24))
         launch = self.adapter.launch(request, checkpoint, start)
         process = await self.supervisor.spawn(
             request.label, launch.argv, environment(request, launch), cwd=request.base_dir, secret=start.api_key
@@ -101,6 +102,7 @@ class EngineBackend:
             await self._become_ready(request, process, api, name, start.port)
             kv_cache = await self.adapter.kv_cache(api, checkpoint, process.output.lines())
             measured = await asyncio.to_thread(measure, process, places, kv_cache)
+            await asyncio.to_thread(self._learn, request.key, places, measured)
             process.note()
             return EngineModel(request, self.adapter, process, api, name, places, measured=measured, kv_cache=kv_cache)
         except BaseException as error:
@@ -144,6 +146,22 @@ class EngineBackend:
                 f"{request.label} can't be served by its engine: {error}. {last_words(process)}"
             ) from error
 
+    def _within(self, key: ModelKey, places: tuple[Place, ...]) -> tuple[Place, ...]:
+        """The grants less what this engine took beyond what it was told, last time.
+
+        Else the books and the engine would drive each other up: what was measured is the next grant, an engine told to
+        fill that takes as much more again.
+        """
+        beyond = self._beyond.get(key, _kind(places))
+        if beyond is None:
+            return places
+        return tuple(replace(place, granted=max(place.granted - beyond.device_bytes, 0)) for place in places)
+
+    def _learn(self, key: ModelKey, places: tuple[Place, ...], measured: Footprint | None) -> None:
+        if measured is not None:
+            beyond = max(measured.device_bytes - min(place.granted for place in places), 0)
+            self._beyond.put(key, _kind(places), Footprint(beyond))
+
     async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:
         """Stop the engine, kill what is left of its tree, and see its memory free."""
         assert isinstance(model, EngineModel), model
@@ -182,8 +200,7 @@ class EngineBackend:
 
 def environment(request: ModelRequest, launch: Launch) -> dict[str, str]:
     """Ours, less what belongs to our own interpreter, with the engine's and then the option's."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_AN_ENGINES}
-    return {**inherited, **launch.env, **request.env}
+    return {**clean_environment(), **launch.env, **request.env}
 
 
 def look(label: str, devices: tuple[DeviceId, ...], charges: Charges) -> tuple[Place, ...]:
@@ -228,6 +245,10 @@ def free_port() -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as chosen:
         chosen.bind(("127.0.0.1", 0))
         return int(chosen.getsockname()[1])
+
+
+def _kind(places: tuple[Place, ...]) -> str:
+    return "gpu" if places[0].on_gpu else "cpu"
 
 
 def _name(label: str) -> str:

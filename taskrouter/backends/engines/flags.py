@@ -14,8 +14,8 @@ from taskrouter.types import GIB, MIB, ModelRequest
 
 GPU_OVERHEAD = int(0.6 * GIB) + GIB
 """A CUDA context (0.3–0.6 GiB a process was seen), and what graphs and collectives take beside it (estimated)."""
-CPU_OVERHEAD = int(1.5 * GIB)
-"""The engine's processes themselves, imports included: 1.2 GB (vLLM 0.32) and 1.6 GB (SGLang 0.5.23) were measured."""
+CPU_OVERHEAD = 2 * GIB
+"""The engine's processes themselves, imports included: 1.9 GiB (vLLM 0.32) and 1.6 GB (SGLang 0.5.23) were measured."""
 CONTEXT_STEP = 512
 USUAL_CONTEXT = 8192
 """Tokens that an undeclared need counts cache for, where the option doesn't say and the model can hold more."""
@@ -50,13 +50,13 @@ def cache_bytes(request: ModelRequest, checkpoint: Checkpoint, start: Start) -> 
     granted = min(place.granted for place in start.places)
     fixed = weights + working_bytes(weights) + overhead(on_gpu=start.on_gpu)
     left = granted - fixed
-    if left < LEAST_CACHE:
+    if left < 0:
         raise PreflightFailed(
             f"{request.label}: {size(granted)} on {start.places[0].device} leave no room for a KV cache beside "
             f"{size(weights)} of weights, {size(working_bytes(weights))} to work in and the engine's own "
             f"{size(overhead(on_gpu=start.on_gpu))}. Raise vram_gb to at least {(fixed + LEAST_CACHE) / GIB:.1f}."
         )
-    return left
+    return max(left, LEAST_CACHE)
 
 
 def context(request: ModelRequest, checkpoint: Checkpoint, start: Start) -> int | None:

@@ -41,6 +41,8 @@ SHM = "/dev/shm/"
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 SWEEP_EVERY_S = 0.02
+SEGMENTS_BOUND_S = 1.0
+"""A process that has ended may still be giving its memory back; so long its segments are waited for."""
 KILL_BOUND_S = 10.0
 """How long a tree that is being killed is waited for: what the kernel holds on to longer is reported."""
 
@@ -93,10 +95,14 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_zombie(pid: int) -> bool:
-    """Whether a process has ended and only waits to be reaped (or is gone already)."""
+    """Whether a process has ended and only waits to be reaped (or is gone already).
+
+    Its first thread counts as a zombie while others are still on their way out, holding its memory.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+            ended = file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+        return ended and len(os.listdir(f"/proc/{pid}/task")) <= 1
     except OSError:
         return True
 
@@ -110,20 +116,19 @@ def carries(pid: int, token: str) -> bool:
         return False
 
 
-def segments(pid: int) -> set[str]:
-    """The files under ``/dev/shm`` that a process has mapped or open."""
-    found: set[str] = set()
+def segments(pid: int) -> set[int]:
+    """The inodes under ``/dev/shm`` that a process has mapped or open.
+
+    Inodes and not names: a semaphore is made under another name than the one it is then linked to.
+    """
+    found: set[int] = set()
     with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            _, slash, rest = line.partition(SHM)
-            if slash and not rest.endswith(" (deleted)\n"):
-                found.add(SHM + rest.rstrip("\n"))
+        found.update(int(line.split(None, 5)[4]) for line in file if SHM in line)
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
-                target = os.readlink(f"/proc/{pid}/fd/{name}")
-                if target.startswith(SHM) and not target.endswith(" (deleted)"):
-                    found.add(target)
+                if os.readlink(f"/proc/{pid}/fd/{name}").startswith(SHM):
+                    found.add(os.stat(f"/proc/{pid}/fd/{name}").st_ino)
     return found
 
 
@@ -141,21 +146,29 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def unlink_unused(paths: set[str]) -> None:
-    """Remove shared-memory files that nobody has mapped or open any more."""
-    left = {path for path in paths if os.path.exists(path)}
+def unlink_unused(inodes: set[int]) -> bool:
+    """Remove shared-memory files that nobody has mapped or open any more; answers whether some are still used."""
+    if not inodes:
+        return False
+    there: dict[int, list[str]] = {}
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(SHM):
+            there.setdefault(entry.inode(), []).append(entry.path)
+    left = inodes & there.keys()
     if not left:
-        return
-    used: set[str] = set()
+        return False
+    used: set[int] = set()
     for pid in everyone():
         used |= segments(pid)
-    for path in left - used:
+    for path in [path for inode in left - used for path in there[inode]]:
         with contextlib.suppress(OSError):
             os.unlink(path)
+    return bool(left & used)
 
 
 class Engine:
-    """One engine's tree. ``dying`` is when it is given up as unkillable; ``None``: nobody is killing it."""
+    """One engine's tree. ``dying`` is when it is given up as unkillable; ``None``: nobody is killing it;
+    ``empty`` since when nothing of it runs."""
 
     def __init__(self, name: str, token: str, process: subprocess.Popen[bytes], tmp: str) -> None:
         self.name = name
@@ -165,7 +178,8 @@ class Engine:
         self.tmp = tmp
         self.status: int | None = None
         self.dying: float | None = None
-        self.shm: set[str] = set()
+        self.empty: float | None = None
+        self.shm: set[int] = set()
 
     def tree(self, everybody: list[int]) -> list[int]:
         """Its living processes, the first of them included."""
@@ -305,13 +319,15 @@ class Guardian:
                 kill(pid)
             self.reap()
             if engine.status is not None and not engine.tree(descendants(os.getpid())):
-                self.bury(engine, [])
+                now = time.monotonic()
+                engine.empty = engine.empty or now
+                if not unlink_unused(engine.shm) or now > engine.empty + SEGMENTS_BOUND_S:
+                    self.bury(engine, [])
             elif engine.dying is not None and time.monotonic() > engine.dying:
                 self.bury(engine, engine.tree(descendants(os.getpid())))
 
     def bury(self, engine: Engine, left: list[int]) -> None:
         del self.engines[engine.name]
-        unlink_unused(engine.shm)
         if engine.tmp:
             shutil.rmtree(engine.tmp, ignore_errors=True)
         self.say(event="gone", name=engine.name, left=left)

@@ -126,9 +126,13 @@ def accepted_folder() -> Path:
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours, less what belongs to our own interpreter and would break another one."""
+    """Ours, less what belongs to our own interpreter and would break another one.
+
+    Engines run in the folder of models.yaml, which must not be where their modules are looked for first: a types.py
+    there would be theirs.
+    """
     own = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
-    return {name: value for name, value in os.environ.items() if name not in own}
+    return {**{name: value for name, value in os.environ.items() if name not in own}, "PYTHONSAFEPATH": "1"}
 
 
 def _last_json(said: str) -> Mapping[str, object] | None:

@@ -46,8 +46,8 @@ class Process:
         self.token = secrets.token_hex(16)
         self.pid = 0
         self.started = 0
-        self.shm: tuple[str, ...] = ()
-        """What it was last seen to hold in shared memory."""
+        self.shm: tuple[int, ...] = ()
+        """What it was last seen to hold in shared memory: inodes."""
         self.spawned: asyncio.Future[None] = loop.create_future()
         self.exited: asyncio.Future[int] = loop.create_future()
         self.gone: asyncio.Future[list[int]] = loop.create_future()

@@ -46,7 +46,7 @@ class Started:
     pid: int
     started: int
     tmp: str
-    shm: tuple[str, ...] = ()
+    shm: tuple[int, ...] = ()
 
 
 class StateFile:
@@ -104,7 +104,8 @@ def clear(engine: Started, bound_s: float = BOUND_S) -> list[int]:
         for member in left:
             guardian.kill(member)
         time.sleep(guardian.SWEEP_EVERY_S)
-    guardian.unlink_unused(shm)
+    while guardian.unlink_unused(shm) and time.monotonic() < until:
+        time.sleep(guardian.SWEEP_EVERY_S)
     if engine.tmp:
         shutil.rmtree(engine.tmp, ignore_errors=True)
     return left
