@@ -189,8 +189,8 @@ class Engine(Subject):
         super().__init__(folder, python)
         self.interpreter = python(self.venv) if self.venv else sys.executable
         self.temporary = set(Path(tempfile.gettempdir()).glob("taskrouter-*"))
-        self.shm = set(Path("/dev/shm").iterdir())
         self.seen: set[int] = set()
+        self.segments: set[int] = set()
 
     def engines(self) -> dict[str, Any]:
         python = {"python": self.interpreter} if self.venv else {}
@@ -200,6 +200,8 @@ class Engine(Subject):
         pid = int(lease.info["pid"])
         pids = [pid, *guardian.descendants(pid)]
         self.seen.update(pids)
+        for each in pids:
+            self.segments |= guardian.segments(each)
         return pids
 
     async def die(self, lease: Lease) -> None:
@@ -216,7 +218,7 @@ class Engine(Subject):
         pids = [pid for pid in self.seen if not guardian.is_zombie(pid)]
         found = [f"process {pid}" for pid in pids]
         found += [str(path) for path in set(Path(tempfile.gettempdir()).glob("taskrouter-*")) - self.temporary]
-        found += [str(path) for path in set(Path("/dev/shm").iterdir()) - self.shm]
+        found += [entry.path for entry in os.scandir("/dev/shm") if entry.inode() in self.segments]
         return found
 
 
