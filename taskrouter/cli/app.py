@@ -167,3 +167,58 @@ def schema(as_json: Json = False) -> int:
     # The answer is JSON either way; the flag is there so that every command takes it.
     print_json(json_schema())
     return Exit.OK
+
+
+engines = typer.Typer(
+    help="The engines that run as child processes (vLLM, SGLang): install them, list them, find what is wrong.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+)
+app.add_typer(engines, name="engines")
+
+
+@engines.command(epilog=EPILOG)
+@guarded
+def install(
+    engine: Annotated[str, typer.Argument(help="vllm or sglang.")],
+    cpu: Annotated[bool, typer.Option("--cpu", help="The set for machines without a GPU.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Where the environment goes; by default .venvs/ENGINE beside the file.")
+    ] = None,
+    torch: Annotated[
+        str | None, typer.Option(help="What pip installs as torch, such as 'torch==2.13.0 --index-url …'.")
+    ] = None,
+    extra: Annotated[list[str] | None, typer.Option("--with", help="One more requirement. Repeatable.")] = None,
+    write: Annotated[Path | None, typer.Option(help="A models.yaml that is told of it; comments are kept.")] = None,
+    proof: Annotated[bool, typer.Option("--proof/--no-proof", help="Serve a sample with it before it counts.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Make it anew, also where it is there already.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Make an engine its own environment from a pinned set of packages, and prove it by serving a sample.
+
+    Exit code 1: it could not be made, or can't serve here.
+    """
+    from taskrouter.cli.engine_install import Wanted, install_engine
+
+    wanted = Wanted(engine, cpu, folder, torch, extra or (), write, proof, force)
+    return install_engine(wanted, as_json=as_json)
+
+
+@engines.command(name="list", epilog=EPILOG)
+@guarded
+def list_(file: Annotated[Path | None, typer.Argument(metavar="[FILE]")] = None, as_json: Json = False) -> int:
+    """Show each engine: its version, what it can do here, its interpreter, and which options use it."""
+    from taskrouter.cli.engine_state import list_engines
+    from taskrouter.cli.which_file import file_if_any
+
+    return list_engines(file_if_any(file), as_json=as_json)
+
+
+@engines.command(epilog=EPILOG)
+@guarded
+def doctor(file: Annotated[Path | None, typer.Argument(metavar="[FILE]")] = None, as_json: Json = False) -> int:
+    """Say what is wrong with the engines of models.yaml on this machine. Exit code 1: something is."""
+    from taskrouter.cli.engine_state import doctor as examine
+    from taskrouter.cli.which_file import file_if_any
+
+    return examine(file_if_any(file), as_json=as_json)

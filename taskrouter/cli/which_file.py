@@ -12,6 +12,11 @@ HERE = "models.yaml"
 ENV = "TASKROUTER_CONFIG"
 
 
+def file_if_any(given: Path | None) -> str | None:
+    """The same, for commands that need none; ``None`` where there is none."""
+    return which_file(given) if given is not None or os.path.lexists(HERE) or os.environ.get(ENV) else None
+
+
 def which_file(given: Path | None) -> str:
     """The path to use; says on stderr which, where it wasn't given. Raises ``ConfigNotFound`` where there is none."""
     if given is not None:

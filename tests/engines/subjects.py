@@ -44,6 +44,7 @@ class Subject:
     vram_gb = 3.0
     hang_timeout_s = 2.0
     dies_with: type[TaskRouterError] = ModelDied
+    checks_context = True
     comes_back = True
     """Whether a model that died is loaded anew (in this process it can't die: only its call fails)."""
 
@@ -100,6 +101,7 @@ def _other() -> dict[str, Any]:
 
 class Fake(Subject):
     name = "fake"
+    checks_context = False
 
     def __init__(self, folder: Path, python: Callable[[str], str]) -> None:
         super().__init__(folder, python)
@@ -222,6 +224,23 @@ class Engine(Subject):
         return found
 
 
+class Command(Engine):
+    """The stub: it speaks the API, is a tree of three processes, and answers its question back."""
+
+    name = framework = "command"
+    checks_context = False
+
+    def option(self) -> dict[str, Any]:
+        words = ["--port", "{port}", "--api-key", "{api_key}", "--ready-after", "0.3", "--token-s", "0.02"]
+        return {"model_id": "stub", "framework": "command", "command": [sys.executable, str(STUB), *words]}
+
+    def questions(self) -> list[tuple[Messages, str]]:
+        return [([{"role": "user", "content": text}], f"stub heard: {text}") for text in ("one", "two three", "four")]
+
+    async def idle(self, lease: Lease) -> bool:
+        return not (await lease.request("/stub/state"))["running"]
+
+
 class Vllm(Engine):
     name = framework = venv = "vllm"
     start_s = 240.0
@@ -241,6 +260,7 @@ class Vllm(Engine):
         return {"max_tokens": 200, "extra": {"ignore_eos": True}}
 
     async def idle(self, lease: Lease) -> bool:
+        # Beside the lease's own turn: the metrics are no JSON.
         status, text = await lease.resident.model.api.get("/metrics", 5)  # type: ignore[union-attr]
         assert status == 200
         running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
@@ -259,13 +279,11 @@ class Sglang(Engine):
         return {"max_tokens": 200, "extra": {"ignore_eos": True}}
 
     async def idle(self, lease: Lease) -> bool:
-        status, text = await lease.resident.model.api.get("/get_load", 5)  # type: ignore[union-attr]
-        assert status == 200, text
-        said = json.loads(text)
-        return all(not each["num_reqs"] and not each["num_waiting_reqs"] for each in said)
+        said = await lease.request("/v1/loads")
+        return all(not each["num_running_reqs"] and not each["num_waiting_reqs"] for each in said["loads"])
 
 
-SUBJECTS: dict[str, type[Subject]] = {each.name: each for each in (Fake, Transformers, Vllm, Sglang)}
+SUBJECTS: dict[str, type[Subject]] = {each.name: each for each in (Fake, Transformers, Command, Vllm, Sglang)}
 
 
 async def until(condition: Callable[[], Any], bound_s: float = 20.0) -> None:

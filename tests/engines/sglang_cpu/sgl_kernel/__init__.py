@@ -9,7 +9,6 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import Any
 
-__path__: list[str] = []
 __version__ = "0.0.0"
 
 
