@@ -57,6 +57,7 @@ class Engine:
 
     name: str
     python: str = ""
+    named: bool = False
     version: str | None = None
     torch: str | None = None
     cuda: bool | None = None
@@ -87,15 +88,18 @@ def doctor(file: str | None, *, as_json: bool) -> int:
     with waiting("importing the engines"):
         found = _look(file, deep=True)
     machine = list(_machine())
-    # An engine nobody uses and nobody named is no trouble.
-    troubles = [trouble for engine in found if engine.used_by or engine.version for trouble in engine.wrong]
-    wrong = [*troubles, *machine]
+    # As in validate: what no selected option needs, and nobody has installed or named, is worth knowing and not wrong.
+    needed = [engine for engine in found if engine.selected_by or engine.version or engine.named]
+    wrong = [*(trouble for engine in needed for trouble in engine.wrong), *machine]
+    unused = [trouble for engine in found if engine not in needed and engine.used_by for trouble in engine.wrong]
     if as_json:
-        print_json({"ok": not wrong, "wrong": wrong, "engines": [asdict(engine) for engine in found]})
+        print_json({"ok": not wrong, "wrong": wrong, "unused": unused, "engines": [asdict(engine) for engine in found]})
     else:
         for engine in found:
             if engine.version and not engine.wrong:
                 print(f"fine: {engine.name} {engine.version} under {engine.python}: {engine.can}")
+        for line in unused:
+            print(f"not selected: {line}")
         for line in wrong:
             print(f"wrong: {line}")
         if not wrong:
@@ -133,7 +137,7 @@ def _users(engine: Engine, catalog: Catalog | None) -> None:
 def _ask(engine: Engine, catalog: Catalog | None, on_gpu: bool, deep: bool) -> None:
     written = interpreter(engine.name, catalog) if catalog is not None else None
     key = f"engines.{engine.name}.python"
-    engine.python = written or sys.executable
+    engine.python, engine.named = written or sys.executable, written is not None
     program = shutil.which(engine.python)
     install = f"`taskrouter engines install {engine.name}` makes one"
     if program is None:

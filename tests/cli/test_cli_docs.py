@@ -23,6 +23,7 @@ def test_the_tables_name_every_exit_code_and_every_way_to_fit() -> None:
 def test_every_command_has_an_example() -> None:
     assert {re.search(r"taskrouter (\w+)", example.command)[1] for example in commands(TEXT)} == {  # type: ignore[index]
         "demo",
+        "engines",
         "run",
         "schema",
         "validate",

@@ -8,6 +8,7 @@ import stat
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from taskrouter.backends.engines import install as making
 from taskrouter.backends.engines.install import KNOWN_GOOD, PinnedSet, install, known_good, python_in
 from taskrouter.cli.writing import write_engine
 from taskrouter.errors import BadInput, LoadFailed
-from tests.cli.conftest import Cli
+from tests.cli.stage import Cli
 
 HERE = Path(__file__).parent
 
@@ -122,12 +123,12 @@ def test_an_interrupt_takes_pip_along_and_the_half_made_environment(
 
     real = subprocess.Popen.communicate
 
-    def interrupted(self: subprocess.Popen[str], *args: object, **more: object) -> object:
+    def interrupted(self: subprocess.Popen[str], *args: Any, **more: Any) -> object:
         if "pip" in str(self.args):
             assert self.stdout is not None
             self.stdout.close()
             raise KeyboardInterrupt
-        return real(self, *args, **more)  # type: ignore[arg-type]
+        return real(self, *args, **more)
 
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -181,7 +182,11 @@ def test_a_file_that_can_not_be_read_or_replaced_stays_as_it_is(
             write_engine(path, "vllm", Path("/python"))
         assert path.read_text() == text
     path.write_text(WRITTEN)
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_engine(path, "vllm", Path("/python"))
     assert path.read_text() == WRITTEN
@@ -200,6 +205,16 @@ def test_list_shows_each_engine_and_who_uses_it(cli: Cli, tmp_path: Path) -> Non
     assert by_name["vllm"]["can"] == "not installed"
     assert by_name["vllm"]["used_by"] == ["t/m"]
     assert "not installed" in cli("engines", "list", file(tmp_path)).out
+
+
+def test_an_engine_that_no_selected_option_needs_is_worth_knowing_and_not_wrong(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "models.yaml"
+    options = "{here: {model_id: m, framework: fake}, there: {model_id: m, framework: vllm}}"
+    path.write_text(f"tasks: {{t: {{selected: here, options: {options}}}}}\n")
+    result = cli("engines", "doctor", path)
+    assert result.code == 0
+    assert "not selected: vllm isn't installed; `taskrouter engines install vllm` makes one" in result.out
+    assert cli("engines", "doctor", file(tmp_path)).code == 1
 
 
 def test_list_and_doctor_need_no_file(cli: Cli) -> None:

@@ -90,6 +90,17 @@ def test_the_template_is_filled_in_and_the_environment_is_the_options(tmp_path: 
     play(Stage(tmp_path, {"a": option(SERVER, *words, env={"COLOUR": "green"})}), main)
 
 
+def test_the_health_path_of_the_option_says_when_it_is_ready(tmp_path: Path) -> None:
+    picky = SERVER.replace("self.answer({})", 'self.answer({}) if self.path == "/up" else self.send_error(404)', 1)
+
+    async def main(stage: Stage) -> None:
+        assert (await (await stage.manager.get_model("right")).chat("hi")).text
+        with pytest.raises(errors.LoadFailed, match="not ready within"):
+            await stage.manager.get_model("wrong")
+
+    play(Stage(tmp_path, {"right": option(picky, health="/up"), "wrong": option(picky)}, start_timeout_s=2), main)
+
+
 def test_an_engine_that_dies_at_its_start_says_its_last_words_and_the_next_request_tries_again(tmp_path: Path) -> None:
     async def main(stage: Stage) -> None:
         for _ in range(2):

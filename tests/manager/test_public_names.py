@@ -250,7 +250,7 @@ def test_a_selection_that_can_not_be_loaded_leaves_everything_as_it_was(tmp_path
         "broken": option("broken", fail="error"),
         "huge": option("huge", vram_gb=99),
         "unchecked": option("unchecked", fail="preflight"),
-        "unknown": {"model_id": "x", "framework": "vllm"},
+        "unknown": {"model_id": "x", "framework": "whisper"},
     }
     play(Stage(tmp_path, {"t": {"selected": "good", "options": options}}), main)
 
