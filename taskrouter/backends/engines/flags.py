@@ -1,112 +1,52 @@
-"""What both packaged engines' command lines have in common: engine_args to words, contexts, and what a start needs."""
+"""What both packaged engines' command lines have in common: engine_args to words, the GPUs they see, and fractions."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from taskrouter.backends.engines.launch import Checkpoint, Start
+from taskrouter.backends.engines.launch import Start
 from taskrouter.errors import PreflightFailed
-from taskrouter.memory.estimate import working_bytes
-from taskrouter.residency.messages import size
-from taskrouter.types import GIB, MIB, ModelRequest
+from taskrouter.types import ModelRequest
 
-GPU_OVERHEAD = int(0.6 * GIB) + GIB
-"""A CUDA context (0.3–0.6 GiB a process was seen), and what graphs and collectives take beside it (estimated)."""
-CPU_OVERHEAD = 2 * GIB
-"""The engine's processes themselves, imports included: 1.9 GiB (vLLM 0.32) and 1.6 GB (SGLang 0.5.23) were measured."""
-CONTEXT_STEP = 512
-USUAL_CONTEXT = 8192
-"""Tokens that an undeclared need counts cache for, where the option doesn't say and the model can hold more."""
-LEAST_CACHE = 64 * MIB
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""Else the processes of one engine find each other by the host's name, and listen on whatever that stands for."""
+
+QUIET = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+"""Sends nothing home; takes no module from the folder it is started in, where a user's own ``datasets`` may lie; and
+its last words reach the log before it dies."""
 
 
-def overhead(*, on_gpu: bool) -> int:
-    """Bytes an engine takes on each device beside weights, activations and KV cache."""
-    return GPU_OVERHEAD if on_gpu else CPU_OVERHEAD
+def own(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The flags that taskrouter writes, each with what to do instead, from what to do and the flags that is said of."""
+    return {name: instead for instead, names in groups.items() for name in names}
 
 
-def need(request: ModelRequest, checkpoint: Checkpoint, *, on_gpu: bool, max_concurrency: int | None) -> int:
-    """Estimated bytes on each device, for an option that declares none.
-
-    Weights, working memory (as everywhere: 20 %), the engine's own overhead, and the KV cache of one request of
-    ``max_context`` tokens. More cache, for more requests side by side, is what a declared ``vram_gb`` is for.
-    """
-    spans = _spans(request)
-    weights = -(-checkpoint.weight_bytes // spans)
-    context = request.max_context if isinstance(request.max_context, int) else None
-    tokens = context or min(checkpoint.ceiling or USUAL_CONTEXT, USUAL_CONTEXT)
-    cache = max(-(-tokens * checkpoint.kv_bytes_per_token // spans), LEAST_CACHE)
-    return weights + working_bytes(weights) + cache + overhead(on_gpu=on_gpu)
+def said(request: ModelRequest) -> dict[str, Any]:
+    """An option's ``engine_args`` by the flags' own names: dashes, none in front."""
+    return {_name(key): value for key, value in request.engine_args.items()}
 
 
-def cache_bytes(request: ModelRequest, checkpoint: Checkpoint, start: Start) -> int:
-    """What is left of the smallest grant for the KV cache on one device. Raises ``PreflightFailed`` where nothing is.
-
-    ``granted − weights − working memory − overhead``, the fixed part of the plan in docs/design.md.
-    """
-    weights = -(-checkpoint.weight_bytes // len(start.places))
-    granted = min(place.granted for place in start.places)
-    fixed = weights + working_bytes(weights) + overhead(on_gpu=start.on_gpu)
-    left = granted - fixed
-    if left < 0:
-        raise PreflightFailed(
-            f"{request.label}: {size(granted)} on {start.places[0].device} leave no room for a KV cache beside "
-            f"{size(weights)} of weights, {size(working_bytes(weights))} to work in and the engine's own "
-            f"{size(overhead(on_gpu=start.on_gpu))}. Raise vram_gb to at least {(fixed + LEAST_CACHE) / GIB:.1f}."
-        )
-    return max(left, LEAST_CACHE)
-
-
-def context(request: ModelRequest, checkpoint: Checkpoint, start: Start) -> int | None:
-    """Tokens one request may span: as written, or for ``auto`` the most that fits. ``None``: the engine's own choice.
-
-    ``min(floor(cache / bytes per token), ceiling)``, rounded down to 512. Raises ``PreflightFailed``.
-    """
-    wanted = request.max_context
-    if wanted is None:
-        return None
-    if isinstance(wanted, int):
-        if wanted < 1 or (checkpoint.ceiling is not None and wanted > checkpoint.ceiling):
-            raise PreflightFailed(
-                f"{request.label}: max_context is {wanted}, but {request.model_id} was built for 1 to "
-                f"{checkpoint.ceiling} tokens. Write {checkpoint.ceiling} or less."
-            )
-        return wanted
-    if wanted != "auto":
-        raise PreflightFailed(f"{request.label}: max_context wants a number of tokens or auto, not {wanted!r}.")
-    if not checkpoint.kv_bytes_per_token:
-        return checkpoint.ceiling
-    room = cache_bytes(request, checkpoint, start) * len(start.places) // checkpoint.kv_bytes_per_token
-    fits = min(room, checkpoint.ceiling) if checkpoint.ceiling is not None else room
-    if fits < CONTEXT_STEP:
-        return fits
-    return fits // CONTEXT_STEP * CONTEXT_STEP
-
-
-def words(request: ModelRequest, own: Mapping[str, str]) -> Iterator[str]:
-    """An option's ``engine_args`` as command-line words. ``own`` are the flags we write, and what to write instead.
+def words(request: ModelRequest, ours: Mapping[str, str], *, without: Collection[str] = ()) -> Iterator[str]:
+    """An option's ``engine_args`` as command-line words, without those named. ``ours`` are the flags we write.
 
     ``true`` is the bare flag, ``false`` its ``--no-`` form, a list several words, a mapping JSON. Raises
-    ``PreflightFailed`` for a flag of ours.
+    ``PreflightFailed`` for a flag of ours, and for a value that says nothing.
     """
     for key, value in request.engine_args.items():
-        name = key.lstrip("-").replace("_", "-")
-        if name in own:
-            raise PreflightFailed(
-                f"{request.label}: engine_args.{key} is what taskrouter writes itself; {own[name]} instead."
-            )
-        if value is None or value is True:
-            yield f"--{name}"
-        elif value is False:
-            yield f"--no-{name}"
-        elif isinstance(value, Mapping):
-            yield from (f"--{name}", json.dumps(_plain(value)))
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            yield from (f"--{name}", *(str(item) for item in value))
-        else:
-            yield from (f"--{name}", str(value))
+        name = _name(key)
+        # vLLM takes --flag.part and --flag.part+ for a flag that is JSON.
+        flag = name.partition(".")[0].removesuffix("+")
+        for spelled in (flag, flag.removeprefix("no-")):
+            if spelled in ours:
+                raise PreflightFailed(
+                    f"{request.label}: engine_args.{key} is what taskrouter writes itself; {ours[spelled]}."
+                )
+        if value is None:
+            raise PreflightFailed(f"{request.label}: engine_args.{key} has no value; write true for a bare flag.")
+        if name not in without:
+            yield from _words(name, value)
 
 
 def visible(start: Start) -> dict[str, str]:
@@ -121,11 +61,30 @@ def visible(start: Start) -> dict[str, str]:
 
 def fraction(part: int, whole: int) -> str:
     """A share of a device, rounded down to four digits: a grant is never exceeded."""
-    return f"{max(part * 10_000 // max(whole, 1), 1) / 10_000:.4f}"
+    return f"{min(max(part * 10_000 // max(whole, 1), 1), 10_000) / 10_000:.4f}"
 
 
-def _spans(request: ModelRequest) -> int:
-    return request.devices if isinstance(request.devices, int) else max(len(request.devices), 1)
+def _name(key: str) -> str:
+    flag, dot, part = key.lstrip("-").partition(".")
+    return flag.replace("_", "-") + dot + part
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if value is True:
+        return [f"--{name}"]
+    if value is False:
+        return [f"--no-{name}"]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [f"--{name}", *map(_word, value)]
+    word = _word(value)
+    # A value that looks like a flag would be taken for one.
+    return [f"--{name}={word}"] if word.startswith("-") else [f"--{name}", word]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Mapping) or (isinstance(value, Sequence) and not isinstance(value, str)):
+        return json.dumps(_plain(value))
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _plain(value: Any) -> Any:

@@ -1,16 +1,20 @@
 """Run by vLLM's interpreter: does its own parser take these words? ``vllm.py '["--model", …]'`` prints JSON.
 
-Stands alone: nothing of taskrouter is there. This folder must not be imported from, since a module called vllm in it
-would hide the real one.
+The words may come on standard input instead. Stands alone: nothing of taskrouter is there. This folder must not be
+imported from, since a module called vllm in it would hide the real one.
 """
 
 import contextlib
 import difflib
 import io
 import json
+import os
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any, NoReturn
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
 def answer(error: str | None = None) -> NoReturn:
@@ -18,16 +22,43 @@ def answer(error: str | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def near(parser: Any, text: str) -> str:
-    """The flags that a complaint's unknown flags were probably meant to be."""
-    known = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
-    meant = [difflib.get_close_matches(word, known, n=1) for word in re.findall(r"--[\w.-]+", text)]
-    found = [words[0] for words in meant if words]
+def complaint(parser: Any, text: str) -> str:
+    """What a parser said, with what was probably meant: the nearest flags, or the nearest of the choices."""
+    flags = [flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")]
+    if "unrecognized" in text:
+        return text + meant(re.findall(r"--[\w.-]+", text), flags)
+    choice = re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", text)
+    return text + (meant([choice[1]], re.split(r", ", choice[2].replace("'", ""))) if choice else "")
+
+
+def meant(wrong: Iterable[str], known: list[str]) -> str:
+    close = [difflib.get_close_matches(word, known, n=1) for word in wrong]
+    found = [words[0] for words in close if words]
     return f" (did you mean {', '.join(found)}?)" if found else ""
 
 
+def unregistered(arguments: Any) -> str | None:
+    """What is wrong with words that the parser takes as any text, and only a start would look up."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+        if arguments.quantization not in (None, *QUANTIZATION_METHODS):
+            return invalid("--quantization", arguments.quantization, QUANTIZATION_METHODS)
+    with contextlib.suppress(ImportError, AttributeError):
+        from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER
+
+        if str(arguments.load_format) not in ("auto", *_LOAD_FORMAT_TO_MODEL_LOADER):
+            return invalid("--load-format", arguments.load_format, _LOAD_FORMAT_TO_MODEL_LOADER)
+    return None
+
+
+def invalid(flag: str, value: str, known: Iterable[str]) -> str:
+    return f"argument {flag}: invalid choice: {value!r} (choose from {', '.join(known)})"
+
+
 def main() -> None:
-    sys.path[:] = [place for place in sys.path if place != sys.path[0]]
+    sys.path[:] = [place for place in sys.path if os.path.abspath(place or ".") != FOLDER]
+    words = json.loads(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read())
     try:
         from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     except ImportError:
@@ -36,20 +67,25 @@ def main() -> None:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError:
         from vllm.utils import FlexibleArgumentParser
+    from vllm.engine.arg_utils import AsyncEngineArgs
 
-    parser = make_arg_parser(FlexibleArgumentParser())
+    # Not abbreviated: --tensor-parallel would be taken for a flag that is ours to write.
+    parser = make_arg_parser(FlexibleArgumentParser(allow_abbrev=False))
     said = io.StringIO()
+    wrong: str | None = None
     try:
         with contextlib.redirect_stderr(said):
-            arguments = parser.parse_args(json.loads(sys.argv[1]))
+            arguments = parser.parse_args(words)
         validate_parsed_serve_args(arguments)
+        AsyncEngineArgs.from_cli_args(arguments)
+        wrong = unregistered(arguments)
     except SystemExit:
         text = said.getvalue().strip().splitlines()[-1:] or ["its parser refused them"]
-        unknown = "unrecognized" in text[0]
-        answer(text[0].partition("error: ")[2] + (near(parser, text[0]) if unknown else ""))
+        wrong = text[0].partition("error: ")[2] or text[0]
     except Exception as error:  # noqa: BLE001 (whatever it raises is its answer)
         answer(f"{type(error).__name__}: {error}")
-    answer()
+    answer(wrong and complaint(parser, wrong))
 
 
-main()
+if __name__ == "__main__":
+    main()
