@@ -152,9 +152,15 @@ class BlockingModel:
 
     def stream_chat(self, *args: Any, **kwargs: Any) -> BlockingStream:
         """Pieces of the answer; leaving or dropping the iterator early stops the model."""
+        return self._stream(self._model.stream_chat, *args, **kwargs)
 
+    def stream_request(self, *args: Any, **kwargs: Any) -> BlockingStream:
+        """The events of an answer of the model's own server, the same way."""
+        return self._stream(self._model.stream_request, *args, **kwargs)
+
+    def _stream(self, start: Callable[..., Stream], *args: Any, **kwargs: Any) -> BlockingStream:
         async def make() -> Stream:
-            return self._model.stream_chat(*args, **kwargs)
+            return start(*args, **kwargs)
 
         return BlockingStream(self._run, self._run(make()))
 

@@ -190,6 +190,19 @@ def test_every_verb_reaches_the_server_and_unknown_fields_go_through(tmp_path: P
     play(tmp_path, main)
 
 
+def test_synchronous_callers_have_the_same_verbs(tmp_path: Path) -> None:
+    command = [sys.executable, str(STUB), "--port", "{port}", "--ready-after", "0"]
+    option = {"model_id": "stub", "framework": "command", "command": command, "vram_gb": 0.2}
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"tasks": {"a": {"selected": "a", "options": {"a": option}}}}), encoding="utf-8")
+    with ModelManager(file, machine=StillMachine({"cpu": GIB})).blocking() as manager:
+        model = manager.get_model("a")
+        assert model.generate("go on").text == "stub heard: go on"
+        assert "".join(chunk.text for chunk in model.stream_chat("hi")) == "stub heard: hi"
+        events = list(model.stream_request("/v1/chat/completions", {"messages": list(HELLO)}))
+        assert events[-1]["choices"][0]["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize(
     ("fault", "error", "said"),
     [
