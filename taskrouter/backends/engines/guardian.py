@@ -43,6 +43,8 @@ PR_SET_CHILD_SUBREAPER = 36
 SWEEP_EVERY_S = 0.02
 SEGMENTS_BOUND_S = 1.0
 """A process that has ended may still be giving its memory back; so long its segments are waited for."""
+NOTE_EVERY_S = 0.25
+"""While an engine starts, and makes what it holds, it is looked at so often; from then on when the manager says so."""
 KILL_BOUND_S = 10.0
 """How long a tree that is being killed is waited for: what the kernel holds on to longer is reported."""
 
@@ -168,7 +170,7 @@ def unlink_unused(inodes: set[int]) -> bool:
 
 class Engine:
     """One engine's tree. ``dying`` is when it is given up as unkillable; ``None``: nobody is killing it;
-    ``empty`` since when nothing of it runs."""
+    ``empty`` since when nothing of it runs; ``settled``: it has started."""
 
     def __init__(self, name: str, token: str, process: subprocess.Popen[bytes], tmp: str) -> None:
         self.name = name
@@ -179,6 +181,7 @@ class Engine:
         self.status: int | None = None
         self.dying: float | None = None
         self.empty: float | None = None
+        self.settled = False
         self.shm: set[int] = set()
 
     def tree(self, everybody: list[int]) -> list[int]:
@@ -204,6 +207,7 @@ class Guardian:
         self.channel = channel
         self.manager = manager
         self.engines: dict[str, Engine] = {}
+        self.next_note = 0.0
 
     def run(self) -> None:
         woken, wake = os.pipe()
@@ -222,7 +226,13 @@ class Guardian:
             poll.register(watch, select.POLLIN)
         while True:
             busy = any(engine.dying is not None for engine in self.engines.values())
-            ready = {fd for fd, _ in poll.poll(SWEEP_EVERY_S * 1000 if busy else None)}
+            starting = [engine for engine in self.engines.values() if not engine.settled]
+            wait_s = SWEEP_EVERY_S if busy else NOTE_EVERY_S if starting else None
+            ready = {fd for fd, _ in poll.poll(None if wait_s is None else wait_s * 1000)}
+            if starting and time.monotonic() >= self.next_note:
+                self.next_note = time.monotonic() + NOTE_EVERY_S
+                for engine in starting:
+                    self.note(engine)
             if watch in ready or (self.channel.fileno() in ready and not self.hear()):
                 return
             if woken in ready:
@@ -249,11 +259,13 @@ class Guardian:
             self.spawn(fds[0], **message)
         elif (engine := self.engines.get(message["name"])) is not None:
             if what == "signal" and engine.status is None:
+                self.note(engine)
                 with contextlib.suppress(OSError):
                     os.killpg(engine.pid, message["signal"])
             elif what == "kill" and engine.dying is None:
                 engine.dying = time.monotonic() + KILL_BOUND_S
             elif what == "note":
+                engine.settled = True
                 self.note(engine)
         return True
 
@@ -267,6 +279,7 @@ class Guardian:
     def spawn(self, output: int, name: str, token: str, argv: list[str], env: dict[str, str], cwd: str) -> None:
         tmp = env.get("TMPDIR", "")
         try:
+            os.mkdir(tmp, 0o700)
             process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -288,8 +301,11 @@ class Guardian:
         self.say(event="spawned", name=name, pid=engine.pid, started=start_time(engine.pid))
 
     def note(self, engine: Engine) -> None:
+        before = len(engine.shm)
         for pid in engine.tree(descendants(os.getpid())):
             engine.shm |= segments(pid)
+        if len(engine.shm) == before:
+            return
         # The manager keeps it too, for when this process is killed.
         self.say(event="noted", name=engine.name, shm=sorted(engine.shm))
 

@@ -112,6 +112,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._version = 0
 
     @property
     def folder(self) -> Path:
@@ -139,15 +140,10 @@ class Supervisor:
         self._ensure_guardian()
         name = log or label
         output = Output(label, self.folder / "logs" / f"{_file_name(name)}.{os.getpid()}.log", secret or "\0")
-        try:
-            tmp = _make_tmp()
-        except OSError as error:
-            output.close_write_end()
-            text = f"{label} can't be started: no temporary folder can be made ({error}). Free some room."
-            raise LoadFailed(text) from error
-        process = Process(self, label, output, tmp)
+        process = Process(self, label, output, "")
+        process.tmp = _tmp(process.token)
         self._processes[process.token] = process
-        whole = {**env, guardian.TOKEN: process.token, "TMPDIR": tmp}
+        whole = {**env, guardian.TOKEN: process.token, "TMPDIR": process.tmp}
         message = {"do": "spawn", "name": process.token, "token": process.token, "argv": list(argv), "env": whole}
         try:
             # Written before it is started: from then on it can be found, whoever is killed in between.
@@ -309,7 +305,8 @@ class Supervisor:
         state, warden = self._state, self._guardian
         if state is not None:
             records = [process.record for process in self._processes.values()]
-            await asyncio.to_thread(state.write, 0 if warden is None else warden.pid, records)
+            self._version += 1
+            await asyncio.to_thread(state.write, self._version, 0 if warden is None else warden.pid, records)
 
     def _later(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -325,9 +322,9 @@ def _wait(warden: subprocess.Popen[bytes]) -> None:
         warden.wait()
 
 
-def _make_tmp() -> str:
+def _tmp(token: str) -> str:
     base = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="taskrouter-", dir=base if len(base) <= LONGEST_TMP else "/tmp")
+    return os.path.join(base if len(base) <= LONGEST_TMP else "/tmp", f"taskrouter-{token[:12]}")
 
 
 def _file_name(label: str) -> str:

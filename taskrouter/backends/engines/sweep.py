@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,8 +59,16 @@ class StateFile:
         self._manager = {"pid": me, "started": guardian.start_time(me)}
         self._path: Path | None = None
         self._complained = False
+        self._lock = threading.Lock()
+        self._version = 0
 
-    def write(self, guardian_pid: int, engines: list[Started]) -> None:
+    def write(self, version: int, guardian_pid: int, engines: list[Started]) -> None:
+        with self._lock:
+            if version > self._version:
+                self._version = version
+                self._write(guardian_pid, engines)
+
+    def _write(self, guardian_pid: int, engines: list[Started]) -> None:
         data = {
             "boot": boot_id(),
             "manager": self._manager,

@@ -38,7 +38,9 @@ def meant(wrong: Iterable[str], known: list[str]) -> str:
 
 
 def unregistered(arguments: Any) -> str | None:
-    """What is wrong with words that the parser takes as any text, and only a start would look up."""
+    """What is wrong with words that the parser takes as any text, and only a start would look up, or nothing would."""
+    if getattr(arguments, "model_tag", None) is not None:
+        return f"{arguments.model_tag!r} belongs to no flag: the one before it takes no value"
     with contextlib.suppress(ImportError, AttributeError):
         from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
 
