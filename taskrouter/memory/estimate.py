@@ -44,7 +44,7 @@ def estimate(
     loaded = weights.loaded_bytes(dtype)
     share = QUANTIZED_BYTES.get(quantization or "")
     if share is not None:
-        loaded = _quantized(weights, dtype, share)
+        loaded = quantized_bytes(weights, dtype, share)
     total = loaded + cache_bytes
     if devices > 1:
         largest = max((tensor.bytes for tensor in weights.tensors), default=0)
@@ -91,7 +91,8 @@ def kv_cache_bytes(config: Mapping[str, Any], context: int, width: int) -> int:
     return tokens * per_token * width
 
 
-def _quantized(weights: Weights, dtype: str | None, share: float) -> int:
+def quantized_bytes(weights: Weights, dtype: str | None, share: float) -> int:
+    """Bytes of weights whose linear layers are quantized while loading, to ``share`` bytes a value."""
     # What bitsandbytes replaces are the linear layers; embeddings, norms and the output head keep the load dtype.
     total = 0.0
     for tensor in weights.tensors:

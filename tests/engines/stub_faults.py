@@ -117,7 +117,7 @@ async def start_again(chaos: Chaos, settings: dict[str, Any]) -> Path:
         settings = {**settings, "announce": str(told)}
     fresh.write_text(json.dumps(settings), encoding="utf-8")
     fresh.replace(folder / f"{task}.next")
-    for root in (min(pids) for pids in chaos.run.engines().values()):
+    for root in chaos.run.engines():
         if f"--model stub-{task} " in watch.command(root):
             chaos.hit(root)
             send([root], signal.SIGKILL)

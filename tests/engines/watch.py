@@ -26,6 +26,14 @@ def alive(pids: Iterable[int]) -> list[int]:
     return [pid for pid in pids if not guardian.is_zombie(pid)]
 
 
+def stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
 def environ(pid: int) -> dict[str, str]:
     """The environment a process was started with; empty where it is gone."""
     try:
@@ -82,13 +90,13 @@ class Run:
         pids = [pid for pid in guardian.everyone() if pid != os.getpid()]
         return {pid: command(pid) for pid in alive(pids) if environ(pid).get(MARK) == self.name}
 
-    def engines(self) -> dict[str, list[int]]:
-        """Living processes that carry an engine's token, by token."""
-        found: dict[str, list[int]] = {}
+    def engines(self) -> dict[int, list[int]]:
+        """Living processes that carry an engine's token, by the pid of its first one, which may have ended."""
+        found: dict[int, list[int]] = {}
         for pid in self.processes():
-            token = environ(pid).get(guardian.TOKEN)
-            if token:
-                found.setdefault(token, []).append(pid)
+            with contextlib.suppress(OSError):
+                if guardian.TOKEN in environ(pid):
+                    found.setdefault(os.getsid(pid), []).append(pid)
         return found
 
     def segments(self) -> set[str]:

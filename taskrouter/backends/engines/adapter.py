@@ -31,12 +31,17 @@ class Adapter(Protocol):
     framework: str
     stop_grace_s: float
     """How long it may take to end when it is asked to; then it is killed."""
+    fills_grant: bool
+    """It is told its grant and may take all of it, whatever it holds just now."""
 
     def traits(self, request: ModelRequest) -> Traits:
         """What the core must know. Pure."""
 
+    def ready(self, request: ModelRequest) -> str:
+        """The path that answers 200 from when it is ready."""
+
     def health(self, request: ModelRequest) -> str:
-        """The path that answers 200 when it is ready, and while it lives."""
+        """The path that answers 200 while it works, as far as it can tell."""
 
     def verbs(self, request: ModelRequest) -> frozenset[str]:
         """What its model can be asked; empty where only asking tells."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import secrets
 import socket
+import tempfile
 import time
 from dataclasses import dataclass, replace
 
@@ -78,18 +80,20 @@ class EngineBackend:
     async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
         """Start the engine; a port that somebody else took meanwhile is replaced by another."""
         checkpoint = await self.adapter.examine(request)
-        places = await asyncio.to_thread(look, request.label, devices, charges)
-        places = await asyncio.to_thread(self._within, request.key, places)
+        granted = await asyncio.to_thread(look, request.label, devices, charges)
+        places = await asyncio.to_thread(self._within, request.key, granted)
         for left in reversed(range(PORT_TRIES)):
             try:
-                return await self._start(request, checkpoint, places)
+                return await self._start(request, checkpoint, places, granted)
             except PortTaken as error:
                 if not left:
                     text = f"{request.label}: {PORT_TRIES} free ports in a row were taken before its engine had them"
                     raise LoadFailed(text) from error
         raise AssertionError("the last try returns or raises")
 
-    async def _start(self, request: ModelRequest, checkpoint: Checkpoint, places: tuple[Place, ...]) -> EngineModel:
+    async def _start(
+        self, request: ModelRequest, checkpoint: Checkpoint, places: tuple[Place, ...], granted: tuple[Place, ...]
+    ) -> EngineModel:
         start = Start(places, free_port(), _name(request.label), secrets.token_hex(24))
         launch = self.adapter.launch(request, checkpoint, start)
         process = await self.supervisor.spawn(
@@ -103,6 +107,10 @@ class EngineBackend:
             kv_cache = await self.adapter.kv_cache(api, checkpoint, process.output.lines())
             measured = await asyncio.to_thread(measure, process, places, kv_cache)
             await asyncio.to_thread(self._learn, request.key, places, measured)
+            if measured is not None and self.adapter.fills_grant:
+                # What it was told it may take counts, not what it happens to hold: the rest is for its busiest moment.
+                grant = min(place.granted for place in granted)
+                measured = replace(measured, device_bytes=max(measured.device_bytes, grant))
             process.note()
             return EngineModel(request, self.adapter, process, api, name, places, measured=measured, kv_cache=kv_cache)
         except BaseException as error:
@@ -115,8 +123,8 @@ class EngineBackend:
             raise
 
     async def _become_ready(self, request: ModelRequest, process: Process, api: Api, name: str, port: int) -> None:
-        health = self.adapter.health(request)
-        while not await api.healthy(health, HEALTH_BOUND_S):
+        ready = self.adapter.ready(request)
+        while not await api.healthy(ready, HEALTH_BOUND_S):
             await asyncio.wait({process.exited}, timeout=POLL_S)
             if process.exited.done():
                 raise await _died_starting(request.label, process)
@@ -199,8 +207,12 @@ class EngineBackend:
 
 
 def environment(request: ModelRequest, launch: Launch) -> dict[str, str]:
-    """Ours, less what belongs to our own interpreter, with the engine's and then the option's."""
-    return {**clean_environment(), **launch.env, **request.env}
+    """Ours, less what belongs to our own interpreter, with the engine's and then the option's.
+
+    What torch compiles stays where it would be without a temporary folder of the engine's own, which goes with it.
+    """
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
+    return {**compiled, **clean_environment(), **launch.env, **request.env}
 
 
 def look(label: str, devices: tuple[DeviceId, ...], charges: Charges) -> tuple[Place, ...]:

@@ -35,9 +35,13 @@ class CommandAdapter:
 
     framework = "command"
     stop_grace_s = 3.0
+    fills_grant = False
 
     def traits(self, request: ModelRequest) -> Traits:
         return _TRAITS
+
+    def ready(self, request: ModelRequest) -> str:
+        return request.health or "/health"
 
     def health(self, request: ModelRequest) -> str:
         return request.health or "/health"

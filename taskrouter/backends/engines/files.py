@@ -8,12 +8,15 @@ from typing import Any
 from taskrouter.backends.engines.launch import Checkpoint
 from taskrouter.errors import PreflightFailed
 from taskrouter.memory.checkpoint import read_config, read_weights
-from taskrouter.memory.estimate import ceiling, kv_cache_bytes
+from taskrouter.memory.estimate import QUANTIZED_BYTES, ceiling, kv_cache_bytes, quantized_bytes
 from taskrouter.memory.hub import locate
 from taskrouter.types import ModelRequest
 
 PICKLES = ("pt", "bin", "npcache", "mistral")
 """Load formats under which weights need not be safetensors."""
+
+ON_LOAD = {**QUANTIZED_BYTES, "fp8": 1.0}
+"""Bytes a value of what engines quantize while they load, where the checkpoint isn't quantized already."""
 
 
 def find(request: ModelRequest) -> Checkpoint:
@@ -40,14 +43,29 @@ def find(request: ModelRequest) -> Checkpoint:
             f"{request.label}: {request.model_id} brings its own Python code for {names[0]} (auto_map in config.json), "
             "which runs with all your rights. If you trust it, write `trust_remote_code: true` in this option."
         )
-    dummy = load_format == "dummy"
-    weight_bytes = 0 if dummy else read_weights(folder, allow_pickle=allow_pickle).loaded_bytes(_dtype(request, config))
-    width = 4 if (_dtype(request, config) or config.get("dtype") or config.get("torch_dtype")) == "float32" else 2
-    return Checkpoint(str(folder.resolve()), weight_bytes, kv_cache_bytes(config, 1, width), ceiling(config))
+    dtype = _dtype(request, config)
+    weights = read_weights(folder, allow_pickle=allow_pickle)
+    share = None if "quantization_config" in config else ON_LOAD.get(request.quantization or "")
+    weight_bytes = weights.loaded_bytes(dtype) if share is None else quantized_bytes(weights, dtype, share)
+    per_token = kv_cache_bytes(config, 1, 4 if dtype == "float32" else 2)
+    if _latent(config):
+        # Multi-head latent attention has nothing to split: every device keeps all of it.
+        per_token *= request.devices if isinstance(request.devices, int) else max(len(request.devices), 1)
+    return Checkpoint(str(folder.resolve()), weight_bytes, per_token, ceiling(config))
 
 
 def _dtype(request: ModelRequest, config: dict[str, Any]) -> str | None:
-    """The dtype weights are converted to; ``None``: they stay as they are, quantized ones always."""
-    if request.dtype in (None, "auto") or "quantization_config" in config:
+    """The dtype weights are converted to; ``None``: they stay as they are, quantized ones always.
+
+    Where the option doesn't say, both engines take a float32 checkpoint in 16 bits.
+    """
+    if "quantization_config" in config:
         return None
+    if request.dtype in (None, "auto"):
+        return "bfloat16" if (config.get("dtype") or config.get("torch_dtype")) == "float32" else None
     return request.dtype
+
+
+def _latent(config: dict[str, Any]) -> bool:
+    text = config.get("text_config")
+    return bool(config.get("kv_lora_rank") or (isinstance(text, dict) and text.get("kv_lora_rank")))

@@ -27,12 +27,16 @@ class HubAdapter:
     flags_from: int
     """Where in its command line the words begin that its parser reads."""
     stop_grace_s = 3.0
+    fills_grant = True
     launcher: Callable[..., Launch]
     needer: Callable[..., int]
 
     def traits(self, request: ModelRequest) -> Traits:
         # Engines profile the device while they start: nothing else may start or be freed there meanwhile.
         return Traits(exclusive_on_device=True, cancellable=True, start_s=30.0)
+
+    def ready(self, request: ModelRequest) -> str:
+        return "/health"
 
     def health(self, request: ModelRequest) -> str:
         return "/health"

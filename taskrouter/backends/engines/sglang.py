@@ -27,6 +27,10 @@ class SglangAdapter(HubAdapter):
     launcher = staticmethod(sglang_flags.launch)
     needer = staticmethod(sglang_flags.need)
 
+    def ready(self, request: ModelRequest) -> str:
+        # Its health path computes a token, and takes a second at least.
+        return "/ready"
+
     def pooling(self, request: ModelRequest) -> bool:
         return any(name.replace("-", "_").lstrip("_") == "is_embedding" for name in request.engine_args)
 
