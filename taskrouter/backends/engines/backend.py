@@ -23,8 +23,8 @@ from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.interpreter import clean_environment
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Place, Start
-from taskrouter.backends.engines.model import EngineModel, ended, last_words
-from taskrouter.backends.engines.supervisor import Process, Supervisor
+from taskrouter.backends.engines.model import EngineModel, last_words
+from taskrouter.backends.engines.supervisor import Process, Supervisor, ended
 from taskrouter.errors import BadInput, CallFailed, LoadFailed, OutOfMemory, PreflightFailed, UnsupportedVerb
 from taskrouter.memory.devices import discover, free_bytes
 from taskrouter.memory.ledger import FootprintLedger, default_path

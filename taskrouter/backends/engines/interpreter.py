@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskrouter.backends.engines.launch import Launch
-from taskrouter.backends.engines.supervisor import Supervisor
+from taskrouter.backends.engines.supervisor import Supervisor, ended
 from taskrouter.errors import MissingDependency, PreflightFailed
 from taskrouter.types import ModelRequest
 
@@ -69,8 +69,12 @@ async def installed(request: ModelRequest, distributions: Sequence[str], supervi
     )
     answer = next((line for line in said.splitlines() if line.startswith("taskrouter:")), None)
     if status != 0 or answer is None:
-        how = "did not answer" if status is None else f"ended with exit status {status}"
+        how = "did not answer" if status is None else ended(status)
         tail = said.strip().splitlines()[-1:] or ["it printed nothing"]
+        if status is not None and status < 0:
+            raise PreflightFailed(
+                f"{request.label}: {python} {how} while it was asked for {name}'s version. Try again."
+            )
         raise PreflightFailed(
             f"{request.label}: engines.{name}.python is {python}, which is no Python interpreter that works: it {how} "
             f"({tail[0]}). Correct it, or make one with `taskrouter engines install {name}`."
@@ -105,7 +109,7 @@ async def check_arguments(
     )
     answer = _last_json(said)
     if answer is None:
-        how = "did not answer in time" if status is None else f"ended with exit status {status}"
+        how = "did not answer in time" if status is None else ended(status)
         tail = "\n".join(said.strip().splitlines()[-8:])
         raise PreflightFailed(
             f"{request.label}: {engine.distribution} {engine.version} can't be used: reading its arguments {how}. Its "

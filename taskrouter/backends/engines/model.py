@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from taskrouter.backends.engines import openai
 from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.launch import Place
-from taskrouter.backends.engines.supervisor import Process
+from taskrouter.backends.engines.supervisor import Process, ended
 from taskrouter.errors import CallFailed, ModelDied, UnsupportedVerb
 from taskrouter.types import Footprint, ModelRequest
 from taskrouter.verbs import STREAMING_VERBS
@@ -163,16 +162,6 @@ class EngineModel:
         now = (progress, self.api.heard_of_calls)
         moved = now[1] > before[1] or (healthy and (not busy or progress is None or progress != before[0]))
         return moved, now
-
-
-def ended(status: int) -> str:
-    """An exit status in words."""
-    if status >= 0:
-        return f"ended with exit status {status}"
-    try:
-        return f"was killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was killed by signal {-status}"
 
 
 def last_words(process: Process, count: int = 12) -> str:

@@ -329,3 +329,13 @@ def _tmp(token: str) -> str:
 
 def _file_name(label: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)[:80] or "engine"
+
+
+def ended(status: int) -> str:
+    """An exit status in words."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
