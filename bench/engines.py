@@ -52,6 +52,7 @@ tasks:
         framework: vllm
         vram_gb: 3
         max_context: 256
+        dtype: float32
         engine_args: {{enforce-eager: true}}
         env: {{VLLM_CPU_OMP_THREADS_BIND: nobind, OMP_NUM_THREADS: "1"}}
 engines: {{vllm: {{python: "{vllm}"}}}}

@@ -43,7 +43,7 @@ PR_SET_CHILD_SUBREAPER = 36
 SWEEP_EVERY_S = 0.02
 SEGMENTS_BOUND_S = 1.0
 """A process that has ended may still be giving its memory back; so long its segments are waited for."""
-NOTE_EVERY_S = 0.25
+NOTE_EVERY_S = 1.0
 """While an engine starts, and makes what it holds, it is looked at so often; from then on when the manager says so."""
 KILL_BOUND_S = 10.0
 """How long a tree that is being killed is waited for: what the kernel holds on to longer is reported."""
