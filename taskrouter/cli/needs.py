@@ -16,8 +16,9 @@ from taskrouter.manager import Machine
 from taskrouter.manager.specs import Use, uses
 from taskrouter.types import ModelKey
 
-BOUND_S = 30.0
-"""How long checking one model may take before its need counts as unknown."""
+BOUND_S = 120.0
+"""How long checking one model may take before its need counts as unknown. Engines are asked two at a time, each for
+seconds, the first time that a command line is seen."""
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 

@@ -28,7 +28,7 @@ FAULTS = int(os.environ.get("CHAOS_FAULTS", "200"))
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[watch.Run]:
     """What is started here is known by its mark, and cleared away whatever happens."""
-    run = watch.Run(secrets.token_hex(4), Path(tempfile.gettempdir()))
+    run = watch.Run(secrets.token_hex(4), Path(tempfile.gettempdir()), stubs=True)
     monkeypatch.setenv(watch.MARK, run.name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield run

@@ -54,7 +54,7 @@ class Victim:
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[watch.Run]:
-    run = watch.Run(secrets.token_hex(4), Path(tempfile.gettempdir()))
+    run = watch.Run(secrets.token_hex(4), Path(tempfile.gettempdir()), stubs=True)
     monkeypatch.setenv(watch.MARK, run.name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield run

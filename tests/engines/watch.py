@@ -75,10 +75,10 @@ def family(root: int) -> tuple[list[int], list[int], list[int]]:
 class Run:
     """Everything that one test starts: ``name`` stands in its environment, ``temporary`` is its folder for such files.
 
-    ``stubs``: its engines are stubs, whose segments are known by their names; else any new one counts.
+    ``stubs``: its engines are stubs, whose segments are known by their names; else any new one counts, whosever it is.
     """
 
-    def __init__(self, name: str, temporary: Path, *, stubs: bool = True) -> None:
+    def __init__(self, name: str, temporary: Path, *, stubs: bool = False) -> None:
         self.name = name
         self.temporary = temporary
         self.stubs = stubs

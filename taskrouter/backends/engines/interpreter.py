@@ -100,13 +100,14 @@ async def check_arguments(
     if await asyncio.to_thread(accepted.exists):
         return
     environment = {**clean_environment(), **launch.env, **request.env}
-    status, said = await supervisor.run(
-        request.label,
-        [engine.python, str(script), json.dumps(list(flags))],
-        environment,
-        cwd=request.base_dir,
-        bound_s=PARSER_BOUND_S,
-    )
+    async with supervisor.checks:
+        status, said = await supervisor.run(
+            request.label,
+            [engine.python, str(script), json.dumps(list(flags))],
+            environment,
+            cwd=request.base_dir,
+            bound_s=PARSER_BOUND_S,
+        )
     answer = _last_json(said)
     if answer is None:
         how = "did not answer in time" if status is None else ended(status)

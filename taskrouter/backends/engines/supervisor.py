@@ -30,6 +30,7 @@ SPAWN_BOUND_S = 20.0
 GONE_BOUND_S = 5.0
 """How long the guardian may take to kill a tree before it is done from here."""
 CLOSE_BOUND_S = 15.0
+CHECKS_AT_ONCE = 2
 LONGEST_TMP = 60
 """Engines put sockets under their TMPDIR, and the kernel takes 107 characters for a socket's path."""
 
@@ -112,6 +113,8 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self.checks = asyncio.Semaphore(CHECKS_AT_ONCE)
+        """Taken by who imports half an engine only to ask it something: 0.6 GB and seconds of a core each."""
         self._version = 0
 
     @property
