@@ -79,6 +79,18 @@ def test_where_processes_are_hidden_the_total_has_to_fall_by_most_of_it() -> Non
     assert release.missing() == {}
 
 
+def test_of_a_tree_that_has_died_already_only_the_drivers_list_counts() -> None:
+    """Its memory is free before anybody looks: a total that doesn't fall any more is no sign that it is held."""
+    hidden = Driver(lists=False)
+    assert Release(hidden, UUIDS, [11], TOOK, alive=False).missing() == {}
+    driver = Driver()
+    driver.held = {12: GIB}
+    release = Release(driver, UUIDS, [11, 12], TOOK, alive=False)
+    assert release.missing() == {GPU: GIB}
+    driver.held.clear()
+    assert release.missing() == {}
+
+
 def test_a_driver_that_does_not_answer_keeps_nothing_back() -> None:
     driver = Driver(lists=False)
     driver.held = {11: 10 * GIB}

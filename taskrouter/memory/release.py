@@ -20,14 +20,26 @@ ENOUGH = 0.8
 
 
 class Release:
-    """What a process tree holds on GPUs, from before it ends until it is seen free. Methods block for milliseconds."""
+    """What a process tree holds on GPUs, from before it ends until it is seen free. Methods block for milliseconds.
 
-    def __init__(self, nvml: Nvml | None, uuids: Mapping[DeviceId, str], pids: Iterable[int], took: Charges) -> None:
+    ``alive``: the tree has not ended yet. Of one that has there is nothing to compare a total with: then only the
+    driver's list counts.
+    """
+
+    def __init__(
+        self,
+        nvml: Nvml | None,
+        uuids: Mapping[DeviceId, str],
+        pids: Iterable[int],
+        took: Charges,
+        *,
+        alive: bool = True,
+    ) -> None:
         self._nvml = nvml
         self._uuids = uuids if nvml is not None else {}
         self._pids = frozenset(pids)
         self._took = took
-        self._before = {device: self._used(uuid) for device, uuid in self._uuids.items()}
+        self._before = {device: self._used(uuid) if alive else None for device, uuid in self._uuids.items()}
         self._listed = {device for device, uuid in self._uuids.items() if self._held(uuid) is not None}
 
     def missing(self) -> Charges:

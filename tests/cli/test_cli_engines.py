@@ -265,7 +265,13 @@ def test_the_doctor_sees_what_a_killed_run_left(cli: Cli, tmp_path: Path) -> Non
     me = os.getpid()
     engine = {"label": "qwen", "token": "none", "pid": me, "started": guardian.start_time(me), "tmp": ""}
     over = {"pid": 1, "started": 0}
-    state = {"boot": sweep.boot_id(), "manager": over, "guardian": over, "engines": [engine]}
+    state = {
+        "boot": sweep.boot_id(),
+        "pids": sweep.pid_namespace(),
+        "manager": over,
+        "guardian": over,
+        "engines": [engine],
+    }
     # This very process stands for what was left: so somebody else must look.
     (folder / "1-x.json").write_text(json.dumps(state))
     import subprocess

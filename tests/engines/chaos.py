@@ -96,8 +96,12 @@ class Chaos:
         return watch.alive(int(info["pid"]) for info in self.manager.statistics().info.values() if "pid" in info)
 
     def starting(self) -> list[int]:
-        """The first processes of engines that don't serve yet, or no more."""
-        return watch.alive(set(self.run.engines()) - set(self.roots()))
+        """The first processes of engines that don't serve yet, each of them once.
+
+        What an engine makes while it starts is looked at from time to time; one that is hit again and again in its
+        first second may die with nobody left who knows what it held.
+        """
+        return watch.alive(set(self.run.engines()) - set(self.roots()) - self.history.keys())
 
     async def somebody(self, *, serving: bool = False) -> int | None:
         """An engine's first process: mostly, or only, of one that serves."""

@@ -19,7 +19,7 @@ def say(text: str) -> None:
 
 
 class Family:
-    """The child and the grandchild, forked before anything else runs; both hold the shared memory."""
+    """The child and the grandchild, forked before anything else runs; all three hold the shared memory."""
 
     def __init__(self, *, deaf: bool) -> None:
         self.segment = f"/dev/shm/stub-{os.environ.get('STUB_RUN', '')}-{os.getpid()}"
@@ -35,6 +35,7 @@ class Family:
             _serve_as_child(theirs, self.segment, deaf=deaf)
         theirs.close()
         self.grandchild = int(self.ours.recv(16) or self._bereft())
+        self.memory = _map(self.segment, os.O_RDWR)
 
     def attach(self) -> None:
         self.ours.setblocking(False)
@@ -75,11 +76,8 @@ def _serve_as_child(parent: socket.socket, segment: str, *, deaf: bool) -> None:
     """Hand each byte to the grandchild and its echo back. Without a parent: hold on to everything, as engines do."""
     if deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    fd = os.open(segment, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    os.ftruncate(fd, 1 << 20)
-    memory = mmap.mmap(fd, 1 << 20)
+    memory = _map(segment, os.O_CREAT | os.O_EXCL | os.O_RDWR)
     memory[:4] = b"stub"
-    os.close(fd)
     ours, theirs = socket.socketpair()
     grandchild = os.fork()
     if not grandchild:
@@ -105,6 +103,15 @@ def _serve_as_child(parent: socket.socket, segment: str, *, deaf: bool) -> None:
                 parent.sendall(echo)
                 data = data[len(echo) :]
     _wait_for_ever()
+
+
+def _map(segment: str, flags: int) -> mmap.mmap:
+    fd = os.open(segment, flags, 0o600)
+    try:
+        os.ftruncate(fd, 1 << 20)
+        return mmap.mmap(fd, 1 << 20)
+    finally:
+        os.close(fd)
 
 
 def _wait_for_ever() -> None:

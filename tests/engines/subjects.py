@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,9 @@ class Subject:
     def long(self) -> dict[str, Any]:
         """Arguments that make an answer take a while, to be cancelled in."""
         return {}
+
+    def check_cache(self, info: Mapping[str, Any], measured: int) -> None:
+        """What the model says of its KV cache, where it has one of its own."""
 
     async def idle(self, lease: Lease) -> bool:
         """Whether the model works on nothing, seen from outside."""
@@ -241,7 +244,19 @@ class Command(Engine):
         return not (await lease.request("/stub/state"))["running"]
 
 
-class Vllm(Engine):
+class Packaged(Engine):
+    """An engine that builds a KV cache from its grant, and says how large it is."""
+
+    def check_cache(self, info: Mapping[str, Any], measured: int) -> None:
+        tokens, size = info["kv_cache_tokens"], info["kv_cache_bytes"]
+        # 3 layers × 3 heads × 32 values, keys and values, in float32; whole blocks at most beside it.
+        per_token = 3 * 3 * 32 * 2 * 4
+        assert tokens > 10_000
+        assert abs(size - tokens * per_token) <= 0.02 * size
+        assert measured > size + GIB // 2
+
+
+class Vllm(Packaged):
     name = framework = venv = "vllm"
     start_s = 240.0
     hang_timeout_s = 6.0
@@ -267,7 +282,7 @@ class Vllm(Engine):
         return bool(running) and all(line.endswith(" 0.0") for line in running)
 
 
-class Sglang(Engine):
+class Sglang(Packaged):
     name = framework = venv = "sglang"
     start_s = 240.0
     hang_timeout_s = 8.0

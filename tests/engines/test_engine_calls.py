@@ -62,6 +62,8 @@ def test_extra_can_not_replace_what_the_verb_writes(name: str) -> None:
         {"type": "image_url", "image_url": "file:///etc/passwd"},
         {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
         {"type": "audio_url", "audio_url": {"url": "//example.com/a.wav"}},
+        {"type": "input_image", "image_url": "http://169.254.169.254/x"},
+        {"type": "new_kind", "sources": [{"href": " HTTP://example.com/"}]},
     ],
 )
 def test_a_remote_url_is_refused_since_the_engine_would_fetch_it(part: dict[str, Any]) -> None:

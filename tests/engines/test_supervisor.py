@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import secrets
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -156,11 +160,104 @@ def test_a_segment_that_was_noted_is_removed_although_everybody_died_at_once() -
         process.note()
         await until(lambda: process.shm == (Path("/dev/shm", segment).stat().st_ino,))
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         await asyncio.wait_for(process.gone, BOUND_S)
         assert not Path("/dev/shm", segment).exists()
 
     play(main)
+
+
+def test_what_others_keep_in_shared_memory_stays_although_the_engine_mapped_it() -> None:
+    """A checkpoint that is kept in RAM is not the engine's to take along."""
+    kept = Path("/dev/shm") / f"kept-{secrets.token_hex(4)}"
+    kept.write_bytes(b"weights" * 1000)
+    program = f"""
+import mmap, os, time
+file = open({str(kept)!r}, "r+b")
+mapped = mmap.mmap(file.fileno(), 0)
+os.write(1, b"ready" + bytes([10]))
+time.sleep(100)
+"""
+
+    async def main(supervisor: Supervisor) -> None:
+        process = await start(supervisor, program=program)
+        await until(lambda: "ready" in process.output.lines())
+        process.note()
+        assert await process.stop(1) == []
+
+    try:
+        play(main)
+        assert kept.exists()
+    finally:
+        kept.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("bad", [{"A=B": "x"}, {"A": "x\0y"}])
+def test_an_environment_no_process_can_have_costs_only_its_own_start(bad: dict[str, str]) -> None:
+    async def main(supervisor: Supervisor) -> None:
+        neighbour = await start(supervisor)
+        with pytest.raises(LoadFailed, match="tree can't be started: "):
+            await supervisor.spawn("tree", [sys.executable, "-c", "pass"], {**env(), **bad}, cwd="/")
+        await asyncio.sleep(0.1)
+        assert not neighbour.exited.done()
+
+    play(main)
+
+
+def test_a_start_whose_guardian_is_killed_is_told_at_once() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        await start(supervisor, program="pass")
+        warden = supervisor.guardian_pid
+        assert warden is not None
+        os.kill(warden, signal.SIGSTOP)
+        starting = asyncio.create_task(start(supervisor))
+        await asyncio.sleep(0.2)
+        os.kill(warden, signal.SIGKILL)
+        begun = time.monotonic()
+        with pytest.raises(LoadFailed, match="its guardian process was killed meanwhile"):
+            await starting
+        assert time.monotonic() - begun < 5
+
+    play(main)
+
+
+def test_starts_that_are_cancelled_leak_no_file_descriptor() -> None:
+    async def main(supervisor: Supervisor) -> None:
+        await start(supervisor, program="pass")
+        await until(lambda: not supervisor._processes)
+        await asyncio.sleep(0.1)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            task = asyncio.create_task(start(supervisor))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+    play(main)
+
+
+def test_a_session_that_only_has_the_pid_of_one_that_was_left_is_spared(state: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], start_new_session=True) as stranger:
+        try:
+            left = sweep.Started("left", "no such token", stranger.pid, 12345, "")
+            assert sweep.clear(left) == []
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+def test_a_run_of_another_container_is_its_own_to_sweep(state: Path) -> None:
+    folder = state / "engines"
+    folder.mkdir(parents=True)
+    over = {"pid": 1, "started": 0}
+    said = {"boot": sweep.boot_id(), "pids": "pid:[1]", "manager": over, "guardian": over, "engines": []}
+    (folder / "1-x.json").write_text(json.dumps(said))
+    sweep.sweep(folder)
+    assert (folder / "1-x.json").exists()
+    (folder / "1-x.json").unlink()
 
 
 def test_a_killed_guardian_takes_its_engines_along_and_the_next_start_has_a_new_one() -> None:

@@ -25,6 +25,8 @@ logger = logging.getLogger("taskrouter")
 CONNECT_S = 10.0
 KEEP_ALIVE_S = 3.0
 """Idle connections are closed before the servers close them: uvicorn's default, which the engines keep, is 5 s."""
+AT_ONCE_S = 1.0
+"""A connection that had been closed while it was idle is noticed within so long."""
 LONGEST_LINE = 64 << 20
 
 
@@ -71,8 +73,8 @@ class Api:
         try:
             async with asyncio.timeout(timeout_s), self._session.get(path) as response:
                 await response.read()
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return False
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RuntimeError):
+            return False  # RuntimeError: our side was closed meanwhile
         return bool(response.status == 200)
 
     async def get(self, path: str, timeout_s: float) -> tuple[int, str]:
@@ -82,7 +84,7 @@ class Api:
         try:
             async with asyncio.timeout(timeout_s), self._session.get(path) as response:
                 return response.status, await response.text(errors="replace")
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise Broken(f"{path}: {type(error).__name__}: {error}") from error
 
     async def call(self, path: str, body: Mapping[str, Any] | None, timeout_s: float | None = None) -> Any:
@@ -94,7 +96,7 @@ class Api:
             text = await self._read(response)
             try:
                 return json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 shown = text[:200].decode(errors="replace")
                 raise CallFailed(f"{self.who} answered {path} with what is no JSON: {shown!r}") from error
 
@@ -104,9 +106,15 @@ class Api:
         Raises as ``call`` does; ``Broken`` where the stream is cut off.
         """
         async with self._open(path, body) as response:
-            rest = b""
+            rest = bytearray()
             async for chunk in self._chunks(response):
-                *lines, rest = (rest + chunk).split(b"\n")
+                rest += chunk
+                if b"\n" not in chunk:
+                    if len(rest) > LONGEST_LINE:
+                        raise CallFailed(f"{self.who} streamed {len(rest)} bytes without a line's end")
+                    continue
+                *lines, last = bytes(rest).split(b"\n")
+                rest = bytearray(last)
                 for line in lines:
                     field, _, value = line.strip().partition(b":")
                     if field != b"data":
@@ -115,8 +123,6 @@ class Api:
                     if value == b"[DONE]":
                         return
                     yield parse_event(value, self.who)
-                if len(rest) > LONGEST_LINE:
-                    raise CallFailed(f"{self.who} streamed {len(rest)} bytes without a line's end")
             if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
                 raise CallFailed(
                     f"{self.who} answered {path} with no event stream: {rest[:200].decode('utf-8', 'replace')}"
@@ -137,7 +143,9 @@ class Api:
                 if response.status >= 400:
                     raise self._refused(response.status, path, await self._read(response))
                 yield response
-        except (aiohttp.ClientError, ConnectionError) as error:
+        except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not self._session.closed:
+                raise
             raise Broken(f"{path}: {type(error).__name__}: {error}") from error
         finally:
             self.in_flight -= 1
@@ -146,11 +154,16 @@ class Api:
         import aiohttp
 
         method = "GET" if body is None else "POST"
+        start = time.monotonic()
         try:
             return await self._session.request(method, path, json=body)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if time.monotonic() - start > AT_ONCE_S:
+                raise  # it was at work on this
             return await self._session.request(method, path, json=body)
-        except (TypeError, ValueError) as error:
+        except aiohttp.InvalidURL as error:
+            raise BadInput(f"{self.who}: {path!r} is no path: {error}") from error
+        except (TypeError, ValueError, RecursionError) as error:
             raise BadInput(f"{self.who}: the request can't be written as JSON: {error}") from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
@@ -168,7 +181,7 @@ class Api:
     def _refused(self, status: int, path: str, body: bytes) -> TaskRouterError:
         try:
             said = message_of(json.loads(body))
-        except ValueError:
+        except (ValueError, RecursionError):
             said = body[:600].decode(errors="replace").strip()
         text = f"{self.who} refused {path} with {status}: {said or 'no reason given'}"
         if status in (400, 413, 415, 422):

@@ -7,7 +7,7 @@ own processes listens on; one token is computed, so that no caller pays for what
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import os
 import re
 import secrets
@@ -25,7 +25,7 @@ from taskrouter.backends.engines.interpreter import clean_environment
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Place, Start
 from taskrouter.backends.engines.model import EngineModel, last_words
 from taskrouter.backends.engines.supervisor import Process, Supervisor, ended
-from taskrouter.errors import BadInput, CallFailed, LoadFailed, OutOfMemory, PreflightFailed, UnsupportedVerb
+from taskrouter.errors import BadInput, LoadFailed, OutOfMemory, PreflightFailed, UnsupportedVerb
 from taskrouter.memory.devices import discover, free_bytes
 from taskrouter.memory.ledger import FootprintLedger, default_path
 from taskrouter.memory.nvml import open_nvml
@@ -47,7 +47,7 @@ _NO_MEMORY = re.compile(
 
 
 class PortTaken(Exception):
-    """Somebody else got the port between our choice and the engine's bind."""
+    """Somebody else got the port between our choice and the engine's bind; or so it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,7 @@ class EngineBackend:
         return self.adapter.traits(request)
 
     async def preflight(self, request: ModelRequest) -> Preflight:
+        await self.supervisor.prepare()
         return await self.adapter.preflight(request, self.supervisor)
 
     async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
@@ -87,7 +88,9 @@ class EngineBackend:
                 return await self._start(request, checkpoint, places, granted)
             except PortTaken as error:
                 if not left:
-                    text = f"{request.label}: {PORT_TRIES} free ports in a row were taken before its engine had them"
+                    text = (
+                        f"{request.label}: {PORT_TRIES} ports in a row were taken before its engine had them. {error}"
+                    )
                     raise LoadFailed(text) from error
         raise AssertionError("the last try returns or raises")
 
@@ -112,7 +115,10 @@ class EngineBackend:
                 grant = min(place.granted for place in granted)
                 measured = replace(measured, device_bytes=max(measured.device_bytes, grant))
             process.note()
-            return EngineModel(request, self.adapter, process, api, name, places, measured=measured, kv_cache=kv_cache)
+            pids = await asyncio.to_thread(process.pids)
+            return EngineModel(
+                request, self.adapter, process, api, name, places, pids=pids, measured=measured, kv_cache=kv_cache
+            )
         except BaseException as error:
             await asyncio.shield(asyncio.ensure_future(_give_up(process, api)))
             if isinstance(error, asyncio.CancelledError) and START_TIMED_OUT in error.args:
@@ -138,21 +144,17 @@ class EngineBackend:
         try:
             await asyncio.wait({warm_up, process.exited}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if not warm_up.done():
-                warm_up.cancel()
-        try:
-            # What the server doesn't offer (400, 404) is no reason to do without the rest.
-            with contextlib.suppress(UnsupportedVerb, BadInput):
-                await warm_up
-        except (Broken, asyncio.CancelledError):
+            warm_up.cancel()
+        await asyncio.wait({warm_up})
+        error = None if warm_up.cancelled() else warm_up.exception()
+        if isinstance(error, Broken):
             await asyncio.wait({process.exited}, timeout=OUTPUT_BOUND_S)
-            if not process.exited.done():
-                raise
-            raise await _died_starting(request.label, process) from None
-        except CallFailed as error:
-            raise LoadFailed(
-                f"{request.label} can't be served by its engine: {error}. {last_words(process)}"
-            ) from error
+        if process.exited.done():
+            raise await _died_starting(request.label, process)
+        # What the server doesn't offer (400, 404) is no reason to do without the rest.
+        if error is not None and not isinstance(error, UnsupportedVerb | BadInput):
+            text = f"{request.label} can't be served by its engine: {error}. {last_words(process)}"
+            raise LoadFailed(text) from error
 
     def _within(self, key: ModelKey, places: tuple[Place, ...]) -> tuple[Place, ...]:
         """The grants less what this engine took beyond what it was told, last time.
@@ -179,8 +181,10 @@ class EngineBackend:
         took = {place.device: measured.device_bytes if measured else place.granted for place in model.places}
         uuids = {place.device: place.uuid for place in model.places if place.on_gpu and place.uuid}
         nvml = await asyncio.to_thread(open_nvml) if uuids else None
-        pids = await asyncio.to_thread(model.process.pids)
-        release = await asyncio.to_thread(Release, nvml, uuids, pids, took)
+        # Of one that has died the pids are known from when it was measured.
+        pids = {*model.pids, *await asyncio.to_thread(model.process.pids)}
+        alive = not model.process.exited.done()
+        release = await asyncio.to_thread(functools.partial(Release, nvml, uuids, pids, took, alive=alive))
         left = await model.process.stop(min(self.adapter.stop_grace_s, timeout_s / 2))
         missing: Charges = took if left else await asyncio.to_thread(release.missing)
         while missing and not left and time.monotonic() < until:
@@ -280,7 +284,7 @@ async def _died_starting(label: str, process: Process) -> Exception:
     await asyncio.to_thread(process.output.join, OUTPUT_BOUND_S)
     said = "\n".join(process.output.lines()[-200:])
     if _PORT_TAKEN.search(said):
-        return PortTaken(f"{label}: its port was taken")
+        return PortTaken(last_words(process))
     text = f"{label}: its engine {ended(process.exited.result())} while it started. {last_words(process, 20)}"
     return OutOfMemory(text) if _NO_MEMORY.search(said) else LoadFailed(text)
 

@@ -125,7 +125,10 @@ def segments(pid: int) -> set[int]:
     """
     found: set[int] = set()
     with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:
-        found.update(int(line.split(None, 5)[4]) for line in file if SHM in line)
+        for line in file:
+            parts = line.split(None, 5)
+            if len(parts) == 6 and parts[5].startswith(SHM):
+                found.add(int(parts[4]))
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
@@ -146,6 +149,13 @@ def start_time(pid: int) -> int:
 def kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
+
+
+def shared() -> set[int]:
+    """The inodes under ``/dev/shm`` now."""
+    with contextlib.suppress(OSError):
+        return {entry.inode() for entry in os.scandir(SHM)}
+    return set()
 
 
 def unlink_unused(inodes: set[int]) -> bool:
@@ -182,7 +192,14 @@ class Engine:
         self.dying: float | None = None
         self.empty: float | None = None
         self.settled = False
+        # What was there before it is somebody's: a checkpoint that is kept in RAM, say.
+        self.not_its_own: set[int] = set()
         self.shm: set[int] = set()
+
+    def note(self) -> None:
+        """Look at what it has in shared memory now."""
+        for pid in self.tree(descendants(os.getpid())):
+            self.shm |= segments(pid) - self.not_its_own
 
     def tree(self, everybody: list[int]) -> list[int]:
         """Its living processes, the first of them included."""
@@ -256,7 +273,10 @@ class Guardian:
         message = json.loads(data)
         what = message.pop("do")
         if what == "spawn":
-            self.spawn(fds[0], **message)
+            if fds:
+                self.spawn(fds[0], **message)
+            else:
+                self.say(event="failed", name=message["name"], error="no file descriptor is left for its output")
         elif (engine := self.engines.get(message["name"])) is not None:
             if what == "signal" and engine.status is None:
                 self.note(engine)
@@ -278,6 +298,7 @@ class Guardian:
 
     def spawn(self, output: int, name: str, token: str, argv: list[str], env: dict[str, str], cwd: str) -> None:
         tmp = env.get("TMPDIR", "")
+        before = shared()
         try:
             os.mkdir(tmp, 0o700)
             process = subprocess.Popen(
@@ -291,19 +312,20 @@ class Guardian:
                 # Safe here: this process has one thread. The signal is the kernel's answer to our own death.
                 preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
             )
-        except OSError as error:
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            # A name or a word that no process can be given (with a NUL, an =) is no reason to take the others along.
             shutil.rmtree(tmp, ignore_errors=True)
-            self.say(event="failed", name=name, errno=error.errno, error=error.strerror or str(error))
+            self.say(event="failed", name=name, error=getattr(error, "strerror", None) or str(error))
             return
         finally:
             os.close(output)
         self.engines[name] = engine = Engine(name, token, process, tmp)
+        engine.not_its_own = before
         self.say(event="spawned", name=name, pid=engine.pid, started=start_time(engine.pid))
 
     def note(self, engine: Engine) -> None:
         before = len(engine.shm)
-        for pid in engine.tree(descendants(os.getpid())):
-            engine.shm |= segments(pid)
+        engine.note()
         if len(engine.shm) == before:
             return
         # The manager keeps it too, for when this process is killed.
@@ -329,8 +351,7 @@ class Guardian:
         for engine in [engine for engine in self.engines.values() if engine.dying is not None]:
             everybody = descendants(os.getpid())
             tree = engine.tree(everybody)
-            for pid in tree:
-                engine.shm |= segments(pid)
+            engine.note()
             for pid in tree:
                 kill(pid)
             self.reap()
@@ -354,8 +375,7 @@ class Guardian:
         while time.monotonic() < until:
             living = [pid for pid in descendants(os.getpid()) if not is_zombie(pid)]
             for engine in self.engines.values():
-                for pid in engine.tree(living):
-                    engine.shm |= segments(pid)
+                engine.note()
             for pid in living:
                 kill(pid)
             with contextlib.suppress(ChildProcessError):

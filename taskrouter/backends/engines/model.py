@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -48,6 +48,7 @@ class EngineModel:
         name: str,
         places: tuple[Place, ...],
         *,
+        pids: Iterable[int],
         measured: Footprint | None,
         kv_cache: KvCache | None,
     ) -> None:
@@ -55,6 +56,8 @@ class EngineModel:
         self.process = process
         self.api = api
         self.places = places
+        self.pids = frozenset(pids)
+        """Its processes when it was ready."""
         self._adapter = adapter
         self._name = name
         self._measured = measured

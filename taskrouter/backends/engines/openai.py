@@ -6,6 +6,7 @@ Greedy unless the caller asks for sampling, as under every other backend; what `
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 OWN = frozenset({"model", "messages", "prompt", "input", "stream", "stream_options"})
 """Fields of a body that the verb itself writes."""
+_REMOTE = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//|\s*file:", re.IGNORECASE)
 
 
 def body_of(verb: str, request: Any, model: str) -> tuple[str, dict[str, Any] | None]:
@@ -111,7 +113,7 @@ def parse_event(line: bytes, who: str) -> Any:
     """The data of one server-sent event's line. Raises ``CallFailed`` for garbage, or an error the server sent."""
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CallFailed(f"{who} streamed what is no JSON: {_short(line.decode(errors='replace'))}") from error
     if isinstance(data, Mapping) and data.get("error"):
         raise CallFailed(f"{who} ended the stream with an error: {message_of(data)}")
@@ -162,20 +164,33 @@ def _extra(extra: Mapping[str, Any]) -> dict[str, Any]:
     return dict(extra)
 
 
-def _refuse_remote(messages: Iterator[Mapping[str, Any]] | tuple[Mapping[str, Any], ...]) -> None:
-    """An engine would fetch a URL itself, past every guard of ours: media come inside the message."""
+def _refuse_remote(messages: tuple[Mapping[str, Any], ...]) -> None:
+    """An engine would fetch a URL itself, past every guard of ours: media come inside the message.
+
+    Wherever it stands in a part that isn't text: servers know more kinds of parts than we do.
+    """
     for place, message in enumerate(messages):
         content = message.get("content")
         for part in content if isinstance(content, (list, tuple)) else ():
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            if not isinstance(kind, str):
+            if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
                 raise BadInput(f"messages[{place}] has a content part without a type")
-            source = part.get(kind)
-            url = source.get("url") if isinstance(source, Mapping) else source if kind.endswith("_url") else None
-            if url is not None and not str(url).startswith("data:"):
-                raise BadInput(
-                    f"messages[{place}]: {kind} names {_short(url)}, which isn't fetched; send the bytes as a data: URL"
-                )
+            for text in _strings({name: value for name, value in part.items() if name not in ("type", "text")}):
+                if _REMOTE.match(text):
+                    raise BadInput(
+                        f"messages[{place}]: {part['type']} names {_short(text)}, which isn't fetched; send the bytes "
+                        "as a data: URL"
+                    )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _strings(item)
 
 
 def _short(value: Any) -> str:

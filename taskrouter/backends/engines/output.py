@@ -21,6 +21,8 @@ logger = logging.getLogger("taskrouter")
 
 LINES = 600
 LONGEST_LINE = 2000
+LONGEST_DATA = 1 << 20
+OVERLAP = 256
 LOG_BYTES = 8 << 20
 LOG_BACKUPS = 1
 LOGS_KEPT = 64
@@ -57,8 +59,8 @@ class Output:
         self._quiet_until = 0.0
         self._complained = False
         self._log: _Log | None = None
-        read, self.write_end = os.pipe()
-        self._thread = threading.Thread(target=self._read, args=(read,), name=f"output of {label}", daemon=True)
+        self._read_end, self.write_end = os.pipe()
+        self._thread = threading.Thread(target=self._read, name=f"output of {label}", daemon=True)
 
     def start(self) -> None:
         """Begin to read; closes our copy of the pipe's other end, so that its end is seen."""
@@ -69,6 +71,13 @@ class Output:
         fd, self.write_end = self.write_end, -1
         if fd >= 0:
             os.close(fd)
+
+    def close(self) -> None:
+        """Give up an output that nothing was started with."""
+        self.close_write_end()
+        if self._thread.ident is None and self._read_end >= 0:
+            os.close(self._read_end)
+            self._read_end = -1
 
     def lines(self) -> list[str]:
         """What is remembered, oldest first."""
@@ -83,16 +92,17 @@ class Output:
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
 
-    def _read(self, fd: int) -> None:
-        with os.fdopen(fd, "rb", buffering=0) as pipe:
+    def _read(self) -> None:
+        with os.fdopen(self._read_end, "rb", buffering=0) as pipe:
             rest = b""
             while data := pipe.read(1 << 16):
                 *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
                 for line in lines:
                     self._keep(line)
-                if len(rest) > LONGEST_LINE:
-                    self._keep(rest)
-                    rest = b""
+                if len(rest) > LONGEST_DATA:
+                    # Not to its end: a secret may be cut there.
+                    self._keep(rest[:-OVERLAP])
+                    rest = rest[-OVERLAP:]
             if rest:
                 self._keep(rest)
         if self._log is not None:
@@ -100,7 +110,7 @@ class Output:
                 self._log.close()
 
     def _keep(self, raw: bytes) -> None:
-        text = _COLOURS.sub("", raw.decode("utf-8", errors="replace"))[:LONGEST_LINE].replace(self._secret, "***")
+        text = _COLOURS.sub("", raw.decode("utf-8", errors="replace")).replace(self._secret, "***")[:LONGEST_LINE]
         self._ring.append(text)
         now = time.monotonic()
         if now < self._quiet_until:

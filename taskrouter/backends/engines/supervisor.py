@@ -7,6 +7,7 @@ killed takes its engines along; what is left of them is killed from here, and th
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -113,6 +114,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._cleaned: asyncio.Future[None] | None = None
         self.checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         """Taken by who imports half an engine only to ask it something: 0.6 GB and seconds of a core each."""
         self._version = 0
@@ -134,12 +136,8 @@ class Supervisor:
         ``env`` is its whole environment; a token and a TMPDIR of its own are added. ``secret`` is kept out of its log.
         Cancelled, nothing is left running.
         """
-        if self._closed:
-            raise ManagerClosed(f"{label} can't be started: the manager was shut down")
-        self._loop = asyncio.get_running_loop()
-        if self._state is None:
-            self._state = sweep.StateFile(self.folder / "engines")
-            await asyncio.to_thread(self._clean)
+        await self.prepare()
+        self._check_open(label)
         self._ensure_guardian()
         name = log or label
         output = Output(label, self.folder / "logs" / f"{_file_name(name)}.{os.getpid()}.log", secret or "\0")
@@ -151,18 +149,33 @@ class Supervisor:
         try:
             # Written before it is started: from then on it can be found, whoever is killed in between.
             await self._write_state()
+            self._check_open(label)
+            self._ensure_guardian()
             sent = self._send({**message, "cwd": cwd}, [output.write_end])
             output.start()
             async with asyncio.timeout(SPAWN_BOUND_S if sent else 0):
                 await asyncio.shield(process.spawned)
             await self._write_state()
         except BaseException as error:
-            output.close_write_end()
+            output.close()
             await asyncio.shield(asyncio.ensure_future(self.clear(process)))
             if isinstance(error, TimeoutError):
                 raise LoadFailed(f"{label} can't be started: its guardian process doesn't answer. Try again.") from None
             raise
         return process
+
+    async def prepare(self) -> None:
+        """Clear away what an earlier run left, before the first look at what is free; wait while that is done."""
+        self._loop = asyncio.get_running_loop()
+        if self._state is None:
+            self._state = sweep.StateFile(self.folder / "engines")
+            self._cleaned = asyncio.ensure_future(asyncio.to_thread(self._clean))
+        if self._cleaned is not None:
+            await asyncio.shield(self._cleaned)
+
+    def _check_open(self, label: str) -> None:
+        if self._closed:
+            raise ManagerClosed(f"{label} can't be started: the manager was shut down")
 
     async def run(
         self, label: str, argv: Sequence[str], env: Mapping[str, str], *, cwd: str, bound_s: float
@@ -239,6 +252,11 @@ class Supervisor:
         try:
             socket.send_fds(self._channel, [json.dumps(message).encode()], fds)
         except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                raise LoadFailed(
+                    f"an engine's command line and environment come to more than one message holds "
+                    f"({len(json.dumps(message))} bytes): shorten this process's environment"
+                ) from error
             # Gone, or not reading: its silence is noticed by whoever waits for an answer.
             logger.debug("the guardian can't be told to %s: %s", message["do"], error)
             return False
@@ -269,9 +287,7 @@ class Supervisor:
             case "failed":
                 process.buried([])
                 if not process.spawned.done():
-                    process.spawned.set_exception(
-                        LoadFailed(f"{process.label} can't be started: {message['error']} (errno {message['errno']})")
-                    )
+                    process.spawned.set_exception(LoadFailed(f"{process.label} can't be started: {message['error']}"))
             case "noted":
                 if process.shm != tuple(message["shm"]):
                     process.shm = tuple(message["shm"])
@@ -299,6 +315,9 @@ class Supervisor:
             self._later(asyncio.to_thread(_wait, warden))
         for process in list(self._processes.values()):
             process.ended(-signal.SIGKILL)
+            if not process.spawned.done():
+                text = f"{process.label} can't be started: its guardian process was killed meanwhile. Try again."
+                process.spawned.set_exception(LoadFailed(text))
             self._later(self.clear(process))
 
     def _forget(self, process: Process) -> None:

@@ -10,8 +10,8 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -34,6 +34,14 @@ def state_folder() -> Path:
 def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def pid_namespace() -> str:
+    """Which pids are meant: containers that share a home folder have each their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
@@ -71,6 +79,7 @@ class StateFile:
     def _write(self, guardian_pid: int, engines: list[Started]) -> None:
         data = {
             "boot": boot_id(),
+            "pids": pid_namespace(),
             "manager": self._manager,
             "guardian": {"pid": guardian_pid, "started": guardian.start_time(guardian_pid)},
             "engines": [asdict(engine) for engine in engines],
@@ -78,9 +87,7 @@ class StateFile:
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if self._path is None:
-                fd, name = tempfile.mkstemp(prefix=f"{os.getpid()}-", suffix=".json", dir=self._folder)
-                os.close(fd)
-                self._path = Path(name)
+                self._path = self._folder / f"{os.getpid()}-{secrets.token_hex(4)}.json"
             fresh = self._path.with_suffix(".new")
             fresh.write_text(json.dumps(data), encoding="utf-8")
             os.replace(fresh, self._path)
@@ -122,12 +129,14 @@ def clear(engine: Started, bound_s: float = BOUND_S) -> list[int]:
 
 def _members(engine: Started) -> list[int]:
     pid, mine = engine.pid, set[int]()
+    # A session is known by its leader's pid, which may be another's by now.
+    session = pid != 0 and guardian.start_time(pid) in (0, engine.started)
     if pid and guardian.start_time(pid) == engine.started:
         mine.add(pid)
         mine.update(guardian.descendants(pid))
     for other in guardian.everyone():
         with contextlib.suppress(OSError):
-            if other not in mine and (guardian.carries(other, engine.token) or (pid and os.getsid(other) == pid)):
+            if other not in mine and (guardian.carries(other, engine.token) or (session and os.getsid(other) == pid)):
                 mine.add(other)
     mine.discard(os.getpid())
     return [member for member in mine if not guardian.is_zombie(member)]
@@ -167,6 +176,8 @@ def leftovers(folder: Path) -> list[str]:
 
 def _is_over(state: dict[str, Any]) -> bool:
     manager = state["manager"]
+    if state["boot"] == boot_id() and state["pids"] != pid_namespace():
+        return False  # of another container: its own to sweep
     return bool(state["boot"] != boot_id() or guardian.start_time(manager["pid"]) != manager["started"])
 
 
