@@ -50,7 +50,7 @@ def parse(python: str, engine: str, lines: Sequence[Sequence[str]]) -> list[dict
     """What the engine's own parser says of each line, by the script that the product asks."""
     ran = subprocess.run(
         [python, str(Path(__file__).with_name("parse_lines.py")), str(PARSERS / f"{engine}.py"), json.dumps(lines)],
-        env={**clean_environment(), "CUDA_VISIBLE_DEVICES": "", "HOME": os.environ["HOME"]},
+        env={**clean_environment(), "CUDA_VISIBLE_DEVICES": "", "HOME": os.environ["HOME"], "HF_HUB_OFFLINE": "0"},
         cwd="/", capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     answers = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"ok"')]

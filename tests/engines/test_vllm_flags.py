@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -230,5 +231,6 @@ def test_its_parser_script_runs_alone(engine_python: Callable[[str], str]) -> No
         ran = subprocess.run(
             [engine_python("vllm"), str(PARSERS / "vllm.py")],
             input=json.dumps(words), capture_output=True, text=True, check=True, timeout=100, cwd="/",
+            env={**os.environ, "HF_HUB_OFFLINE": "0"},  # offline it looks the model up, and there is none here
         )  # fmt: skip
         assert json.loads(ran.stdout.splitlines()[-1])["ok"] is ok

@@ -43,8 +43,11 @@ PR_SET_CHILD_SUBREAPER = 36
 SWEEP_EVERY_S = 0.02
 SEGMENTS_BOUND_S = 1.0
 """A process that has ended may still be giving its memory back; so long its segments are waited for."""
-NOTE_EVERY_S = 1.0
-"""While an engine starts, and makes what it holds, it is looked at so often; from then on when the manager says so."""
+NOTE_EVERY_S = 0.25
+YOUNG_S = 5.0
+OLDER_NOTE_EVERY_S = 1.0
+"""While an engine starts, and makes what it holds, it is looked at so often, less often once it is no longer young (to
+read a large process's maps slows it down); from when it has started, when the manager says so."""
 KILL_BOUND_S = 10.0
 """How long a tree that is being killed is waited for: what the kernel holds on to longer is reported."""
 
@@ -192,6 +195,7 @@ class Engine:
         self.dying: float | None = None
         self.empty: float | None = None
         self.settled = False
+        self.born = time.monotonic()
         # What was there before it is somebody's: a checkpoint that is kept in RAM, say.
         self.not_its_own: set[int] = set()
         self.shm: set[int] = set()
@@ -247,7 +251,9 @@ class Guardian:
             wait_s = SWEEP_EVERY_S if busy else NOTE_EVERY_S if starting else None
             ready = {fd for fd, _ in poll.poll(None if wait_s is None else wait_s * 1000)}
             if starting and time.monotonic() >= self.next_note:
-                self.next_note = time.monotonic() + NOTE_EVERY_S
+                now = time.monotonic()
+                young = any(now < engine.born + YOUNG_S for engine in starting)
+                self.next_note = now + (NOTE_EVERY_S if young else OLDER_NOTE_EVERY_S)
                 for engine in starting:
                     self.note(engine)
             if watch in ready or (self.channel.fileno() in ready and not self.hear()):
