@@ -65,6 +65,7 @@ $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 	@touch $@
 
 # What can't be had here is said in a file, and the tests that need it are skipped with that reason (in CI they fail).
-$(VENV)/.engines: $(VENV)/.dev taskrouter/backends/engines/known_good.toml $(wildcard tests/engines/llama/*)
+$(VENV)/.engines: $(VENV)/.dev taskrouter/backends/engines/known_good.toml tests/engines/install.py \
+		$(wildcard tests/engines/llama/* tests/engines/sglang_cpu/* tests/engines/sglang_cpu/*/*)
 	ENGINE_TORCH='$(if $(findstring 2.13.0,$(TORCH)),$(TORCH))' $(BIN)/python tests/engines/install.py vllm sglang llama
-	@touch $@
+	@ls $(VENV)/engines/*.why >/dev/null 2>&1 || touch $@  # what is missing is tried again the next time

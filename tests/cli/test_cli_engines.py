@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from taskrouter.backends.engines import guardian
 from taskrouter.backends.engines import install as making
 from taskrouter.backends.engines.install import KNOWN_GOOD, PinnedSet, install, known_good, python_in
 from taskrouter.cli.writing import write_engine
@@ -90,8 +93,10 @@ def test_an_environment_is_made_once_and_anew_where_it_was_never_finished(tmp_pa
     first = (folder / making.MARKER).stat().st_mtime_ns
     assert install(pinned, folder) is False
     assert (folder / making.MARKER).stat().st_mtime_ns == first
-    (folder / making.MARKER).unlink()
+    (folder / making.MARKER).write_text('{"digest": null}')
+    (folder / "half").touch()
     assert install(pinned, folder) is True
+    assert not (folder / "half").exists()
     assert install(PinnedSet("tiny.cpu", None, locked=(str(package),), requirements=()), folder, force=True) is True
     assert python_in(folder).exists()
 
@@ -107,20 +112,82 @@ def test_what_pip_can_not_install_says_so_and_leaves_nothing(tmp_path: Path, mon
     assert not (tmp_path / "engine").exists()
 
 
-def test_a_folder_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", ["notes.txt", "pyvenv.cfg"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_is_somebody_elses_is_left_alone_also_where_it_is_an_environment(
+    tmp_path: Path, beside: str, force: bool
+) -> None:
     (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / beside).touch()
     (tmp_path / "engine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(BadInput, match="no Python environment; name another with --dir"):
-        install(PinnedSet("tiny.cpu", None), tmp_path / "engine")
+    with pytest.raises(BadInput, match="wasn't made by this command; name another with --dir"):
+        install(PinnedSet("tiny.cpu", None), tmp_path / "engine", force=force)
     assert (tmp_path / "engine" / "thesis.txt").exists()
+    with pytest.raises(BadInput, match="wasn't made by this command"):
+        install(PinnedSet("tiny.cpu", None), tmp_path / "engine" / "thesis.txt")
+
+
+def test_a_requirement_that_is_a_folder_counts_by_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "a.py").write_text("1")
+    pinned, extra = PinnedSet("tiny.cpu", None), [str(tmp_path / "more"), "numpy"]
+    before = pinned.digest(None, extra)
+    assert pinned.digest(None, extra) == before
+    (tmp_path / "more" / "a.py").write_text("2")
+    assert pinned.digest(None, extra) != before
+
+
+def test_a_set_for_a_gpu_is_not_fetched_to_be_proved_where_there_is_none(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from taskrouter.memory.devices import discover
+
+    cpu = tuple(info for info in discover() if info.id == "cpu")
+    monkeypatch.setattr("taskrouter.cli.engine_install.discover", lambda: cpu)
+    result = cli("engines", "install", "vllm")
+    assert result.code == 2
+    assert "no GPU here to prove vllm.cuda on: --cpu takes the set for the CPU" in result.err
+
+
+@pytest.mark.slow
+def test_being_told_to_end_takes_pip_along(tmp_path: Path) -> None:
+    sdist = tmp_path / "slow"
+    sdist.mkdir()
+    # pip's first step with it runs this: it says who it is, and takes its time.
+    (sdist / "backend.py").write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    (sdist / "pyproject.toml").write_text(
+        "[build-system]\nrequires = []\nbuild-backend = 'backend'\nbackend-path = ['.']\n"
+    )
+    program = (
+        "import sys\nfrom taskrouter.cli import engine_install, main\n"
+        "from taskrouter.backends.engines.install import PinnedSet\n"
+        "engine_install.known_good = lambda *a, **b: PinnedSet('tiny.cpu', None)\nsys.exit(main(sys.argv[1:]))\n"
+    )
+    folder = tmp_path / "engine"
+    command = [sys.executable, "-c", program, "engines", "install", "vllm", "--cpu", "--dir", str(folder)]
+    with subprocess.Popen([*command, "--with", str(sdist)], stderr=subprocess.PIPE, text=True) as running:
+        until = time.monotonic() + 60
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        running.terminate()
+        _, said = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert said.endswith("taskrouter: interrupted\n")
+    assert not folder.exists()
+    pid = int((tmp_path / "pid").read_text())
+    until = time.monotonic() + 10
+    while guardian.start_time(pid) and not guardian.is_zombie(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not guardian.start_time(pid) or guardian.is_zombie(pid)
 
 
 @pytest.mark.slow
 def test_an_interrupt_takes_pip_along_and_the_half_made_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import subprocess
-
     real = subprocess.Popen.communicate
 
     def interrupted(self: subprocess.Popen[str], *args: Any, **more: Any) -> object:
@@ -172,11 +239,67 @@ def test_writing_keeps_comments_order_quotes_and_mode(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["models.yaml"]
 
 
+LAID_OUT = """\
+%YAML 1.1
+---
+tasks:
+    say:
+        selected:   parrot     # aligned by hand
+        fallback:
+            - a
+        options:
+            parrot: { model_id: m, framework: vllm,
+                      engine_args: {x: 1} }
+            a: {model_id: m, framework: vllm}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "engines:\n  vllm:\n    python: /p\n"),
+        ("engines:\n", "engines: {vllm: {python: /p}}\n"),
+        ("engines: {}   # none\n", "engines: {vllm: {python: /p}}   # none\n"),
+        ("engines: {sglang: {python: /s}}\n", "engines: {sglang: {python: /s}, vllm: {python: /p}}\n"),
+        ("engines: {vllm: {python: '/old one'}}\n", "engines: {vllm: {python: /p}}\n"),
+        ("engines:\n    sglang: # s\n        python: /s # t\n# end\n",
+         "engines:\n    sglang: # s\n        python: /s # t\n    vllm:\n      python: /p\n# end\n"),
+        ("engines:\n  vllm:\n    hang_timeout_s: 9\nmedia: {}",
+         "engines:\n  vllm:\n    hang_timeout_s: 9\n    python: /p\nmedia: {}"),
+        ("engines:\r\n  vllm: {start_timeout_s: 9}\r\n", "engines:\r\n  vllm: {start_timeout_s: 9, python: /p}\r\n"),
+    ],
+)  # fmt: skip
+def test_writing_changes_nothing_else_in_a_file_however_it_is_laid_out(tmp_path: Path, before: str, after: str) -> None:
+    path = tmp_path / "models.yaml"
+    path.write_bytes((LAID_OUT + before).encode())
+    write_engine(path, "vllm", Path("/p"))
+    assert path.read_bytes() == (LAID_OUT + after).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "engines:\n  vllm:\n    python: |\n      x\nmedia: {}\n",
+        "{tasks: {}}\n",
+        "tasks: {}\n...\n",
+    ],
+)
+def test_what_can_not_be_written_in_place_is_written_anew(tmp_path: Path, text: str) -> None:
+    import yaml
+
+    path = tmp_path / "models.yaml"
+    path.write_text(text)
+    write_engine(path, "vllm", Path("/p q"))
+    after = yaml.safe_load(path.read_text())
+    assert after["engines"]["vllm"]["python"] == "/p q"
+
+
 def test_a_file_that_can_not_be_read_or_replaced_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "models.yaml"
-    for text in ("tasks: {a: [", "- a list\n"):
+    for text in ("tasks: {a: [", "- a list\n", "engines: [not, a, mapping]\n", "engines: {vllm: /s}\n",
+                 "engines: {sglang: &s {python: /s}, vllm: *s}\n"):  # fmt: skip
         path.write_text(text)
         with pytest.raises(BadInput, match="nothing was written"):
             write_engine(path, "vllm", Path("/python"))
@@ -258,7 +381,7 @@ def test_the_doctor_tells_an_engine_that_is_missing_from_one_that_does_not_impor
 
 
 def test_the_doctor_sees_what_a_killed_run_left(cli: Cli, tmp_path: Path) -> None:
-    from taskrouter.backends.engines import guardian, sweep
+    from taskrouter.backends.engines import sweep
 
     folder = tmp_path / "state" / "taskrouter" / "engines"
     folder.mkdir(parents=True)
@@ -274,8 +397,6 @@ def test_the_doctor_sees_what_a_killed_run_left(cli: Cli, tmp_path: Path) -> Non
     }
     # This very process stands for what was left: so somebody else must look.
     (folder / "1-x.json").write_text(json.dumps(state))
-    import subprocess
-
     done = subprocess.run(
         [sys.executable, "-m", "taskrouter", "engines", "doctor"], capture_output=True, text=True, check=False
     )

@@ -105,7 +105,7 @@ class Chaos:
 
     async def somebody(self, *, serving: bool = False) -> int | None:
         """An engine's first process: mostly, or only, of one that serves."""
-        for _ in range(50):
+        for _ in range(20):
             roots, starting = self.roots(), [] if serving else await asyncio.to_thread(self.starting)
             if found := starting if starting and (not roots or self.dice.random() < 0.2) else roots:
                 root = self.dice.choice(found)
@@ -297,7 +297,7 @@ async def kill_all(chaos: Chaos) -> None:
     be, nor while the guardian is stopped.
     """
     root = await chaos.somebody(serving=True)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.3)
     if root in chaos.roots() and (warden := chaos.guardian()) is not None and not watch.stopped(warden):
         chaos.hit(root)
         for pids in watch.family(root):

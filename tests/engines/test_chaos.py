@@ -52,7 +52,7 @@ def test_two_hundred_faults_leave_nobody_without_an_answer_and_nothing_behind(
                 ask=stub_faults.ask,
                 kinds=stub_faults.kinds(disk),
                 machine=machine,
-                pause_s=(0.05, 0.5),
+                pause_s=(0.05, 0.45),
                 more=stub_faults.more_acts,
             )
         )

@@ -1,7 +1,8 @@
 """Makes an engine's own environment from a known-good set of packages: ``known_good.toml``, the one file of pins.
 
-An environment that is complete carries a marker with the digest of what it was made from; one without it was never
-finished and is made anew. Nothing here runs in the event loop: it blocks, for minutes.
+An environment carries a marker from its first moment; once complete, the marker holds the digest of what it was made
+from. One whose marker holds none was never finished and is made anew; a folder without a marker is somebody else's.
+Nothing here runs in the event loop: it blocks, for minutes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class PinnedSet:
     note: str = ""
 
     def digest(self, torch: str | None, extra: Sequence[str]) -> str:
-        whole = [self.name, torch, self.requirements, self.locked, list(extra)]
+        whole = [self.name, torch, self.requirements, self.locked, list(extra), *map(_content, extra)]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
@@ -94,11 +95,13 @@ def install(
     digest = pinned.digest(torch, extra)
     if is_complete(folder, digest) and not force:
         return False
-    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
-        raise BadInput(f"{folder} is there and is no Python environment; name another with --dir, or remove it")
+    if os.path.lexists(folder) and not _is_ours(folder):
+        raise BadInput(f"{folder} is there and wasn't made by this command; name another with --dir, or remove it")
     shutil.rmtree(folder, ignore_errors=True)
     try:
         say(f"making {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).write_text(json.dumps({"set": pinned.name, "digest": None}), encoding="utf-8")
         _run([sys.executable, "-m", "venv", str(folder)], folder)
         pip = [str(python_in(folder)), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
         if torch:
@@ -116,6 +119,22 @@ def install(
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return True
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this folder may be replaced: it is empty, or an environment of ours, finished or not."""
+    return folder.is_dir() and ((folder / MARKER).is_file() or not any(folder.iterdir()))
+
+
+def _content(requirement: str) -> str | None:
+    """A digest of a requirement that is a folder or a file here: what it holds may change under the same name."""
+    root = Path(requirement)
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    whole = hashlib.sha256()
+    for file in files:
+        if file.is_file() and "__pycache__" not in file.parts:
+            whole.update(f"{file.relative_to(root)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return whole.hexdigest() if root.exists() else None
 
 
 def _check_build(pinned: PinnedSet, folder: Path) -> None:

@@ -6,6 +6,7 @@ imported from, since a module called vllm in it would hide the real one.
 
 import contextlib
 import difflib
+import importlib
 import io
 import json
 import os
@@ -61,10 +62,13 @@ def invalid(flag: str, value: str, known: Iterable[str]) -> str:
 def main() -> None:
     sys.path[:] = [place for place in sys.path if os.path.abspath(place or ".") != FOLDER]
     words = json.loads(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read())
-    try:
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    except ImportError:
-        from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
+    for place in ("common", "launchers", "openai"):  # from 0.33 on, in 0.32, before
+        with contextlib.suppress(ImportError):
+            found = importlib.import_module(f"vllm.entrypoints.{place}.cli_args")
+            make_arg_parser, validate_parsed_serve_args = found.make_arg_parser, found.validate_parsed_serve_args
+            break
+    else:
+        raise ImportError("this release of vLLM keeps make_arg_parser where taskrouter doesn't know it")
     try:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError:
