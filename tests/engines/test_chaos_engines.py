@@ -39,7 +39,7 @@ def test_three_kills_of_a_real_engine_cost_only_what_it_was_answering(
     engine_python: Callable[[str], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = watch.Run(secrets.token_hex(4), Path(tempfile.gettempdir()))
+    run = watch.Run(secrets.token_hex(4), Path(tempfile.gettempdir()), stubs=True)
     monkeypatch.setenv(watch.MARK, run.name)
     subject = SUBJECTS[engine](tmp_path, engine_python)
     config = subject.manager().config_path

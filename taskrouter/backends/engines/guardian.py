@@ -48,6 +48,8 @@ YOUNG_S = 5.0
 OLDER_NOTE_EVERY_S = 1.0
 """While an engine starts, and makes what it holds, it is looked at so often, less often once it is no longer young (to
 read a large process's maps slows it down); from when it has started, when the manager says so."""
+REMEMBERED = ".taskrouter-shm"
+"""In an engine's temporary folder: what it has in shared memory, for whoever clears up after manager and guardian."""
 KILL_BOUND_S = 10.0
 """How long a tree that is being killed is waited for: what the kernel holds on to longer is reported."""
 
@@ -179,6 +181,24 @@ def unlink_unused(inodes: set[int]) -> bool:
         with contextlib.suppress(OSError):
             os.unlink(path)
     return bool(left & used)
+
+
+def remember(tmp: str, inodes: set[int]) -> None:
+    """Write down what a tree holds in shared memory, before anybody is killed: whoever kills may be killed too."""
+    path = os.path.join(tmp, REMEMBERED)
+    with contextlib.suppress(OSError):
+        with open(f"{path}.{os.getpid()}", "w", encoding="ascii") as file:
+            json.dump(sorted(inodes), file)
+        os.replace(f"{path}.{os.getpid()}", path)
+
+
+def remembered(tmp: str) -> set[int]:
+    """What was written down, if anything."""
+    try:
+        with open(os.path.join(tmp, REMEMBERED), encoding="ascii") as file:
+            return {int(inode) for inode in json.load(file)}
+    except (OSError, ValueError, TypeError):
+        return set()
 
 
 class Engine:
@@ -334,6 +354,7 @@ class Guardian:
         engine.note()
         if len(engine.shm) == before:
             return
+        remember(engine.tmp, engine.shm)
         # The manager keeps it too, for when this process is killed.
         self.say(event="noted", name=engine.name, shm=sorted(engine.shm))
 
@@ -357,7 +378,7 @@ class Guardian:
         for engine in [engine for engine in self.engines.values() if engine.dying is not None]:
             everybody = descendants(os.getpid())
             tree = engine.tree(everybody)
-            engine.note()
+            self.note(engine)
             for pid in tree:
                 kill(pid)
             self.reap()
@@ -381,7 +402,7 @@ class Guardian:
         while time.monotonic() < until:
             living = [pid for pid in descendants(os.getpid()) if not is_zombie(pid)]
             for engine in self.engines.values():
-                engine.note()
+                self.note(engine)
             for pid in living:
                 kill(pid)
             with contextlib.suppress(ChildProcessError):

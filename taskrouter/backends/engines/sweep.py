@@ -110,13 +110,14 @@ def clear(engine: Started, bound_s: float = BOUND_S) -> list[int]:
     Its temporary folder is removed, and what it had in shared memory that nobody uses any more.
     """
     until = time.monotonic() + bound_s
-    shm = set(engine.shm)
+    shm = set(engine.shm) | guardian.remembered(engine.tmp)
     while True:
         left = _members(engine)
         if not left or time.monotonic() > until:
             break
         for member in left:
             shm |= guardian.segments(member)
+        guardian.remember(engine.tmp, shm)
         for member in left:
             guardian.kill(member)
         time.sleep(guardian.SWEEP_EVERY_S)
