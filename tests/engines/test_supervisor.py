@@ -253,7 +253,7 @@ def test_a_run_of_another_container_is_its_own_to_sweep(state: Path) -> None:
     folder = state / "engines"
     folder.mkdir(parents=True)
     over = {"pid": 1, "started": 0}
-    said = {"boot": sweep.boot_id(), "pids": "pid:[1]", "manager": over, "guardian": over, "engines": []}
+    said = {"boot": sweep.boot_id(), "pids": "pid:[1]", "manager": over, "guardians": [over], "engines": []}
     (folder / "1-x.json").write_text(json.dumps(said))
     sweep.sweep(folder)
     assert (folder / "1-x.json").exists()
@@ -295,6 +295,41 @@ def test_a_guardian_that_is_stopped_does_not_keep_a_tree_alive(monkeypatch: pyte
             assert living(pids) == []
         finally:
             os.kill(warden, signal.SIGCONT)
+
+    play(main)
+
+
+def test_a_guardian_that_is_stopped_for_good_costs_one_start_and_is_ended_with_its_last_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("taskrouter.backends.engines.supervisor.GONE_BOUND_S", 0.2)
+    monkeypatch.setattr("taskrouter.backends.engines.supervisor.SPAWN_BOUND_S", 0.5)
+    monkeypatch.setattr("taskrouter.backends.engines.supervisor.IDLE_BOUND_S", 0.2)
+    monkeypatch.setattr("taskrouter.backends.engines.supervisor.BUSY_BOUND_S", 0.5)
+
+    async def main(supervisor: Supervisor) -> None:
+        serving = await start(supervisor, "whole")
+        await whole_tree(serving)
+        stopped = supervisor.guardian_pid
+        assert stopped is not None
+        os.kill(stopped, signal.SIGSTOP)
+        with pytest.raises(LoadFailed, match=r"its guardian process doesn't answer\. The next start has a new one"):
+            await start(supervisor)
+        later = await start(supervisor)
+        assert supervisor.guardian_pid not in (None, stopped)
+        # What serves under the silent one goes on to serve, and is written down for whoever sweeps.
+        assert not serving.exited.done()
+        assert living([serving.pid]) == [serving.pid]
+        written = json.loads(next((supervisor.folder / "engines").glob("*.json")).read_text())
+        assert {warden["pid"] for warden in written["guardians"]} == {stopped, supervisor.guardian_pid}
+        assert await serving.kill() == []
+        await until(lambda: guardian.start_time(stopped) == 0)
+        assert not later.exited.done()
+        os.kill(supervisor.guardian_pid or 0, signal.SIGSTOP)
+        begun = time.monotonic()
+        await supervisor.close()
+        assert living([later.pid]) == []
+        assert time.monotonic() - begun < BOUND_S
 
     play(main)
 
@@ -373,7 +408,7 @@ def test_the_next_manager_sweeps_what_was_left_when_manager_and_guardian_were_ki
         (file,) = folder.glob("*.json")
         other = folder / "1-left.json"
         over = file.read_text().replace(f'"pid": {os.getpid()}', '"pid": 1', 1)
-        other.write_text(over.replace(f'"guardian": {{"pid": {supervisor.guardian_pid}', '"guardian": {"pid": 1'))
+        other.write_text(over.replace(f'"guardians": [{{"pid": {supervisor.guardian_pid}', '"guardians": [{"pid": 1'))
         assert sweep.leftovers(folder) == ["tree"]
         await asyncio.to_thread(sweep.sweep, folder)
         assert living(pids) == []

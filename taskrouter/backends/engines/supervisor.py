@@ -1,21 +1,17 @@
 """The manager's side of the guardian: start a process, hear of its end, have its whole tree killed.
 
 One supervisor, with one guardian, for each backend, bound to the event loop of its first start. A guardian that was
-killed takes its engines along; what is left of them is killed from here, and the next start brings a new guardian.
+killed takes its engines along; what is left of them is killed from here, and the next start brings a new guardian. One
+that has fallen silent is set aside: its engines serve on, and it is ended with the last of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
 import logging
 import os
 import secrets
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +19,7 @@ from typing import Any
 
 from taskrouter.backends.engines import guardian, sweep
 from taskrouter.backends.engines.output import Output, prune_logs
+from taskrouter.backends.engines.warden import Warden
 from taskrouter.errors import LoadFailed, ManagerClosed
 
 logger = logging.getLogger("taskrouter")
@@ -30,7 +27,9 @@ logger = logging.getLogger("taskrouter")
 SPAWN_BOUND_S = 20.0
 GONE_BOUND_S = 5.0
 """How long the guardian may take to kill a tree before it is done from here."""
-CLOSE_BOUND_S = 15.0
+IDLE_BOUND_S = 2.0
+BUSY_BOUND_S = 15.0
+"""How long a guardian may take to end by itself: with nothing left to kill, and with whole trees."""
 CHECKS_AT_ONCE = 2
 LONGEST_TMP = 60
 """Engines put sockets under their TMPDIR, and the kernel takes 107 characters for a socket's path."""
@@ -39,13 +38,15 @@ LONGEST_TMP = 60
 class Process:
     """A process tree under guard. ``exited`` is done when its first process has ended, ``gone`` when all of it has."""
 
-    def __init__(self, supervisor: Supervisor, label: str, output: Output, tmp: str) -> None:
+    def __init__(self, supervisor: Supervisor, label: str, output: Output) -> None:
         loop = asyncio.get_running_loop()
         self._supervisor = supervisor
+        self.warden: Warden | None = None
+        """Whose it is; ``None``: nobody's yet."""
         self.label = label
         self.output = output
-        self.tmp = tmp
         self.token = secrets.token_hex(16)
+        self.tmp = _tmp(self.token)
         self.pid = 0
         self.started = 0
         self.shm: tuple[int, ...] = ()
@@ -68,16 +69,21 @@ class Process:
 
     def terminate(self) -> None:
         """Ask it to end (SIGTERM to its process group)."""
-        self._supervisor.tell(do="signal", name=self.token, signal=int(signal.SIGTERM))
+        self.tell(do="signal", signal=int(signal.SIGTERM))
 
     def note(self) -> None:
         """Let the guardian look at what the tree holds in shared memory, should nothing be left to look at later."""
-        self._supervisor.tell(do="note", name=self.token)
+        self.tell(do="note")
+
+    def tell(self, **message: Any) -> None:
+        """Say something about it to its guardian that needs no answer."""
+        if self.warden is not None:
+            self.warden.send({**message, "name": self.token})
 
     async def kill(self) -> list[int]:
         """Kill the whole tree, and wait until it is gone and reaped; answers the pids that can't be killed."""
         if not self.gone.done():
-            self._supervisor.tell(do="kill", name=self.token)
+            self.tell(do="kill")
             await asyncio.wait({self.gone}, timeout=GONE_BOUND_S)
         if not self.gone.done():
             # A guardian that is stopped, or hangs: the kill is ours, and only of this tree.
@@ -107,12 +113,12 @@ class Supervisor:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._given = folder
-        self._channel: socket.socket | None = None
-        self._guardian: subprocess.Popen[bytes] | None = None
+        self._warden: Warden | None = None
+        self._aside: set[Warden] = set()
+        """Guardians that have fallen silent, with engines that serve."""
         self._processes: dict[str, Process] = {}
         self._state: sweep.StateFile | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._cleaned: asyncio.Future[None] | None = None
         self.checks = asyncio.Semaphore(CHECKS_AT_ONCE)
@@ -125,8 +131,8 @@ class Supervisor:
 
     @property
     def guardian_pid(self) -> int | None:
-        """The guardian's pid while there is one."""
-        return None if self._guardian is None else self._guardian.pid
+        """The pid of the guardian that would start the next engine, while there is one."""
+        return None if self._warden is None else self._warden.pid
 
     async def spawn(
         self, label: str, argv: Sequence[str], env: Mapping[str, str], *, cwd: str, secret: str = "", log: str = ""
@@ -138,11 +144,10 @@ class Supervisor:
         """
         await self.prepare()
         self._check_open(label)
-        self._ensure_guardian()
+        self._guard()
         name = log or label
         output = Output(label, self.folder / "logs" / f"{_file_name(name)}.{os.getpid()}.log", secret or "\0")
-        process = Process(self, label, output, "")
-        process.tmp = _tmp(process.token)
+        process = Process(self, label, output)
         self._processes[process.token] = process
         whole = {**env, guardian.TOKEN: process.token, "TMPDIR": process.tmp}
         message = {"do": "spawn", "name": process.token, "token": process.token, "argv": list(argv), "env": whole}
@@ -150,23 +155,26 @@ class Supervisor:
             # Written before it is started: from then on it can be found, whoever is killed in between.
             await self._write_state()
             self._check_open(label)
-            self._ensure_guardian()
-            sent = self._send({**message, "cwd": cwd}, [output.write_end])
+            process.warden = self._guard()
+            sent = process.warden.send({**message, "cwd": cwd}, [output.write_end])
             output.start()
             async with asyncio.timeout(SPAWN_BOUND_S if sent else 0):
                 await asyncio.shield(process.spawned)
             await self._write_state()
         except BaseException as error:
             output.close()
+            if isinstance(error, TimeoutError):
+                self._set_aside(process.warden)
             await asyncio.shield(asyncio.ensure_future(self.clear(process)))
             if isinstance(error, TimeoutError):
-                raise LoadFailed(f"{label} can't be started: its guardian process doesn't answer. Try again.") from None
+                raise LoadFailed(
+                    f"{label} can't be started: its guardian process doesn't answer. The next start has a new one."
+                ) from None
             raise
         return process
 
     async def prepare(self) -> None:
         """Clear away what an earlier run left, before the first look at what is free; wait while that is done."""
-        self._loop = asyncio.get_running_loop()
         if self._state is None:
             self._state = sweep.StateFile(self.folder / "engines")
             self._cleaned = asyncio.ensure_future(asyncio.to_thread(self._clean))
@@ -192,23 +200,28 @@ class Supervisor:
 
     async def clear(self, process: Process) -> None:
         """Kill a tree from here, without the guardian; one that only hangs is told too, for when it goes on."""
-        self.tell(do="kill", name=process.token)
+        process.tell(do="kill")
         left = await asyncio.to_thread(sweep.clear, process.record)
         process.buried(left)
         self._forget(process)
         await self._write_state()
 
     async def close(self) -> None:
-        """Let the guardian kill what still runs and end. Idempotent."""
+        """Let the guardians kill what still runs and end. Idempotent."""
         self._closed = True
-        self._close_channel()
-        warden, self._guardian = self._guardian, None
-        if warden is not None:
-            await asyncio.to_thread(_wait, warden)
+        wardens = [*self._aside, *([] if self._warden is None else [self._warden])]
+        for warden in wardens:
+            warden.hang_up()
+            busy = warden not in self._aside and self._engines(warden)
+            self._later(asyncio.to_thread(warden.bury, BUSY_BOUND_S if busy else IDLE_BOUND_S))
+        self._warden = None
+        self._aside.clear()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
         for process in list(self._processes.values()):
             await self.clear(process)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSE_BOUND_S)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
         if self._state is not None:
             await asyncio.to_thread(self._state.remove)
             self._state = None
@@ -219,61 +232,22 @@ class Supervisor:
         sweep.sweep(self.folder / "engines")
         prune_logs(self.folder / "logs")
 
-    def _ensure_guardian(self) -> None:
-        if self._channel is not None:
-            return
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            for end in (ours, theirs):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * guardian.MOST)
-            ours.setblocking(False)
-            try:
-                self._guardian = subprocess.Popen(
-                    [sys.executable, "-I", "-S", guardian.__file__, str(theirs.fileno()), str(os.getpid())],
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                    stdin=subprocess.DEVNULL,
-                    cwd="/",
-                )
-            except OSError as error:
-                ours.close()
-                raise LoadFailed(f"the guardian of engine processes can't be started: {error}") from error
-        self._channel = ours
-        assert self._loop is not None
-        self._loop.add_reader(ours, self._hear)
+    def _guard(self) -> Warden:
+        """The guardian for the next start."""
+        if self._warden is None:
+            self._warden = Warden(self._heard, self._lost)
+        return self._warden
 
-    def tell(self, **message: Any) -> None:
-        """Say something that needs no answer."""
-        self._send(message, [])
+    def _engines(self, warden: Warden) -> list[Process]:
+        return [process for process in self._processes.values() if process.warden is warden]
 
-    def _send(self, message: dict[str, Any], fds: list[int]) -> bool:
-        if self._channel is None:
-            return False
-        try:
-            socket.send_fds(self._channel, [json.dumps(message).encode()], fds)
-        except OSError as error:
-            if error.errno == errno.EMSGSIZE:
-                raise LoadFailed(
-                    f"an engine's command line and environment come to more than one message holds "
-                    f"({len(json.dumps(message))} bytes): shorten this process's environment"
-                ) from error
-            # Gone, or not reading: its silence is noticed by whoever waits for an answer.
-            logger.debug("the guardian can't be told to %s: %s", message["do"], error)
-            return False
-        return True
-
-    def _hear(self) -> None:
-        while self._channel is not None:
-            try:
-                data = self._channel.recv(guardian.MOST)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._lost()
-                return
-            self._heard(json.loads(data))
+    def _set_aside(self, warden: Warden | None) -> None:
+        """Start nothing more under a guardian that doesn't answer. Its engines need it only for their end."""
+        if warden is not None and warden is self._warden:
+            logger.error("the guardian of %d engine processes doesn't answer: the next start has a new one",
+                         len(self._engines(warden)))  # fmt: skip
+            self._warden = None
+            self._aside.add(warden)
 
     def _heard(self, message: dict[str, Any]) -> None:
         process = self._processes.get(message["name"])
@@ -299,21 +273,15 @@ class Supervisor:
                 self._forget(process)
                 self._later(self._write_state())
 
-    def _close_channel(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is not None and self._loop is not None:
-            self._loop.remove_reader(channel)
-            channel.close()
-
-    def _lost(self) -> None:
-        """The guardian is gone, and not because it was told to: so are its engines, or they will be in a moment."""
-        self._close_channel()
-        warden, self._guardian = self._guardian, None
-        logger.error("the guardian of %d engine processes was killed; they are started again on demand",
-                     len(self._processes))  # fmt: skip
-        if warden is not None:
-            self._later(asyncio.to_thread(_wait, warden))
-        for process in list(self._processes.values()):
+    def _lost(self, warden: Warden) -> None:
+        """A guardian is gone, and not because it was told to: so are its engines, or they will be in a moment."""
+        if self._warden is warden:
+            self._warden = None
+        self._aside.discard(warden)
+        lost = self._engines(warden)
+        logger.error("the guardian of %d engine processes was killed; they are started again on demand", len(lost))
+        self._later(asyncio.to_thread(warden.bury, BUSY_BOUND_S))
+        for process in lost:
             process.ended(-signal.SIGKILL)
             if not process.spawned.done():
                 text = f"{process.label} can't be started: its guardian process was killed meanwhile. Try again."
@@ -322,26 +290,24 @@ class Supervisor:
 
     def _forget(self, process: Process) -> None:
         self._processes.pop(process.token, None)
+        warden = process.warden
+        if warden in self._aside and not self._engines(warden):
+            self._aside.discard(warden)
+            warden.hang_up()
+            self._later(asyncio.to_thread(warden.bury, IDLE_BOUND_S))
 
     async def _write_state(self) -> None:
-        state, warden = self._state, self._guardian
+        state = self._state
         if state is not None:
             records = [process.record for process in self._processes.values()]
+            guardians = [warden.pid for warden in (self._warden, *self._aside) if warden is not None]
             self._version += 1
-            await asyncio.to_thread(state.write, self._version, 0 if warden is None else warden.pid, records)
+            await asyncio.to_thread(state.write, self._version, guardians, records)
 
     def _later(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _wait(warden: subprocess.Popen[bytes]) -> None:
-    try:
-        warden.wait(CLOSE_BOUND_S)
-    except subprocess.TimeoutExpired:
-        warden.kill()
-        warden.wait()
 
 
 def _tmp(token: str) -> str:

@@ -70,18 +70,18 @@ class StateFile:
         self._lock = threading.Lock()
         self._version = 0
 
-    def write(self, version: int, guardian_pid: int, engines: list[Started]) -> None:
+    def write(self, version: int, guardians: list[int], engines: list[Started]) -> None:
         with self._lock:
             if version > self._version:
                 self._version = version
-                self._write(guardian_pid, engines)
+                self._write(guardians, engines)
 
-    def _write(self, guardian_pid: int, engines: list[Started]) -> None:
+    def _write(self, guardians: list[int], engines: list[Started]) -> None:
         data = {
             "boot": boot_id(),
             "pids": pid_namespace(),
             "manager": self._manager,
-            "guardian": {"pid": guardian_pid, "started": guardian.start_time(guardian_pid)},
+            "guardians": [{"pid": pid, "started": guardian.start_time(pid)} for pid in guardians],
             "engines": [asdict(engine) for engine in engines],
         }
         try:
@@ -185,9 +185,9 @@ def _is_over(state: dict[str, Any]) -> bool:
 def _clear(state: dict[str, Any]) -> None:
     engines = [Started(**engine) for engine in state["engines"]]
     if state["boot"] == boot_id():
-        warden = state["guardian"]
-        if guardian.start_time(warden["pid"]) == warden["started"] != 0:
-            _wait_for(warden["pid"], warden["started"])
+        for warden in state["guardians"]:
+            if guardian.start_time(warden["pid"]) == warden["started"] != 0:
+                _wait_for(warden["pid"], warden["started"])
         for engine in engines:
             there = _members(engine)
             left = clear(engine)
