@@ -66,6 +66,6 @@ $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 
 # What can't be had here is said in a file, and the tests that need it are skipped with that reason (in CI they fail).
 $(VENV)/.engines: $(VENV)/.dev taskrouter/backends/engines/known_good.toml tests/engines/install.py \
-		$(wildcard tests/engines/llama/* tests/engines/sglang_cpu/* tests/engines/sglang_cpu/*/*)
+		$(wildcard tests/engines/llama/* tests/engines/*_cpu/* tests/engines/*_cpu/*/*)
 	ENGINE_TORCH='$(if $(findstring 2.13.0,$(TORCH)),$(TORCH))' $(BIN)/python tests/engines/install.py vllm sglang llama
 	@ls $(VENV)/engines/*.why >/dev/null 2>&1 || touch $@  # what is missing is tried again the next time

@@ -13,6 +13,13 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+MORE = {
+    "vllm": ["--with", str(HERE / "torchvision_cpu")],
+    "sglang": ["--with", str(HERE / "torchvision_cpu"), "--with", str(HERE / "sglang_cpu"), "--with", "decord==0.6.0"],
+}
+"""What the engines miss on a machine without a GPU. SGLang decodes clips with decord where there is no torchcodec."""
+TORCHVISION = "torchvision==0.29.1"
+"""vLLM wants it for models that watch clips. Its metadata asks for another torch than the engine has."""
 ENGINES = Path(sys.prefix) / "engines"
 BOUND_S = 1500
 
@@ -24,11 +31,8 @@ def command(name: str) -> list[str]:
     folder = ENGINES / name
     torch = os.environ.get("ENGINE_TORCH")
     chosen = ["--torch", torch] if torch else []
-    if name == "vllm":
-        return [*TASKROUTER, "vllm", "--cpu", "--dir", str(folder), "--no-proof", *chosen]
-    if name == "sglang":
-        scaffolding = str(HERE / "sglang_cpu")
-        return [*TASKROUTER, "sglang", "--cpu", "--dir", str(folder), "--with", scaffolding, "--no-proof", *chosen]
+    if name in MORE:
+        return [*TASKROUTER, name, "--cpu", "--dir", str(folder), *MORE[name], "--no-proof", *chosen]
     return [sys.executable, str(Path(__file__)), "--llama", str(folder)]
 
 
@@ -44,16 +48,32 @@ def llama(folder: Path) -> None:
         (folder / "done").touch()
 
 
+def run(step: list[str]) -> str:
+    """What a step said, if it failed."""
+    env = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
+    done = subprocess.run(
+        step, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BOUND_S, check=False, env=env
+    )
+    return done.stdout if done.returncode else ""
+
+
+def torchvision(folder: Path) -> list[str]:
+    """What puts it into an engine's environment that is there, without asking what it wants beside it."""
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    return [*pip, "--no-deps", TORCHVISION]
+
+
 def main(names: list[str]) -> None:
     ENGINES.mkdir(exist_ok=True)
     for name in names:
         why = ENGINES / f"{name}.why"
         start = time.monotonic()
+        steps = [command(name)] + [torchvision(ENGINES / name)] * (name == "vllm")
+        said = ""
         try:
-            done = subprocess.run(
-                command(name), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BOUND_S, check=False
-            )
-            said = done.stdout if done.returncode else ""
+            for step in steps:
+                if not said:
+                    said = run(step)
         except subprocess.TimeoutExpired:
             said = f"it was not installed within {BOUND_S} s"
         if said:

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+from tests.engines.install import MORE
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("engine", "more"), [("vllm", []), ("sglang", ["--with", str(HERE / "sglang_cpu")])])
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
 def test_an_environment_that_is_there_already_is_proved_and_written_into_the_file(
-    engine: str, more: list[str], tmp_path: Path, engine_python: Callable[[str], str]
+    engine: str, tmp_path: Path, engine_python: Callable[[str], str]
 ) -> None:
     python = Path(engine_python(engine))
     file = tmp_path / "models.yaml"
     file.write_text("# ours\ntasks: {t: {selected: m, options: {m: {model_id: m, framework: fake}}}}\n")
-    words = ["engines", "install", engine, "--cpu", "--dir", str(python.parents[1]), *more]
+    words = ["engines", "install", engine, "--cpu", "--dir", str(python.parents[1]), *MORE[engine]]
     done = subprocess.run(
         [sys.executable, "-m", "taskrouter", *words, "--write", str(file), "--json"],
         capture_output=True, text=True, timeout=280, check=False,

@@ -48,3 +48,23 @@ class _Stubs(MetaPathFinder, Loader):
 
 
 sys.meta_path.append(_Stubs())
+
+
+def _operators() -> None:
+    """The same for what is looked up as ``torch.ops.sgl_kernel.…_cpu`` while a module is imported."""
+    import torch
+    from torch._ops import _OpNamespace
+
+    class Operators(_OpNamespace):  # type: ignore[misc]
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                if name.endswith("_cpu"):
+                    return _missing(f"ops.{name}")
+                raise
+
+    torch.ops.sgl_kernel = Operators("sgl_kernel")
+
+
+_operators()
