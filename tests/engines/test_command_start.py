@@ -50,12 +50,20 @@ def option(program: str, *words: str, **keys: Any) -> dict[str, Any]:
 class Stage:
     """A manager with one task for each option, on a machine of numbers."""
 
-    def __init__(self, folder: Path, options: dict[str, Any], *, gib: float = 8, **engine: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: dict[str, Any],
+        *,
+        gib: float = 8,
+        machine: dict[str, int] | None = None,
+        **engine: Any,
+    ) -> None:
         tasks = {name: {"kind": "chat", "selected": name, "options": {name: each}} for name, each in options.items()}
         self.file = folder / "models.yaml"
         sections = {"engines": {"command": engine}, "inference": {"offload_threshold": 1.0}}
         self.file.write_text(json.dumps({"tasks": tasks, **sections}), encoding="utf-8")
-        self.manager = ModelManager(self.file, machine=StillMachine({"cuda:0": int(gib * GIB)}))
+        self.manager = ModelManager(self.file, machine=StillMachine(machine or {"cuda:0": int(gib * GIB)}))
 
     def resident(self) -> list[str]:
         return list(self.manager.loaded_models)
@@ -137,6 +145,31 @@ def test_out_of_memory_is_told_from_other_ends_and_gets_one_more_try_with_more_r
         assert starts.read_text() == "xx"
 
     play(Stage(tmp_path, {"a": option(program)}), main)
+
+
+@pytest.mark.parametrize(
+    ("devices", "order"),
+    [(["cuda:0"], ["begun", "ready"] * 2), (["cpu"], ["begun"] * 2 + ["ready"] * 2)],
+    ids=["one after the other on a GPU", "side by side on the CPU"],
+)
+def test_starts_wait_for_each_other_where_a_program_may_profile_the_device(
+    tmp_path: Path, devices: list[str], order: list[str]
+) -> None:
+    seen = tmp_path / "seen"
+    slow = f"""
+import os, time
+def say(what):
+    with open({str(seen)!r}, "a") as file:
+        file.write(what + chr(10))
+say("begun"); time.sleep(1.5); say("ready")
+{SERVER}"""
+
+    async def main(stage: Stage) -> None:
+        await asyncio.gather(*(stage.manager.get_model(name) for name in "ab"))
+        assert seen.read_text().split() == order
+
+    options = {name: option(slow, name, devices=devices) for name in "ab"}
+    play(Stage(tmp_path, options, machine={"cuda:0": 8 * GIB, "cpu": 8 * GIB}), main)
 
 
 def test_a_port_that_somebody_took_is_replaced_by_another(tmp_path: Path) -> None:

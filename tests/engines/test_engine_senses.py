@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import re
+import time
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
@@ -23,6 +27,7 @@ from tests.engines.sound_checkpoint import sound_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engines"), pytest.mark.timeout(400)]
 
 ENGINES = ("vllm", "sglang")
+CONTEXT = 2048
 TOKENS = 16
 QUESTION = {"type": "text", "text": "what is it?"}
 ENV = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
@@ -56,9 +61,8 @@ def engine(
     engine_python: Callable[[str], str],
 ) -> Iterator[Any]:
     """A manager, for callers that block, whose two tasks one engine serves."""
-    whole = {"framework": name, "dtype": "float32", "env": ENV, "max_context": 1024, "vram_gb": 3}
-    if name == "vllm":
-        whole["engine_args"] = {"enforce_eager": True}
+    whole = {"framework": name, "dtype": "float32", "env": ENV, "max_context": CONTEXT, "vram_gb": 3}
+    whole["engine_args"] = {"enforce_eager": True} if name == "vllm" else {"enable_metrics": True}
     tasks = {
         task: {"selected": "it", "options": {"it": {"model_id": str(checkpoint), **whole}}}
         for task, checkpoint in checkpoints.items()
@@ -136,6 +140,53 @@ def test_an_answer_about_a_clip_comes_in_pieces_too(engine: Any) -> None:
         pieces = list(chunks)
     assert len(pieces) > TOKENS / 2
     assert "".join(piece.text for piece in pieces) == told(engine, "watch", clip(rightward=True))
+
+
+def test_a_cancelled_call_and_an_abandoned_stream_are_computed_no_further(engine: Any) -> None:
+    """By the engine's own count of tokens: three calls are cancelled after a tenth of what they would take."""
+    most, calls = CONTEXT - 100, 3
+    whole = {"max_tokens": most, "extra": {"ignore_eos": True}}
+    begun = time.monotonic()
+    assert engine.get_model("watch").chat(about(), **whole).usage.completion_tokens == most
+    one_s = time.monotonic() - begun
+
+    async def give_up() -> list[float]:
+        model = await engine._manager.get_model("watch")
+        before = await generated(engine)
+        asking = [asyncio.ensure_future(model.chat(about(), **whole)) for _ in range(calls)]
+        await asyncio.sleep(one_s / 10)
+        assert not any(call.done() for call in asking)
+        for call in asking:
+            call.cancel()
+        await asyncio.wait(asking)
+        cancelled = await settled(engine)
+        async with model.stream_chat(about(), **whole) as chunks:
+            await anext(chunks)
+        return [before, cancelled, await settled(engine)]
+
+    before, cancelled, abandoned = engine._run(give_up())
+    assert 0 < cancelled - before < calls * most
+    assert 0 < abandoned - cancelled < most
+
+
+async def generated(engine: Any) -> float:
+    """How many tokens the engine has computed."""
+    async with engine._manager.lease("watch") as lease:
+        raw = lease.raw
+        headers = {"Authorization": f"Bearer {raw.api_key}"}
+        async with aiohttp.ClientSession(raw.base_url, headers=headers) as session, session.get("/metrics") as response:
+            lines = (await response.text()).splitlines()
+    return sum(float(line.split()[-1]) for line in lines if re.match(r"(vllm|sglang):generation_tokens_total\{", line))
+
+
+async def settled(engine: Any) -> float:
+    """The same, once it grows no more. SGLang counts a request's tokens when that is over."""
+    seen = [-1.0]
+    while len(seen) < 60 and (len(seen) < 6 or len(set(seen[-5:])) > 1):
+        await asyncio.sleep(0.4)
+        seen.append(await generated(engine))
+    assert len(set(seen[-5:])) == 1, seen
+    return seen[-1]
 
 
 @pytest.mark.parametrize(

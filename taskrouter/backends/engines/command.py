@@ -23,11 +23,12 @@ from taskrouter.backends.engines.openai import CHAT
 from taskrouter.backends.engines.supervisor import Supervisor
 from taskrouter.errors import PreflightFailed
 from taskrouter.memory.estimate import working_bytes
-from taskrouter.types import Footprint, ModelRequest, Traits
+from taskrouter.types import CPU, Footprint, ModelRequest, Traits
 
 FIELDS = ("port", "model_id", "device", "api_key")
 _FIELD = re.compile(r"\{([a-z_]+)\}")
-_TRAITS = Traits(cancellable=True, start_s=10.0)
+_ANYWHERE = Traits(exclusive_on_device=True, cancellable=True, start_s=10.0)
+_ON_CPU = Traits(cancellable=True, start_s=10.0)
 
 
 class CommandAdapter:
@@ -38,7 +39,8 @@ class CommandAdapter:
     fills_grant = False
 
     def traits(self, request: ModelRequest) -> Traits:
-        return _TRAITS
+        # Its program may profile a GPU, as vLLM and SGLang do: nothing else may start or be freed there meanwhile.
+        return _ON_CPU if request.devices == (CPU,) else _ANYWHERE
 
     def ready(self, request: ModelRequest) -> str:
         return request.health or "/health"

@@ -137,6 +137,8 @@ def _environment(start: Start) -> dict[str, str]:
     environment = {**flags.QUIET, **flags.LOOPBACK, **flags.visible(start), "TASKROUTER_API_KEY": start.api_key}
     # Its CPU kernels name their shared memory by these, which without a TCP rendezvous nobody else sets.
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(start.port)}
+    # A whole answer's caller who has gone away is noticed this often (s); its default is 4.
+    environment["SGLANG_REQUEST_STATE_WAIT_TIMEOUT"] = "1"
     if not start.on_gpu:
         environment["SGLANG_USE_CPU_ENGINE"] = "1"
     if len(start.places) > 1:
