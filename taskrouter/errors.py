@@ -108,6 +108,16 @@ class MediaTooLarge(BadInput):
     status_hint = 413
 
 
+class UnsupportedInput(BadInput):
+    """The option can't take this kind of input (an image for a model of text, tools, a schema); another one may."""
+
+    status_hint = 422
+
+
+class ContextTooLong(UnsupportedInput):
+    """The request is longer than the option's context; another one's may be longer."""
+
+
 # --- getting a model ready --------------------------------------------------------------------------------------------
 
 
@@ -201,6 +211,18 @@ class Overloaded(ModelUnavailable, TimeoutError):
     """The deadline passed before the model was ready; the message says what it was waiting for."""
 
 
+class Cold(ModelUnavailable):
+    """The model isn't loaded and ``when_cold: fail`` is written; it loads meanwhile, for ``retry_after_s``."""
+
+
+class NoOptionLeft(ModelUnavailable, RuntimeError):
+    """Every option of the task was passed over or failed; ``passed`` says why, option by option."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, passed: Sequence[object] = ()) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.passed = tuple(passed)
+
+
 # --- using a model ----------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +230,50 @@ class CallFailed(TaskRouterError, RuntimeError):
     """The model raised while answering; the cause is chained. The model stays loaded."""
 
     status_hint = 502
+
+
+class ProviderFailed(CallFailed):
+    """An external API could not answer; ``status`` is the HTTP status it said, ``None`` where it said none."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, status: int | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.status = status
+
+
+class ProviderAuth(ProviderFailed):
+    """The key is missing, or the provider refuses it; the message names the environment variable."""
+
+
+class ProviderQuota(ProviderFailed):
+    """The provider's rate limit or quota is spent; ``retry_after_s`` is what it said."""
+
+    status_hint = 429
+
+
+class ProviderOverloaded(ProviderFailed):
+    """The provider says that it is overloaded or broken (5xx, 529)."""
+
+    status_hint = 503
+
+
+class ProviderTimeout(ProviderFailed, TimeoutError):
+    """The provider did not answer within ``timeout_s``."""
+
+    status_hint = 504
+
+
+class ProviderUnreachable(ProviderFailed, ConnectionError):
+    """There was no connection to the provider, or it broke."""
+
+
+class ProviderProtocol(ProviderFailed):
+    """What came back isn't what this provider's API says: no JSON, a stream cut short, another service's answer."""
+
+
+class BudgetSpent(ProviderFailed):
+    """The provider's ``daily_budget_usd`` is spent; ``retry_after_s`` is the time to midnight, UTC."""
+
+    status_hint = 429
 
 
 # --- using the manager ------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 VERBS_OF_KIND: Mapping[str, frozenset[str]] = {
@@ -29,6 +30,47 @@ PASS_THROUGH = frozenset({"request", "stream_request"})
 STREAMING_VERBS = frozenset({"stream_chat", "stream_request"})
 
 
+class Why(Enum):
+    """Why an option was passed over. The values are what traces and people see."""
+
+    UNAVAILABLE = "unavailable"
+    CANT_FIT = "cant_fit"
+    COOLDOWN = "cooldown"
+    BREAKER = "breaker_open"
+    TOO_SLOW = "too_slow"
+    COLD = "cold"
+    RATE_LIMIT = "rate_limit"
+    BUDGET = "budget_spent"
+    UNABLE = "unable"
+    AUTH = "auth"
+    OVERLOADED = "overloaded"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    FAILED = "failed"
+    NOT_READY = "not_ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """An option that was passed over: why, in words, and the seconds after which asking it again makes sense."""
+
+    option: str
+    why: Why
+    text: str
+    retry_after_s: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.why.value} ({self.text})"
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """Which option answered, and those that were passed over before it, in order."""
+
+    option: str
+    passed: tuple[Passed, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
     """One class and its probability, 0 to 1."""
@@ -51,10 +93,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """The text of a chat answer. ``finish_reason`` is ``stop``, ``length`` or ``tool_calls``, as in the OpenAI API.
+    """The text of a chat answer. ``finish_reason`` is ``stop``, ``length``, ``tool_calls`` or ``content_filter``, as in
+    the OpenAI API; the last is a refusal, which is an answer and no failure.
 
     ``tool_calls`` are in that API's shape; ``reasoning`` is what the model thought aloud, where the server tells it
-    apart. ``raw`` is the server's whole answer (logprobs, further choices), where there is a server.
+    apart. ``raw`` is the server's whole answer (logprobs, further choices), where there is a server. ``routed`` says
+    which option answered, where the task has several to try.
     """
 
     text: str
@@ -63,6 +107,7 @@ class ChatAnswer:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     reasoning: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
+    routed: Routed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +162,7 @@ class GenerateAnswer:
     finish_reason: str = "stop"
     usage: Usage | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
+    routed: Routed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +180,7 @@ class Embeddings:
     vectors: tuple[tuple[float, ...], ...]
     usage: Usage | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
+    routed: Routed | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from taskrouter.backends.base import Backend, Found
+from taskrouter.backends.external.base import Provider
 from taskrouter.config.frameworks import BACKENDS_GROUP, PROVIDERS_GROUP, Frameworks, nearest
 from taskrouter.errors import BrokenBackend, MissingDependency, UnknownFramework
 
@@ -44,6 +45,7 @@ class Registry:
     def __init__(self, discover: Callable[[str], Iterable[EntryPoint]] = _installed) -> None:
         self._discover = discover
         self._instances: dict[str, Backend] = {}
+        self._providers: dict[str, Provider] = {}
 
     def __repr__(self) -> str:
         return (
@@ -73,7 +75,7 @@ class Registry:
 
     def frameworks(self) -> Frameworks:
         """What the configuration must know of frameworks and providers to check a file."""
-        providers = frozenset(entry.name for entry in self._discover(PROVIDERS_GROUP))
+        providers = frozenset(entry.name for entry in self._discover(PROVIDERS_GROUP)) | frozenset(self._providers)
         return Frameworks(known=self.known(), aliases=ALIASES, providers=providers)
 
     def register(self, name: str, backend: Backend) -> None:
@@ -100,6 +102,20 @@ class Registry:
         if backend is None:
             backend = self._instances[name] = _make(name, self._entry_points.get(name, []), self.known())
         return backend
+
+    def register_provider(self, name: str, provider: Provider) -> None:
+        """Use this provider of external APIs, in place of an installed one."""
+        self._providers[name] = provider
+
+    def provider(self, name: str) -> Provider:
+        """A provider of external APIs.
+
+        Raises ``UnknownFramework``; ``BrokenBackend`` where its plug-in can't be imported or isn't a provider.
+        """
+        if name not in self._providers:
+            entries = [entry for entry in self._discover(PROVIDERS_GROUP) if entry.name == name]
+            self._providers[name] = _make_provider(name, entries)
+        return self._providers[name]
 
     async def close(self) -> None:
         """Close every backend that was made or registered, the last first; one that fails keeps no other open."""
@@ -136,6 +152,25 @@ def _make(name: str, entries: list[EntryPoint], known: frozenset[str]) -> Backen
     _check(made, name, f"{entry.value} of {_distribution(entry)}")
     backend: Backend = made
     return backend
+
+
+def _make_provider(name: str, entries: list[EntryPoint]) -> Provider:
+    if not entries:
+        raise UnknownFramework(
+            f"no plug-in for the provider {name!r} is installed; one can be added through the entry-point group "
+            f"{PROVIDERS_GROUP}"
+        )
+    entry = entries[0]
+    try:
+        made: Provider = entry.load()()
+    except Exception as error:
+        raise BrokenBackend(
+            f"the provider {name!r} of {_distribution(entry)} can't be used: {type(error).__name__}: {error}"
+        ) from error
+    missing = [method for method in ("takes", "base_url", "connect") if not callable(getattr(made, method, None))]
+    if missing:
+        raise BrokenBackend(f"{entry.value} is no provider: it has no {', '.join(missing)}")
+    return made
 
 
 def _check(made: Any, name: str, what: str) -> None:

@@ -141,7 +141,9 @@ class ProviderConfig(Section):
     """An external provider."""
 
     api_key_env: EnvName | None = Field(None, description="The environment variable that holds the key.")
-    daily_budget_usd: Annotated[Real, Field(ge=0)] | None = Field(None, description="Most dollars a day.")
+    daily_budget_usd: Annotated[Real, Field(ge=0)] | None = Field(None, description="Most dollars a day (UTC).")
+    max_connections: Count = Field(100, description="Most connections to it at one time.")
+    connect_timeout_s: Seconds = Field(5.0, description="Bound on connecting to it.")
 
 
 class ServerConfig(Section):

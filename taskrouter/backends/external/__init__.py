@@ -1,0 +1,1 @@
+"""External APIs, each by its provider's own SDK."""

@@ -1,0 +1,287 @@
+"""Anthropic, through the ``anthropic`` SDK: OpenAI-style requests to its messages, its answers back."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from taskrouter.backends.external import failures
+from taskrouter.backends.external.base import Call, Endpoint, Takes
+from taskrouter.backends.external.content import Part, arguments, check, parts_of, split_extra, with_frames
+from taskrouter.backends.external.openai import http_client, timeouts
+from taskrouter.errors import (
+    BadInput,
+    MissingDependency,
+    ProviderProtocol,
+    TaskRouterError,
+    UnsupportedInput,
+    UnsupportedVerb,
+)
+from taskrouter.verbs import ChatAnswer, ChatChunk, ChatRequest, Usage
+
+KEY_ENV = "ANTHROPIC_API_KEY"
+MAX_TOKENS = 4096
+"""Its API wants a bound on every answer; this is ours where the caller gives none."""
+FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+_VERBS = frozenset({"chat", "stream_chat"})
+_TAKES = Takes(
+    _VERBS,
+    frozenset({"image", "document"}),
+    frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"}),
+    most_images=100,
+    most_image_bytes=5 << 20,
+    most_request_bytes=32 << 20,
+)
+_PATHS = re.compile(r"(/v1)?(/messages|/complete)?/?$")
+
+
+class AnthropicProvider:
+    """``provider: anthropic``."""
+
+    key_env = KEY_ENV
+
+    def takes(self, model_id: str) -> Takes:
+        return _TAKES
+
+    def base_url(self, api_endpoint: str) -> str:
+        return _PATHS.sub("", api_endpoint)
+
+    def connect(self, endpoint: Endpoint) -> AnthropicConnection:
+        return AnthropicConnection(endpoint)
+
+
+class AnthropicConnection:
+    """One client of the SDK. Its own retries are off: they would wait as long as a server says."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        try:
+            import anthropic
+        except ModuleNotFoundError as error:
+            raise MissingDependency("provider anthropic needs its SDK: pip install 'taskrouter[anthropic]'") from error
+        self._sdk = anthropic
+        self._endpoint = endpoint
+        self._client = anthropic.AsyncAnthropic(
+            api_key=endpoint.api_key or "none",
+            base_url=endpoint.base_url or "https://api.anthropic.com",
+            max_retries=0,
+            http_client=http_client(anthropic, endpoint),
+        )
+
+    async def call(self, verb: str, request: Any, call: Call) -> Any:
+        try:
+            body = self._body(verb, request, call)
+            message = await self._client.messages.create(**body)
+            if not hasattr(message, "model_dump"):
+                raise failures.nonsense(call, message)
+            return answer_of(message.model_dump(mode="json", exclude_unset=True), call)
+        except TaskRouterError:
+            raise
+        except Exception as error:
+            raise failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV) from error
+
+    async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
+        try:
+            body = self._body(verb, request, call)
+            stream = await self._client.messages.create(**body, stream=True)
+            async with stream:
+                async for chunk in chunks_of(stream, call):
+                    yield chunk
+        except TaskRouterError:
+            raise
+        except Exception as error:
+            raise failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV) from error
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
+        if not isinstance(request, ChatRequest):
+            raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
+        return {**body_of(request, call), "timeout": timeouts(self._sdk, self._endpoint, call)}
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
+    """The arguments of ``messages.create``. Raises ``BadInput``."""
+    system: list[str] = []
+    messages: list[dict[str, Any]] = []
+    every: list[Part] = []
+    for place, message in enumerate(request.messages):
+        where = f"messages[{place}]"
+        parts = with_frames(parts_of(message, where), _TAKES)
+        every += parts
+        role = message["role"]
+        if role in ("system", "developer"):
+            system += [part.text for part in parts if part.kind == "text"]
+            continue
+        blocks = [_block(part) for part in parts]
+        if role == "tool":
+            blocks = [{"type": "tool_result", "tool_use_id": str(message.get("tool_call_id", "")), "content": blocks}]
+        for number, asked in enumerate(message.get("tool_calls") or ()):
+            identity, name, given = arguments(asked, f"{where}.tool_calls[{number}]")
+            blocks.append({"type": "tool_use", "id": identity, "name": name, "input": given})
+        role = "assistant" if role == "assistant" else "user"
+        if not blocks:
+            raise BadInput(f"{where} is empty, which {call.who} doesn't take")
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += blocks
+        else:
+            messages.append({"role": role, "content": blocks})
+    check(call.who, every, _TAKES)
+    if request.seed is not None:
+        raise UnsupportedInput(f"{call.who} takes no seed")
+    known, extra = split_extra(request)
+    body: dict[str, Any] = {
+        "model": call.model_id,
+        "messages": messages,
+        "max_tokens": request.max_tokens or MAX_TOKENS,
+        **({"system": "\n\n".join(system)} if system else {}),
+        **({"stop_sequences": list(request.stop)} if request.stop else {}),
+        **_tools(known, call),
+        **({"output_config": schema} if (schema := _schema(known.get("response_format"), call)) else {}),
+    }
+    sampling = {"temperature": request.temperature, "top_p": request.top_p}
+    body |= {name: value for name, value in sampling.items() if value is not None}
+    if extra:
+        body["extra_body"] = extra
+    return body
+
+
+def _block(part: Part) -> dict[str, Any]:
+    source = {"type": "base64", "media_type": part.media_type, "data": part.data}
+    match part.kind:
+        case "text":
+            return {"type": "text", "text": part.text}
+        case "image":
+            return {"type": "image", "source": source}
+        case "document" if part.media_type.startswith("text/"):
+            text = base64.b64decode(part.data).decode("utf-8", "replace")
+            return {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": text}}
+        case "document":
+            return {"type": "document", "source": source}
+        case _:
+            return {"type": part.kind}  # refused by check()
+
+
+def _tools(known: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    try:
+        if known.get("tools"):
+            functions = [tool["function"] for tool in known["tools"]]
+            found["tools"] = [
+                {
+                    "name": function["name"],
+                    "description": function.get("description", ""),
+                    "input_schema": function.get("parameters") or {"type": "object"},
+                }
+                for function in functions
+            ]
+        choice = known.get("tool_choice")
+        if choice is not None:
+            named = {"auto": {"type": "auto"}, "required": {"type": "any"}, "none": {"type": "none"}}
+            found["tool_choice"] = (
+                dict(named[choice]) if isinstance(choice, str) else {"type": "tool", "name": choice["function"]["name"]}
+            )
+        if known.get("parallel_tool_calls") is False and "tools" in found:
+            found.setdefault("tool_choice", {"type": "auto"})["disable_parallel_tool_use"] = True
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{call.who}: tools and tool_choice aren't as the OpenAI API has them: {error!r}") from error
+    return found
+
+
+def _schema(form: Any, call: Call) -> dict[str, Any] | None:
+    if form is None or (isinstance(form, Mapping) and form.get("type") == "text"):
+        return None
+    try:
+        if form["type"] == "json_schema":
+            return {"format": {"type": "json_schema", "schema": form["json_schema"]["schema"]}}
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{call.who}: response_format isn't as the OpenAI API has it: {error!r}") from error
+    raise UnsupportedInput(f"{call.who} takes response_format json_schema, not {form['type']}")
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def answer_of(data: Any, call: Call) -> ChatAnswer:
+    """What a message says. Raises ``ProviderProtocol`` for one that isn't as the API has it."""
+    try:
+        blocks = data["content"]
+        text = "".join(block["text"] for block in blocks if block["type"] == "text")
+        thought = "".join(block["thinking"] for block in blocks if block["type"] == "thinking")
+        calls = tuple(_call(block) for block in blocks if block["type"] == "tool_use")
+        return ChatAnswer(text, _finish(data["stop_reason"]), usage_of(data["usage"]), calls, thought or None, data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise failures.nonsense(call, data) from error
+
+
+def _call(block: Mapping[str, Any]) -> dict[str, Any]:
+    function = {"name": block["name"], "arguments": json.dumps(block["input"])}
+    return {"id": block["id"], "type": "function", "function": function}
+
+
+def _finish(reason: str | None) -> str:
+    return FINISH.get(reason or "end_turn", "stop")
+
+
+def usage_of(data: Mapping[str, Any]) -> Usage:
+    """Tokens read (from a cache too) and written."""
+    read = sum(data.get(name) or 0 for name in (
+        "input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"))  # fmt: skip
+    return Usage(read, data.get("output_tokens") or 0)
+
+
+async def chunks_of(events: Any, call: Call) -> AsyncIterator[ChatChunk]:
+    """The pieces of a streamed message; the last one has the usage. Raises ``ProviderProtocol`` where it is cut."""
+    usage: dict[str, Any] = {}
+    tools: dict[int, int] = {}
+    reason: str | None = None
+    async for event in events:
+        data = event.model_dump(mode="json", exclude_unset=True)
+        match data.get("type"):
+            case "message_start":
+                usage |= data["message"].get("usage") or {}
+            case "content_block_start" if data["content_block"]["type"] == "tool_use":
+                place = tools[data["index"]] = len(tools)
+                block = data["content_block"]
+                function = {"name": block["name"], "arguments": ""}
+                piece = {"index": place, "id": block["id"], "type": "function", "function": function}
+                yield ChatChunk("", tool_calls=(piece,), raw=data)
+            case "content_block_delta":
+                chunk = _delta(data, tools)
+                if chunk is not None:
+                    yield chunk
+            case "message_delta":
+                reason = data["delta"].get("stop_reason") or reason
+                usage |= {name: value for name, value in (data.get("usage") or {}).items() if value is not None}
+            case "message_stop":
+                yield ChatChunk("", _finish(reason), usage_of(usage), raw=data)
+                return
+    raise ProviderProtocol(f"{call.who}: the stream ended before the answer did")
+
+
+def _delta(data: Mapping[str, Any], tools: Mapping[int, int]) -> ChatChunk | None:
+    delta = data["delta"]
+    match delta["type"]:
+        case "text_delta":
+            return ChatChunk(delta["text"], raw=data)
+        case "thinking_delta":
+            return ChatChunk("", reasoning=delta["thinking"], raw=data)
+        case "input_json_delta":
+            piece = {"index": tools[data["index"]], "function": {"arguments": delta["partial_json"]}}
+            return ChatChunk("", tool_calls=(piece,), raw=data)
+        case _:
+            return None

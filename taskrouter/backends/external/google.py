@@ -1,0 +1,326 @@
+"""Google's Gemini API, through the ``google-genai`` SDK: OpenAI-style requests to its contents, its answers back."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import json
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from taskrouter.backends.external import failures
+from taskrouter.backends.external.base import Call, Endpoint, Takes
+from taskrouter.backends.external.content import Part, arguments, check, parts_of, split_extra
+from taskrouter.errors import (
+    BadInput,
+    MissingDependency,
+    ProviderProtocol,
+    TaskRouterError,
+    UnsupportedInput,
+    UnsupportedVerb,
+)
+from taskrouter.verbs import ChatAnswer, ChatChunk, ChatRequest, Embeddings, EmbedRequest, Usage
+
+KEY_ENV = "GOOGLE_API_KEY"
+OWN = "https://generativelanguage.googleapis.com"
+REFUSALS = frozenset({
+    "SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "IMAGE_SAFETY", "IMAGE_PROHIBITED_CONTENT",
+    "LANGUAGE", "MODEL_ARMOR",
+})  # fmt: skip
+_VERBS = frozenset({"chat", "stream_chat", "embed"})
+_TAKES = Takes(
+    _VERBS,
+    frozenset({"image", "audio", "video", "document"}),
+    frozenset({"image/png", "image/jpeg", "image/webp", "image/heic", "image/heif"}),
+    most_images=3600,
+    most_image_bytes=20 << 20,
+    most_request_bytes=20 << 20,
+)
+_PATHS = re.compile(r"(/(?P<version>v\d\w*))?(/models(/[^/]*)?)?/?$")
+
+
+class GoogleProvider:
+    """``provider: google``."""
+
+    key_env = KEY_ENV
+
+    def takes(self, model_id: str) -> Takes:
+        return _TAKES
+
+    def base_url(self, api_endpoint: str) -> str:
+        return api_endpoint.rstrip("/")
+
+    def connect(self, endpoint: Endpoint) -> GoogleConnection:
+        return GoogleConnection(endpoint)
+
+
+class GoogleConnection:
+    """One client of the SDK, which retries nothing unless it is told to."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        try:
+            from google import genai
+            from google.genai import errors, types
+        except ModuleNotFoundError as error:
+            raise MissingDependency("provider google needs its SDK: pip install 'taskrouter[google]'") from error
+        self._errors, self._types = errors, types
+        base, version = OWN, "v1beta"
+        if endpoint.base_url:
+            found = _PATHS.search(endpoint.base_url)
+            base = endpoint.base_url[: found.start()] if found else endpoint.base_url
+            version = (found["version"] if found else None) or version
+        http = _http()
+        limits = http.Limits(
+            max_connections=endpoint.max_connections, max_keepalive_connections=endpoint.max_connections
+        )
+        self._connect_s = endpoint.connect_timeout_s
+        self._http = http.AsyncClient(
+            limits=limits, timeout=http.Timeout(600.0, connect=endpoint.connect_timeout_s), follow_redirects=True
+        )
+        options = types.HttpOptions(base_url=base, api_version=version, httpx_async_client=self._http)
+        self._client = genai.Client(api_key=endpoint.api_key or "none", vertexai=False, http_options=options)
+
+    async def call(self, verb: str, request: Any, call: Call) -> Any:
+        try:
+            if isinstance(request, EmbedRequest):
+                return await self._embed(request, call)
+            body = self._body(verb, request, call)
+            answer = await self._client.aio.models.generate_content(**body)
+            return answer_of(_plain(answer), call)
+        except TaskRouterError:
+            raise
+        except Exception as error:
+            raise self._failure(error, call) from error
+
+    async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
+        try:
+            body = self._body(verb, request, call)
+            pieces = await self._client.aio.models.generate_content_stream(**body)
+            async for chunk in chunks_of(pieces, call):
+                yield chunk
+        except TaskRouterError:
+            raise
+        except Exception as error:
+            raise self._failure(error, call) from error
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _embed(self, request: EmbedRequest, call: Call) -> Embeddings:
+        config: Any = {**request.extra, "http_options": {"timeout": int(call.timeout_s * 1000)}}
+        texts: Any = list(request.inputs)
+        answer = await self._client.aio.models.embed_content(model=call.model_id, contents=texts, config=config)
+        found = answer.embeddings or []
+        if len(found) != len(request.inputs):
+            raise failures.nonsense(call, f"{len(found)} vectors for {len(request.inputs)} texts")
+        return Embeddings(tuple(tuple(each.values or ()) for each in found), None, _plain(answer))
+
+    def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
+        if not isinstance(request, ChatRequest):
+            raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
+        return body_of(request, call)
+
+    def _failure(self, error: Exception, call: Call) -> TaskRouterError:
+        if isinstance(error, self._errors.APIError):
+            headers = dict(getattr(error.response, "headers", None) or {})
+            said = error.details
+            if error.code == 400 and "API_KEY_INVALID" in json.dumps(said, default=str):
+                return failures.of_status(call, 401, said, headers, key_env=KEY_ENV)
+            return failures.of_status(call, int(error.code or 500), said, headers, key_env=KEY_ENV)
+        if isinstance(error, self._errors.UnknownApiResponseError):
+            return failures.nonsense(call, error)
+        return failures.of_any(error, call)
+
+
+def _http() -> Any:
+    """The HTTP library that this release of the SDK takes a client of."""
+    try:
+        return importlib.import_module("httpx2")
+    except ModuleNotFoundError:
+        return importlib.import_module("httpx")
+
+
+def _plain(answer: Any) -> dict[str, Any]:
+    return dict(answer.model_dump(mode="json", exclude_none=True, exclude={"sdk_http_response"}))
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
+    """The arguments of ``generate_content``. Raises ``BadInput``."""
+    system: list[str] = []
+    contents: list[dict[str, Any]] = []
+    every: list[Part] = []
+    names: dict[str, str] = {}
+    for place, message in enumerate(request.messages):
+        where = f"messages[{place}]"
+        parts = parts_of(message, where)
+        every += parts
+        role = message["role"]
+        if role in ("system", "developer"):
+            system += [part.text for part in parts if part.kind == "text"]
+            continue
+        written = [_part(part) for part in parts]
+        if role == "tool":
+            identity = str(message.get("tool_call_id", ""))
+            text = "".join(part.text for part in parts)
+            answer = {"name": names.get(identity, identity), "response": {"result": text}}
+            written = [{"function_response": answer}]
+        for number, asked in enumerate(message.get("tool_calls") or ()):
+            identity, name, given = arguments(asked, f"{where}.tool_calls[{number}]")
+            names[identity] = name
+            written.append({"function_call": {"name": name, "args": given}})
+        role = "model" if role == "assistant" else "user"
+        if not written:
+            raise BadInput(f"{where} is empty, which {call.who} doesn't take")
+        if contents and contents[-1]["role"] == role:
+            contents[-1]["parts"] += written
+        else:
+            contents.append({"role": role, "parts": written})
+    check(call.who, every, _TAKES)
+    known, extra = split_extra(request)
+    sampling = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "max_output_tokens": request.max_tokens,
+        "seed": request.seed,
+        "stop_sequences": list(request.stop) or None,
+        "system_instruction": "\n\n".join(system) or None,
+    }
+    config = {
+        **{name: value for name, value in sampling.items() if value is not None},
+        **_tools(known, call),
+        **_schema(known.get("response_format"), call),
+        **extra,
+        "automatic_function_calling": {"disable": True},
+        "http_options": {"timeout": int(call.timeout_s * 1000)},
+    }
+    return {"model": call.model_id, "contents": contents, "config": config}
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if part.kind == "text":
+        return {"text": part.text}
+    return {"inline_data": {"mime_type": part.media_type, "data": base64.b64decode(part.data)}}
+
+
+def _tools(known: Mapping[str, Any], call: Call) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    try:
+        if known.get("tools"):
+            functions = [tool["function"] for tool in known["tools"]]
+            declared = [
+                {
+                    "name": function["name"],
+                    "description": function.get("description", ""),
+                    **({"parameters_json_schema": function["parameters"]} if function.get("parameters") else {}),
+                }
+                for function in functions
+            ]
+            found["tools"] = [{"function_declarations": declared}]
+        choice = known.get("tool_choice")
+        if isinstance(choice, str):
+            mode = {"auto": "AUTO", "required": "ANY", "none": "NONE"}[choice]
+            found["tool_config"] = {"function_calling_config": {"mode": mode}}
+        elif choice is not None:
+            allowed = [choice["function"]["name"]]
+            found["tool_config"] = {"function_calling_config": {"mode": "ANY", "allowed_function_names": allowed}}
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{call.who}: tools and tool_choice aren't as the OpenAI API has them: {error!r}") from error
+    return found
+
+
+def _schema(form: Any, call: Call) -> dict[str, Any]:
+    if form is None or (isinstance(form, Mapping) and form.get("type") == "text"):
+        return {}
+    try:
+        match form["type"]:
+            case "json_schema":
+                schema = form["json_schema"]["schema"]
+                return {"response_mime_type": "application/json", "response_json_schema": schema}
+            case "json_object":
+                return {"response_mime_type": "application/json"}
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{call.who}: response_format isn't as the OpenAI API has it: {error!r}") from error
+    raise UnsupportedInput(f"{call.who} takes response_format json_schema, not {form['type']}")
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def answer_of(data: Mapping[str, Any], call: Call) -> ChatAnswer:
+    """What an answer says. Raises ``ProviderProtocol`` for one that isn't as the API has it."""
+    usage = usage_of(data.get("usage_metadata"))
+    blocked = (data.get("prompt_feedback") or {}).get("block_reason")
+    if blocked:
+        return ChatAnswer("", "content_filter", usage, raw=data)
+    try:
+        candidate = data["candidates"][0]
+        text, thought, calls = _read(candidate, 0)
+        reason = _finish(candidate.get("finish_reason"), bool(calls))
+        return ChatAnswer(text, reason or "stop", usage, calls, thought or None, data)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise failures.nonsense(call, data) from error
+
+
+def _read(candidate: Mapping[str, Any], first: int) -> tuple[str, str, tuple[dict[str, Any], ...]]:
+    """Text, thoughts and tool calls of a candidate. ``first`` numbers the calls, whose ids Google may leave out."""
+    text, thought = "", ""
+    calls: list[dict[str, Any]] = []
+    for part in (candidate.get("content") or {}).get("parts") or ():
+        if part.get("thought"):
+            thought += part.get("text") or ""
+        elif part.get("text"):
+            text += part["text"]
+        if asked := part.get("function_call"):
+            place = first + len(calls)
+            function = {"name": asked["name"], "arguments": json.dumps(asked.get("args") or {})}
+            identity = asked.get("id") or f"call_{place}"
+            calls.append({"index": place, "id": identity, "type": "function", "function": function})
+    return text, thought, tuple(calls)
+
+
+def _finish(reason: str | None, called: bool) -> str | None:
+    if reason is None:
+        return None
+    if reason in REFUSALS:
+        return "content_filter"
+    if reason == "MAX_TOKENS":
+        return "length"
+    return "tool_calls" if called else "stop"
+
+
+def usage_of(data: Mapping[str, Any] | None) -> Usage | None:
+    """Tokens read, and written: thoughts are written too."""
+    if not data:
+        return None
+    written = (data.get("candidates_token_count") or 0) + (data.get("thoughts_token_count") or 0)
+    return Usage((data.get("prompt_token_count") or 0) + (data.get("tool_use_prompt_token_count") or 0), written)
+
+
+async def chunks_of(pieces: Any, call: Call) -> AsyncIterator[ChatChunk]:
+    """The pieces of a streamed answer; the last one has the usage. Raises ``ProviderProtocol`` where it is cut."""
+    usage: Usage | None = None
+    last: ChatChunk | None = None
+    count = 0
+    async for piece in pieces:
+        data = _plain(piece)
+        usage = usage_of(data.get("usage_metadata")) or usage
+        if (data.get("prompt_feedback") or {}).get("block_reason"):
+            last = ChatChunk("", "content_filter", raw=data)
+            continue
+        candidates = data.get("candidates") or ()
+        if not candidates:
+            continue
+        text, thought, calls = _read(candidates[0], count)
+        count += len(calls)
+        reason = _finish(candidates[0].get("finish_reason"), count > 0)
+        if text or thought or calls:
+            yield ChatChunk(text, None, None, calls, thought or None, data)
+        if reason is not None:
+            last = ChatChunk("", reason, raw=data)
+    if last is None:
+        raise ProviderProtocol(f"{call.who}: the stream ended before the answer did")
+    yield ChatChunk(last.text, last.finish_reason, usage, raw=last.raw)

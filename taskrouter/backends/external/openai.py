@@ -1,0 +1,163 @@
+"""OpenAI, and every server that speaks its API, through the ``openai`` SDK."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+from taskrouter.backends.engines import openai as words
+from taskrouter.backends.external import failures
+from taskrouter.backends.external.base import Call, Endpoint, Takes
+from taskrouter.backends.external.content import check, parts_of, with_frames
+from taskrouter.errors import MissingDependency, TaskRouterError, UnsupportedVerb
+from taskrouter.verbs import ChatRequest, EmbedRequest, GenerateRequest
+
+KEY_ENV = "OPENAI_API_KEY"
+OWN = "https://api.openai.com"
+_VERBS = frozenset({"chat", "stream_chat", "generate", "embed"})
+_IMAGES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
+_PATHS = re.compile(r"/(chat/completions|completions|embeddings|audio/transcriptions|responses)/?$")
+_COMPATIBLE = Takes(_VERBS, frozenset({"image", "audio", "video", "document"}), most_image_bytes=50 << 20)
+"""Of a server nobody knows: it says itself what it takes."""
+_OPENAI = Takes(
+    _VERBS, frozenset({"image", "document"}), _IMAGES,
+    most_images=500, most_image_bytes=50 << 20, most_request_bytes=70 << 20,
+)  # fmt: skip
+_HEARS = Takes(
+    _VERBS, frozenset({"audio"}), audio_types=frozenset({"audio/wav", "audio/mpeg"}), most_request_bytes=70 << 20
+)
+
+
+class OpenAIProvider:
+    """``provider: openai``."""
+
+    key_env = KEY_ENV
+
+    def takes(self, model_id: str) -> Takes:
+        return _HEARS if "audio" in model_id else _OPENAI
+
+    def base_url(self, api_endpoint: str) -> str:
+        return _PATHS.sub("", api_endpoint.rstrip("/"))
+
+    def connect(self, endpoint: Endpoint) -> OpenAIConnection:
+        return OpenAIConnection(endpoint)
+
+
+class OpenAIConnection:
+    """One client of the SDK. Its own retries are off: they would wait as long as a server says."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        try:
+            import openai
+        except ModuleNotFoundError as error:
+            raise MissingDependency("provider openai needs its SDK: pip install 'taskrouter[openai]'") from error
+        self._sdk = openai
+        self._is_openai = endpoint.base_url is None or endpoint.base_url.startswith(OWN)
+        self._endpoint = endpoint
+        self._client = openai.AsyncOpenAI(
+            # One that needs no key still has to be given one.
+            api_key=endpoint.api_key or "none",
+            base_url=endpoint.base_url or f"{OWN}/v1",
+            max_retries=0,
+            http_client=http_client(openai, endpoint),
+        )
+
+    async def call(self, verb: str, request: Any, call: Call) -> Any:
+        try:
+            body = self._body(verb, request, call)
+            match request:
+                case ChatRequest():
+                    answer = await self._client.chat.completions.create(**body)
+                case GenerateRequest():
+                    answer = await self._client.completions.create(**body)
+                case EmbedRequest():
+                    answer = await self._client.embeddings.create(**body, encoding_format="float")
+                case _:
+                    raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
+            if not hasattr(answer, "model_dump"):
+                raise failures.nonsense(call, answer)
+            return words.answer_of(verb, answer.model_dump(mode="json", exclude_unset=True), call.who)
+        except TaskRouterError:
+            raise
+        except Exception as error:
+            raise failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV) from error
+
+    async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
+        try:
+            body = self._body(verb, request, call)
+            stream = await self._client.chat.completions.create(**body)
+            async with stream:
+                async for chunk in words.chunks_of(_dumped(stream), call.who):
+                    yield chunk
+        except TaskRouterError:
+            raise
+        except Exception as error:
+            raise failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV) from error
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
+        if isinstance(request, ChatRequest):
+            takes = (OpenAIProvider().takes(call.model_id)) if self._is_openai else _COMPATIBLE
+            request = _checked(request, call, takes)
+        path, body = words.body_of(verb, request, call.model_id)
+        assert body is not None, path
+        if getattr(request, "temperature", None) is None:
+            body.pop("temperature", None)  # models that reason take none
+        if self._is_openai and path == words.CHAT and "max_tokens" in body:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+        extra = {name: body.pop(name) for name in list(getattr(request, "extra", {})) if name in body}
+        return {**body, "extra_body": extra or None, "timeout": timeouts(self._sdk, self._endpoint, call)}
+
+
+def _checked(request: ChatRequest, call: Call, takes: Takes) -> ChatRequest:
+    """The request, its media checked, and videos as frames where the model takes none."""
+    messages = []
+    every = []
+    for place, message in enumerate(request.messages):
+        parts = parts_of(message, f"messages[{place}]")
+        kept = with_frames(parts, takes)
+        every += kept
+        if kept != parts:
+            message = {**message, "content": [_part(part) for part in kept]}
+        messages.append(message)
+    check(call.who, every, takes)
+    if messages == list(request.messages):
+        return request
+    return ChatRequest(
+        tuple(messages), request.max_tokens, request.temperature, request.top_p, request.stop, request.seed,
+        request.extra,
+    )  # fmt: skip
+
+
+def _part(part: Any) -> dict[str, Any]:
+    match part.kind:
+        case "text":
+            return {"type": "text", "text": part.text}
+        case "audio":
+            form = {"audio/wav": "wav", "audio/mpeg": "mp3"}.get(part.media_type, part.media_type.partition("/")[2])
+            return {"type": "input_audio", "input_audio": {"data": part.data, "format": form}}
+        case "document":
+            return {"type": "file", "file": {"filename": part.name, "file_data": part.url}}
+        case _:
+            return {"type": f"{part.kind}_url", f"{part.kind}_url": {"url": part.url}}
+
+
+async def _dumped(stream: Any) -> AsyncIterator[Any]:
+    async for chunk in stream:
+        yield chunk.model_dump(mode="json", exclude_unset=True)
+
+
+def http_client(sdk: Any, endpoint: Endpoint) -> Any:
+    """The connection pool, for both SDKs that are made alike."""
+    limits = type(sdk.DEFAULT_CONNECTION_LIMITS)(
+        max_connections=endpoint.max_connections, max_keepalive_connections=endpoint.max_connections
+    )
+    return sdk.DefaultAsyncHttpxClient(limits=limits)
+
+
+def timeouts(sdk: Any, endpoint: Endpoint, call: Call) -> Any:
+    """A call's bound, on each step of it."""
+    return sdk.Timeout(call.timeout_s, connect=min(endpoint.connect_timeout_s, call.timeout_s))
