@@ -83,8 +83,8 @@ RULES: Mapping[Fault, Rule] = {
 class Candidate:
     """One option as it is now.
 
-    ``name`` identifies it over all tasks, ``option`` within its task. ``ready``: asked now, it starts at once; else
-    ``start_s`` is when it could (seconds from now). ``barred`` is what keeps it from being used at all.
+    ``name`` identifies it over all tasks, ``option`` within its task. ``ready``: loaded, or external; ``start_s`` is
+    when it could start on this request (seconds from now). ``barred`` is what keeps it from being used at all.
     """
 
     name: str
@@ -98,7 +98,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """Ask this option now; a local one must be ready by ``ready_by``. ``warm``: load the selected one meanwhile."""
+    """Ask this option now; a local one must be ready by ``ready_by``. ``warm``: load the selected one meanwhile, which
+    is passed over only because that takes too long for this request."""
 
     candidate: Candidate
     ready_by: float
@@ -168,11 +169,11 @@ class Breaker:
             self.results.clear()
         self.opened_at, self.open_s, self.probe = None, OPEN_S, None
 
-    def failed(self, now: float, request: Request, *, trips: bool) -> None:
+    def failed(self, now: float, request: Request | None, *, trips: bool) -> None:
         self.consecutive += 1
         self.results.append((now, False))
         if self.opened_at is not None:
-            if self.probe is request:
+            if self.probe is request is not None:
                 self.probe, self.opened_at = None, now
                 self.open_s = min(2 * self.open_s, LONGEST_OPEN_S)
             return
@@ -207,13 +208,16 @@ class Routing:
         selected = candidates[0]
         warm = False
         if open_ and open_[0] is selected and not selected.ready:
-            cold = Passed(selected.option, Why.COLD, f"not loaded; about {selected.start_s:.0f} s", selected.start_s)
+            text = f"not loaded, which takes about {selected.start_s:.0f} s" if selected.start_s else "not loaded"
+            cold = Passed(selected.option, Why.COLD, text, selected.start_s or None)
             if request.when_cold == "fail":
                 return self._over(request, (cold, *passed), cold=True)
             ready = [other for other in open_[1:] if other.ready]
             if request.when_cold == "fallback" and ready:
                 open_, warm = ready, True
                 passed = [cold, *passed]
+        elif not selected.ready and any(each.why is Why.TOO_SLOW for each in passed[:1]):
+            warm = True  # or it would never be loaded, and never be quick
         request.passed = tuple(sorted(passed, key=lambda each: _place(candidates, each)))
         if open_:
             return self._try(request, open_, now, warm=warm)
@@ -226,9 +230,9 @@ class Routing:
 
     def _try(self, request: Request, open_: list[Candidate], now: float, *, warm: bool) -> Try:
         first = open_[0]
-        others = [other.start_s for other in open_[1:]]
         # What would be asked next must have time to start, should this one not be ready in time.
-        ready_by = request.deadline - min(others) if others and not first.ready else request.deadline
+        others = [other.start_s for other in open_[1:]]
+        ready_by = request.deadline - min(others, default=0.0)
         request.trying = first
         breaker = self._breakers.get(first.name)
         if breaker is not None and breaker.opened_at is not None:
@@ -252,7 +256,7 @@ class Routing:
             text = f"it failed {breaker.consecutive if breaker else 0} times in a row"
             return Passed(candidate.option, Why.BREAKER, text, wait_s)
         left = request.deadline - now
-        if not candidate.ready and candidate.start_s > left:
+        if candidate.start_s > left:
             text = f"it could start in about {candidate.start_s:.1f} s, and {max(left, 0):.1f} s are left"
             return Passed(candidate.option, Why.TOO_SLOW, text, None)
         return None
@@ -263,8 +267,9 @@ class Routing:
         """The option answered (a refusal is an answer)."""
         candidate = self._ended(request)
         request.over = True
-        if candidate.name in self._breakers:
-            self._breakers[candidate.name].succeeded(now)
+        breaker = self._breakers.get(candidate.name)
+        if breaker is not None:
+            breaker.succeeded(now)
 
     def failed(
         self,
@@ -273,10 +278,14 @@ class Routing:
         text: str,
         *,
         now: float,
+        why: Why | None = None,
         retry_after_s: float | None = None,
         jitter: float = 0.0,
     ) -> bool:
-        """The option failed; whether anything else may be tried for this request. ``jitter`` is from 0 to 1."""
+        """The option failed; whether anything else may be tried for this request.
+
+        ``why`` is shown instead of the rule's own reason; ``jitter`` is from 0 to 1.
+        """
         candidate = self._ended(request)
         rule = RULES[fault]
         if rule.counts:
@@ -292,10 +301,14 @@ class Routing:
         if not rule.elsewhere:
             request.over = True
             return False
-        request.failed[candidate.name] = Passed(candidate.option, rule.why, text, retry_after_s)
+        request.failed[candidate.name] = Passed(candidate.option, why or rule.why, text, retry_after_s)
         if rule.again and tries <= candidate.max_retries:
             request.again_at[candidate.name] = at
         return True
+
+    def broke(self, name: str, *, now: float) -> None:
+        """An answer that had begun broke off: too late to ask elsewhere, and it speaks against the option."""
+        self._breakers.setdefault(name, Breaker()).failed(now, None, trips=False)
 
     def left(self, request: Request) -> None:
         """The caller went away. Harmless where nothing is being tried."""

@@ -71,6 +71,7 @@ class Facts(TypedDict, total=False):
     bytes_freed: int | None
     bytes_residue: int | None
     waited_s: float | None
+    passed: Sequence[str] | None
 
 
 KEYS: Mapping[str, str] = {
@@ -89,6 +90,7 @@ KEYS: Mapping[str, str] = {
     "bytes_freed": "taskrouter.bytes.freed",
     "bytes_residue": "taskrouter.bytes.residue",
     "waited_s": "taskrouter.waited_s",
+    "passed": "taskrouter.passed",
 }
 """The attribute key of each fact."""
 

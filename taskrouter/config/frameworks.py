@@ -55,8 +55,8 @@ class Frameworks:
             if provider not in self.planned_providers:
                 return (f"no plug-in for the provider {provider!r} is installed; "
                         f"one can be added through the entry-point group {PROVIDERS_GROUP}")  # fmt: skip
-            return f"the provider {provider!r} can't be used in this installation yet"
-        if name in self.known:
+            return f"the provider {provider!r} can't be used in this installation: its plug-in isn't there"
+        if name in self.known or name == EXTERNAL:
             return ""
         if name not in self.planned:
             return (f"no plug-in for the framework {name!r} is installed; "

@@ -14,20 +14,13 @@ from pydantic import BaseModel
 from taskrouter.config.paths import Path
 
 NOT_YET: dict[str, str] = {
-    "tasks.*.fallback": "the options tried when the selected one can't serve in time",
-    "tasks.*.when_cold": "what a request does while the model loads",
     "inference.default_batch_size": "how many inputs a call handles at one time",
     "inference.max_batch_size": "the most inputs of one call",
     "tasks.*.options.*.sleep": "whether the model may wait in host RAM",
     "tasks.*.options.*.isolation": "a process of its own for the model",
-    "tasks.*.options.*.api_key_env": "the environment variable that holds the provider's key",
-    "tasks.*.options.*.price": "what calls cost",
-    "tasks.*.options.*.timeout_s": "the bound on one request to the provider",
-    "tasks.*.options.*.max_retries": "how often the provider is asked again",
     "memory.policy": "eviction by cost instead of least recent use",
     "memory.host_budget": "the RAM for sleeping models",
     "pipelines": "the tasks that will be needed soon",
-    "providers": "keys and budgets of external providers",
     "server": "the HTTP server",
     "media.remote": "fetching media over HTTP",
     "media.allowed_hosts": "the hosts media may be fetched from",

@@ -14,9 +14,10 @@ from opentelemetry.trace import TracerProvider
 from taskrouter import errors, telemetry
 from taskrouter.backends.registry import Registry
 from taskrouter.config import Catalog, InferenceConfig, TaskConfig, load_catalog
-from taskrouter.config.frameworks import nearest
+from taskrouter.config.frameworks import EXTERNAL, nearest
 from taskrouter.config.frozen import freeze
 from taskrouter.manager import reports, specs
+from taskrouter.manager.externals import Ledger, key_of
 from taskrouter.manager.leases import Held
 from taskrouter.manager.machine import Machine, ThisMachine
 from taskrouter.manager.performing import Performer
@@ -39,11 +40,13 @@ class Configured:
         machine: Machine | None = None,
         tracer_provider: TracerProvider | None = None,
         environ: Mapping[str, str] | None = None,
+        spend: Ledger | None = None,
     ) -> None:
         self._registry = registry if registry is not None else Registry()
         self._catalog = load_catalog(config_path, frameworks=self._registry.frameworks(), environ=environ)
         self._machine: Machine = machine if machine is not None else ThisMachine(share=self._catalog.memory.share)
         self._tracer_provider = tracer_provider
+        self._spend = spend if spend is not None else Ledger()
         self._tracer = telemetry.tracer(tracer_provider)
         self._selected = {name: task.selected for name, task in self._catalog.tasks.items()}
         self._uses = specs.uses(self._catalog)
@@ -168,8 +171,8 @@ class Configured:
         reason = self._catalog.why_unavailable(task.task_name, name)
         if reason:
             raise errors.MissingDependency(f"{task.task_name}/{name} can't be used: {reason}")
-        key = self._keys[task.task_name, name]
-        if key not in self._specs_known:
+        key = key_of(task.task_name, name) if config.is_external else self._keys[task.task_name, name]
+        if not config.is_external and key not in self._specs_known:
             self._registry.get(self._requests[key].framework)  # raises what keeps this backend from being used
             have = ", ".join(info.id for info in self._devices)
             raise errors.PreflightFailed(
@@ -183,9 +186,21 @@ class Configured:
             max_wait_s=task.max_wait_s if task.max_wait_s is not None else self._catalog.inference.max_wait_s,
             priority=task.priority,
             attributes=telemetry.attributes(
-                task=task.task_name, option=name, model=key, framework=self._requests[key].framework
+                task=task.task_name,
+                option=name,
+                model=key,
+                framework=EXTERNAL if config.is_external else self._requests[key].framework,
             ),
+            routed=bool(task.fallback) or config.is_external or task.when_cold != "wait",
         )
+
+    def keys_of(self, task: str) -> list[ModelKey]:
+        """The models of the options that a request to this task may be answered by, the selected one first."""
+        config = self._task(task)
+        return [
+            key_of(task, name) if config.options[name].is_external else self._keys[task, name]
+            for name in (config.selected, *config.fallback)
+        ]
 
     @functools.cached_property
     def _specs_known(self) -> frozenset[ModelKey]:

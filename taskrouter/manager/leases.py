@@ -22,11 +22,13 @@ from taskrouter import errors, telemetry
 from taskrouter.manager.asking import Verbs
 from taskrouter.manager.refusals import fresh
 from taskrouter.manager.residents import Operation, Resident
+from taskrouter.manager.routed import Taken, with_route
 from taskrouter.manager.streams import Channel, Stream
 from taskrouter.residency.events import Acquire, Grant, Release
 from taskrouter.types import ModelKey, TicketId
 
 if TYPE_CHECKING:
+    from taskrouter.config import TaskConfig
     from taskrouter.manager.manager import ModelManager
     from taskrouter.manager.performing import Performer
     from taskrouter.manager.targets import Target
@@ -45,6 +47,14 @@ def held_lease(manager: ModelManager, key: ModelKey) -> Lease | None:
         if resident.dead is None and performer.loop is asyncio.get_running_loop():
             return lease
     return None
+
+
+def held_of_task(manager: ModelManager, target: Target) -> Lease | None:
+    """The lease that the caller is in on any option a request to this task may be answered by, the selected first."""
+    if not _HELD.get():
+        return None
+    keys = manager.keys_of(target.task) if target.routed else [target.key]
+    return next((lease for key in keys if (lease := held_lease(manager, key)) is not None), None)
 
 
 def _held() -> Iterator[Lease]:
@@ -300,6 +310,47 @@ class Lease(Verbs):
         return self.manager.media_limits
 
 
+class RoutedLease(Lease):
+    """The same on a task with several options, or an external one: which it is of is settled when it is entered.
+
+    An external option takes no slot of the core. A lease is of one option: what fails inside isn't asked elsewhere.
+    """
+
+    def __init__(
+        self,
+        manager: ModelManager,
+        task: TaskConfig,
+        target: Target,
+        timeout: float | None,
+        priority: int | None,
+        where: Where,
+    ) -> None:
+        super().__init__(manager, target, timeout, priority, where)
+        self._task = task
+
+    async def __aenter__(self) -> Lease:
+        if self.resident is not None or self.left:
+            raise RuntimeError("a lease is entered once; ask the manager for another one")
+        manager = self.manager
+        performer = self._performer = manager.enter()
+        outer = held_of_task(manager, self._target)
+        if outer is not None:
+            self._outer, self.resident, self._target = outer, outer.resident, outer._target
+        else:
+
+            async def work(taken: Taken) -> Taken:
+                return taken
+
+            taken: Taken = await manager.router.run(
+                self._task, None, None, work, timeout=self._timeout, priority=self._priority, holding=holding()
+            )
+            self.resident, self.ticket, self._target = taken.resident, taken.ticket, taken.target
+            if taken.ticket is not None:
+                manager.leases[taken.ticket] = (performer.time(), self.where, taken.target)
+        hold(self)
+        return self
+
+
 class Model(Verbs):
     """A handle on a task. It never dangles: each call resolves the task again, takes a lease and loads if need be.
 
@@ -346,18 +397,54 @@ class Model(Verbs):
         return performer, resident, lambda: performer.release(ticket)
 
     async def _ask(self, verb: str, request: Any) -> Any:
-        lease = held_lease(self._manager, self._manager.target(self.task).key)
+        target = self._manager.target(self.task)
+        lease = held_of_task(self._manager, target)
         if lease is not None:
             return await lease._ask(verb, request)
+        if target.routed:
+            return await self._ask_routed(verb, request)
         performer, resident, done = await self._acquire(verb)
         return await run_call(performer, resident, verb, request, done)
 
+    async def _ask_routed(self, verb: str, request: Any) -> Any:
+        performer = self._manager.enter()
+
+        async def work(taken: Taken) -> Any:
+            self._end_claim(performer)
+            answer = await run_call(performer, taken.resident, verb, request, lambda: taken.release(performer))
+            return with_route(answer, taken.routed)
+
+        task = self._manager._task(self.task)
+        return await self._manager.router.run(task, verb, request, work, holding=holding())
+
+    async def _start_routed(self, verb: str, request: Any) -> tuple[Channel, Operation]:
+        performer, router = self._manager.enter(), self._manager.router
+        idle_s = self._manager.stream_idle_s
+
+        async def work(taken: Taken) -> tuple[Channel, Operation]:
+            self._end_claim(performer)
+            done = lambda: taken.release(performer)  # noqa: E731
+            channel, operation = run_stream(performer, taken.resident, verb, request, idle_s, done)
+            try:
+                await router.first_piece(taken, channel, operation)
+            except BaseException:
+                operation.stop()
+                raise
+            return channel, operation
+
+        task = self._manager._task(self.task)
+        found: tuple[Channel, Operation] = await router.run(task, verb, request, work, holding=holding())
+        return found
+
     def _stream(self, verb: str, request: Any) -> Stream:
-        lease = held_lease(self._manager, self._manager.target(self.task).key)
+        target = self._manager.target(self.task)
+        lease = held_of_task(self._manager, target)
         if lease is not None:
             return lease._stream(verb, request)
 
         async def start() -> tuple[Channel, Operation]:
+            if self._manager.target(self.task).routed:
+                return await self._start_routed(verb, request)
             performer, resident, done = await self._acquire(verb)
             return run_stream(performer, resident, verb, request, self._manager.stream_idle_s, done)
 

@@ -18,10 +18,12 @@ from opentelemetry.context import Context, get_current
 from taskrouter import errors, telemetry
 from taskrouter.manager import reports
 from taskrouter.manager.asking import check_bounds
+from taskrouter.manager.externals import Externals
 from taskrouter.manager.leaks import LeakWatch
-from taskrouter.manager.leases import Lease, Model, held_lease, holding
+from taskrouter.manager.leases import Lease, Model, RoutedLease, Where, held_lease, holding
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.questions import Questions
+from taskrouter.manager.routed import Router, Taken
 from taskrouter.manager.spans import Spans
 from taskrouter.manager.targets import Target
 from taskrouter.manager.views import LiveView
@@ -68,7 +70,11 @@ class ModelManager(Questions):
         performer.on_observe.append(spans.look)
         performer.start()
         self.performer = performer
+        self.router = Router(self, performer, Externals(self._catalog, self._registry, self._spend))
         return performer
+
+    router: Router
+    """Set on the first await."""
 
     # --- models -------------------------------------------------------------------------------------------------------
 
@@ -82,11 +88,27 @@ class ModelManager(Questions):
         check_bounds(timeout, priority)
         target = self.target(task_type)
         handle = Model(self, target.task)
+        if target.routed:
+            taken = await self._take(target.task, timeout, priority)
+            if taken.ticket is not None:
+                handle.claim(performer, taken.ticket)
+            return handle
         event = self._claim(performer, target, timeout, priority)
         await performer.acquire(event, task=target.task, option=target.option)
         handle.claim(performer, event.ticket)
         telemetry.annotate_current(target.attributes)
         return handle
+
+    async def _take(self, task: str, timeout: float | None, priority: int | None) -> Taken:
+        """An option that is ready, with a claim on it where it is a local one."""
+
+        async def work(taken: Taken) -> Taken:
+            return taken
+
+        taken: Taken = await self.router.run(
+            self._task(task), None, None, work, timeout=timeout, priority=priority, claim=True, holding=holding()
+        )
+        return taken
 
     async def load_model(self, task_type: str) -> Model:
         """The same as ``get_model``: a loaded model is handed out as it is."""
@@ -123,7 +145,19 @@ class ModelManager(Questions):
         frame = sys._getframe(1)
         known = self._targets.get(task_type) if option is None else None
         target = known if known is not None else self.target(task_type, option)
+        if target.routed:
+            return self._routed_lease(target, option, timeout, priority, (frame.f_code, frame.f_lineno))
         return Lease(self, target, timeout, priority, (frame.f_code, frame.f_lineno))
+
+    def _routed_lease(
+        self, target: Target, option: str | None, timeout: float | None, priority: int | None, where: Where
+    ) -> Lease:
+        task = self._task(target.task)
+        if option is not None:
+            if not task.options[option].is_external:
+                return Lease(self, target, timeout, priority, where)
+            task = task.with_selected(option).model_copy(update={"fallback": ()})
+        return RoutedLease(self, task, target, timeout, priority, where)
 
     async def unload_model(self, task_type: str, *, force: bool = False) -> None:
         """Unload the task's model: operations at work finish first (``force``: are told to stop), waiters are refused.
@@ -275,11 +309,13 @@ class ModelManager(Questions):
 
     async def _shut_down(self, performer: Performer, drain_s: float) -> None:
         performer.post(Shutdown())
+        outside = performer.loop.create_task(self.router.externals.close(drain_s))
         if not await performer.quiet(drain_s):
             for resident in list(performer.residents.values()):
                 text = f"{resident.request.label} was still in use {drain_s:g} s after the manager began to shut down"
                 performer.lose(resident, errors.ManagerClosed(text))
             await performer.quiet(DRAIN_S)
+        await outside
         await performer.stop()
         await self._registry.close()
         self._machine.close()

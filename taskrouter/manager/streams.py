@@ -16,6 +16,7 @@ from typing import Any
 
 from taskrouter.errors import CallFailed
 from taskrouter.manager.residents import Operation
+from taskrouter.verbs import Routed
 
 HIGH_WATER = 16
 """Pieces that wait for the reader before the operation has to."""
@@ -24,13 +25,14 @@ HIGH_WATER = 16
 class Channel:
     """Pieces on their way. Ends when the operation's result is known."""
 
-    __slots__ = ("_pieces", "_reader", "_result", "_writer")
+    __slots__ = ("_pieces", "_reader", "_result", "_writer", "routed")
 
     def __init__(self, result: asyncio.Future[Any]) -> None:
         self._result = result
         self._pieces: deque[Any] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self.routed: Routed | None = None
         result.add_done_callback(self._ended)
 
     def _ended(self, result: asyncio.Future[Any]) -> None:
@@ -55,19 +57,24 @@ class Channel:
         finally:
             self._writer = None
 
-    async def get(self) -> Any:
-        """The next piece. Raises ``StopAsyncIteration`` at the end, or the operation's error."""
+    async def begun(self) -> bool:
+        """Wait for the first piece, and leave it where it is; ``False`` at the end. Raises the operation's error."""
         while not self._pieces:
             if self._result.done():
-                if self._result.cancelled():
-                    raise StopAsyncIteration
-                self._result.result()
-                raise StopAsyncIteration
+                if not self._result.cancelled():
+                    self._result.result()
+                return False
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
+        return True
+
+    async def get(self) -> Any:
+        """The next piece. Raises ``StopAsyncIteration`` at the end, or the operation's error."""
+        if not await self.begun():
+            raise StopAsyncIteration
         piece = self._pieces.popleft()
         _wake(self._writer)
         return piece
@@ -92,6 +99,11 @@ class Stream:
         self._operation: Operation | None = None
         self._finalizer: weakref.finalize[[asyncio.AbstractEventLoop, Operation], Stream] | None = None
         self._closed = False
+
+    @property
+    def routed(self) -> Routed | None:
+        """Which option answers, once the answer has begun, where the task has several to try."""
+        return self._channel.routed if self._channel is not None else None
 
     def __aiter__(self) -> Stream:
         return self

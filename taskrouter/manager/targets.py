@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One task and one of its options. ``attributes`` is what a caller's span is told."""
+    """One task and one of its options. ``attributes`` is what a caller's span is told.
+
+    ``routed``: there is more to decide than whether this model is there (fallbacks, an external option, ``when_cold``).
+    """
 
     task: str
     option: str
@@ -25,6 +28,7 @@ class Target:
     max_wait_s: float
     priority: int
     attributes: Attributes
+    routed: bool = False
 
     def check(self, verb: str, performer: Performer) -> None:
         """Raise ``UnsupportedVerb`` where the task's kind, or what is known of the model, says it can't do that."""

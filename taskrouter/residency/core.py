@@ -191,6 +191,22 @@ class Residency(Lifecycle):
             measured=model.measured,
         )
 
+    def expected_start(self, key: ModelKey, *, now: float) -> float:
+        """Seconds until a request that comes now could start: the queue, and the load as it was measured before.
+
+        0 where that isn't known: a model that was never loaded may be quick.
+        """
+        model = self._models[key]
+        if model.state in (State.READY, State.DRAINING):
+            if model.slots is None or len(model.leases) + model.queued < model.slots:
+                return 0.0
+            return (model.queued + 1) * model.lease_s / model.slots
+        if not model.load_measured:
+            return 0.0
+        if model.state is State.LOADING:
+            return max(model.load_started + model.load_s - now, 0.0)
+        return model.load_s
+
     def snapshot(self) -> Snapshot:
         """Everything, frozen; holds no reference to a model."""
         return Snapshot(

@@ -15,7 +15,7 @@ from typing import Any
 
 from taskrouter.backends.hf.generation import Sampling, Watcher
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.errors import BadInput
+from taskrouter.errors import BadInput, UnsupportedInput
 from taskrouter.verbs import ChatAnswer, ChatRequest, Usage
 
 UNBOUNDED_TOKENS = 2048
@@ -153,7 +153,7 @@ def _text(index: int, content: Any) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise BadInput(f"message {index} has a part of type {kind!r}; this model takes text only.")
+            raise UnsupportedInput(f"message {index} has a part of type {kind!r}; this model takes text only.")
         pieces.append(part["text"])
     return "".join(pieces)
 

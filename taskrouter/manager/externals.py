@@ -1,0 +1,225 @@
+"""The external options of a file: one client per provider and key, a limiter per option, and what calls cost.
+
+They have no residency, so they pass by the core. To callers they are residents all the same: operations run on them,
+and a shutdown waits for those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, cast
+
+from taskrouter import errors
+from taskrouter.backends.base import Backend, LoadedModel
+from taskrouter.backends.external.base import Call, Connection, Endpoint, Provider
+from taskrouter.backends.registry import Registry
+from taskrouter.config import Catalog, ModelConfig
+from taskrouter.config.frameworks import EXTERNAL
+from taskrouter.manager.residents import Resident
+from taskrouter.types import ModelKey, ModelRequest
+from taskrouter.verbs import Usage
+
+TIMEOUT_S = 600.0
+"""The bound on one call where the file says none: what the providers' own SDKs take."""
+STOP_BOUND_S = 5.0
+
+
+class Ledger:
+    """What the spend ledger is to the manager."""
+
+    async def record(self, **facts: Any) -> None:
+        """Keep what a call cost."""
+
+    def spent_today(self, provider: str) -> float:
+        """Dollars of today."""
+        return 0.0
+
+    async def close(self) -> None:
+        """Give up what it holds."""
+
+
+def key_env_of(catalog: Catalog, config: ModelConfig, provider: Provider) -> str:
+    """The environment variable that holds an option's key."""
+    settings = catalog.providers.get(config.provider or "")
+    return config.api_key_env or (settings.api_key_env if settings else None) or provider.key_env
+
+
+def key_of(task: str, option: str) -> ModelKey:
+    """How an external option is called where a model is named."""
+    return ModelKey(f"external:{task}/{option}")
+
+
+class ExternalModel:
+    """One external option, asked like a loaded model."""
+
+    measured = None
+    verbs: frozenset[str] = frozenset()
+
+    def __init__(self, externals: Externals, task: str, option: str, config: ModelConfig, provider: Provider) -> None:
+        self._externals = externals
+        self._task, self._option = task, option
+        self._config = config
+        self._provider = provider
+        self._call = Call(f"{task}/{option}", config.model_id, config.timeout_s or TIMEOUT_S)
+        self._turns = asyncio.Semaphore(config.max_concurrency) if config.max_concurrency else None
+        self.key_env = key_env_of(externals.catalog, config, provider)
+
+    def __repr__(self) -> str:
+        return f"<ExternalModel {self._call.who} {self._config.provider} {self._config.model_id}>"
+
+    @property
+    def raw(self) -> Any:
+        """The provider's connection."""
+        return self._connection()
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        return {"provider": self._config.provider, "model_id": self._config.model_id, "endpoint": self._base_url()}
+
+    def _base_url(self) -> str | None:
+        endpoint = self._config.api_endpoint
+        return self._provider.base_url(endpoint) if endpoint else None
+
+    def _connection(self) -> Connection:
+        key = os.environ.get(self.key_env) or None
+        if key is None and self._config.requires_api_key:
+            raise errors.ProviderAuth(
+                f"{self._call.who} needs the key of {self._config.provider}: set {self.key_env} in the environment"
+            )
+        return self._externals.connection(self._config.provider or "", self._provider, self._base_url(), key)
+
+    async def call(self, verb: str, request: Any) -> Any:
+        """Answer one request, within ``timeout_s``."""
+        connection = self._connection()
+        async with self._turn():
+            try:
+                async with asyncio.timeout(self._call.timeout_s):
+                    answer = await connection.call(verb, request, self._call)
+            except TimeoutError as error:
+                if isinstance(error, errors.TaskRouterError):
+                    raise
+                text = f"{self._call.who} did not answer within {self._call.timeout_s:g} s (timeout_s)"
+                raise errors.ProviderTimeout(text) from error
+            await self._spent(getattr(answer, "usage", None))
+            return answer
+
+    async def stream(self, verb: str, request: Any) -> AsyncIterator[Any]:
+        """Answer in pieces. What an answer that was left in the middle cost is estimated: its provider doesn't say."""
+        connection = self._connection()
+        usage: Usage | None = None
+        pieces = 0
+        async with self._turn():
+            try:
+                async with aclosing(connection.stream(verb, request, self._call)) as stream:  # type: ignore[type-var]
+                    async for piece in stream:
+                        pieces += 1
+                        if getattr(piece, "usage", None) is not None:
+                            usage = piece.usage
+                            await self._spent(usage)
+                        yield piece
+            finally:
+                if usage is None and pieces:
+                    await self._spent(Usage(_estimate(request), pieces))
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        if self._turns is None:
+            yield
+            return
+        async with self._turns:
+            yield
+
+    async def _spent(self, usage: Usage | None) -> None:
+        if usage is None:
+            usage = Usage(0, 0)
+        price = self._config.price
+        usd = 0.0
+        if price is not None:
+            read, written = usage.prompt_tokens * price.input_per_mtok, usage.completion_tokens * price.output_per_mtok
+            usd = (read + written) / 1e6
+        await self._externals.ledger.record(
+            provider=self._config.provider or "", task=self._task, option=self._option, model_id=self._config.model_id,
+            input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, usd=usd,
+        )  # fmt: skip
+
+    async def wait_dead(self) -> Exception:
+        """Never: nothing of it is here."""
+        await asyncio.Event().wait()
+        raise AssertionError("an event nobody sets")
+
+
+def _estimate(request: Any) -> int:
+    """About how many tokens a request has: four characters each, as providers' own rules of thumb say."""
+    return len(str(getattr(request, "messages", request))) // 4
+
+
+class Externals:
+    """All external options of one manager, bound to its event loop."""
+
+    def __init__(self, catalog: Catalog, registry: Registry, ledger: Ledger) -> None:
+        self.catalog = catalog
+        self.ledger = ledger
+        self._registry = registry
+        self._residents: dict[tuple[str, str], Resident] = {}
+        self._connections: dict[tuple[str, str | None, str | None], Connection] = {}
+
+    def resident(self, task: str, option: str) -> Resident:
+        """The option, as something that can be asked. Raises what keeps its provider from being used."""
+        found = self._residents.get((task, option))
+        if found is None:
+            config = self.catalog.tasks[task].options[option]
+            provider = self._registry.provider(config.provider or "")
+            request = ModelRequest(key_of(task, option), f"{task}/{option}", EXTERNAL, config.model_id)
+            model = ExternalModel(self, task, option, config, provider)
+            found = Resident(request, 0, cast(Backend, None), cast(LoadedModel, model))
+            self._residents[task, option] = found
+        return found
+
+    def connection(self, name: str, provider: Provider, base_url: str | None, key: str | None) -> Connection:
+        """The one client of this provider, address and key."""
+        made = self._connections.get((name, base_url, key))
+        if made is None:
+            settings = self.catalog.providers.get(name)
+            pool = (
+                {}
+                if settings is None
+                else {
+                    "max_connections": settings.max_connections,
+                    "connect_timeout_s": settings.connect_timeout_s,
+                }
+            )
+            made = provider.connect(Endpoint(base_url, key, **pool))  # type: ignore[arg-type]
+            self._connections[name, base_url, key] = made
+        return made
+
+    def over_budget(self, provider: str) -> float | None:
+        """The provider's daily budget in dollars, where it is spent."""
+        settings = self.catalog.providers.get(provider)
+        most = settings.daily_budget_usd if settings is not None else None
+        return most if most is not None and self.ledger.spent_today(provider) >= most else None
+
+    async def close(self, drain_s: float) -> None:
+        """Let calls end for so many seconds, tell the others to stop, and close the clients."""
+        working = self._working()
+        if working:
+            await asyncio.wait(working, timeout=drain_s)
+        for resident in self._residents.values():
+            text = f"{resident.request.label} was still answering {drain_s:g} s after the manager began to shut down"
+            resident.stop_operations(errors.ManagerClosed(text))
+        if working := self._working():
+            await asyncio.wait(working, timeout=STOP_BOUND_S)
+        connections, self._connections = self._connections, {}
+        for connection in connections.values():
+            await connection.close()
+        await self.ledger.close()
+
+    def _working(self) -> set[asyncio.Task[Any]]:
+        return {
+            operation.task
+            for resident in self._residents.values()
+            for operation in resident.operations
+            if operation.task is not None
+        }

@@ -1,0 +1,242 @@
+"""Calls to tasks with several options, or an external one: routing decides, this performs and tells it how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, is_dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from taskrouter import errors, telemetry
+from taskrouter.config import ModelConfig, TaskConfig
+from taskrouter.manager.externals import Externals
+from taskrouter.manager.faults import fault_of, refusal
+from taskrouter.manager.residents import Operation, Resident
+from taskrouter.manager.streams import Channel
+from taskrouter.residency import State
+from taskrouter.residency.events import Acquire
+from taskrouter.routing import Candidate, Refused, Request, Routing, Try, Wait
+from taskrouter.types import ModelKey, TicketId
+from taskrouter.verbs import Passed, Routed, Why
+
+if TYPE_CHECKING:
+    from taskrouter.manager.configured import Configured
+    from taskrouter.manager.performing import Performer
+    from taskrouter.manager.targets import Target
+
+MAX_RETRIES = 2
+"""How often an external option is asked again where the file doesn't say."""
+CHARACTERS_PER_TOKEN = 8
+"""More than any tokenizer's average: a text is passed over for its length only where it is surely too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An option that a request was given: what answers, its ticket (``None``: external), and how it came to this."""
+
+    resident: Resident
+    ticket: TicketId | None
+    target: Target
+    routed: Routed
+
+    def release(self, performer: Performer) -> None:
+        """End the lease, where there is one."""
+        if self.ticket is not None:
+            performer.release(self.ticket)
+
+
+class Router:
+    """One manager's routing, performed. ``held`` names the tickets that the caller holds."""
+
+    def __init__(self, manager: Configured, performer: Performer, externals: Externals) -> None:
+        self._manager = manager
+        self._performer = performer
+        self.externals = externals
+        self.routing = Routing()
+        self._warming: set[ModelKey] = set()
+
+    async def run(
+        self,
+        task: TaskConfig,
+        verb: str | None,
+        request: Any,
+        work: Callable[[Taken], Awaitable[Any]],
+        *,
+        timeout: float | None = None,
+        priority: int | None = None,
+        claim: bool = False,
+        holding: frozenset[TicketId] = frozenset(),
+    ) -> Any:
+        """Find an option, do ``work`` with it, and go on to the next where routing says so.
+
+        ``work`` owns the ticket from when it is called. Raises what the only option raised, or ``NoOptionLeft``.
+        """
+        performer, routing = self._performer, self.routing
+        arrival = performer.time()
+        bound = task.max_wait_s if task.max_wait_s is not None else self._manager.inference_config.max_wait_s
+        way = Request(arrival + (bound if timeout is None else timeout), task.when_cold)
+        raised: dict[str, Exception] = {}
+        try:
+            while True:
+                now = performer.time()
+                candidates = [
+                    self._candidate(task, name, verb, request, now, raised) for name in (task.selected, *task.fallback)
+                ]
+                match routing.decide(way, candidates, now=now):
+                    case Wait(until):
+                        await asyncio.sleep(until - now)
+                    case Refused(passed, cold):
+                        raise self._refused(task, passed, raised, cold=cold)
+                    case Try() as tried:
+                        if tried.warm:
+                            self._warm(task, arrival)
+                        try:
+                            taken = await self._take(task, tried, way, arrival, priority, claim, holding, verb)
+                            answer = await work(taken)
+                        except errors.TaskRouterError as error:
+                            raised[tried.candidate.option] = error
+                            if not self._failed(way, error):
+                                raise
+                            continue
+                        routing.answered(way, now=performer.time())
+                        telemetry.annotate_current(
+                            taken.target.attributes, passed=[str(each) for each in way.passed] or None
+                        )
+                        return answer
+        finally:
+            routing.left(way)
+
+    def _failed(self, way: Request, error: errors.TaskRouterError) -> bool:
+        fault, why = fault_of(error)
+        return self.routing.failed(
+            way, fault, str(error), now=self._performer.time(), why=why, retry_after_s=error.retry_after_s,
+            jitter=random.random(),
+        )  # fmt: skip
+
+    async def _take(
+        self,
+        task: TaskConfig,
+        tried: Try,
+        way: Request,
+        arrival: float,
+        priority: int | None,
+        claim: bool,
+        holding: frozenset[TicketId],
+        verb: str | None,
+    ) -> Taken:
+        option = tried.candidate.option
+        target = self._manager.target(task.task_name, option)
+        routed = Routed(option, way.passed)
+        if task.options[option].is_external:
+            return Taken(self.externals.resident(task.task_name, option), None, target, routed)
+        performer = self._performer
+        event = Acquire(
+            next(performer.ids), target.key, tried.ready_by, target.priority if priority is None else priority,
+            claim, arrival, holding,
+        )  # fmt: skip
+        resident = await performer.acquire(event, task=target.task, option=option, verb=verb)
+        return Taken(resident, event.ticket, target, routed)
+
+    # --- how the options are now -----
+
+    def _candidate(
+        self, task: TaskConfig, name: str, verb: str | None, request: Any, now: float, raised: dict[str, Exception]
+    ) -> Candidate:
+        config = task.options[name]
+        whole = f"{task.task_name}/{name}"
+        try:
+            target = self._manager.target(task.task_name, name)
+            if verb is not None:
+                target.check(verb, self._performer)
+        except errors.TaskRouterError as error:
+            why = Why.UNABLE if isinstance(error, errors.UnsupportedVerb) else Why.UNAVAILABLE
+            raised.setdefault(name, error)
+            return Candidate(whole, name, barred=Passed(name, why, str(error)))
+        barred = _too_long(name, config, request)
+        if config.is_external:
+            provider = config.provider or ""
+            spent = self.externals.over_budget(provider)
+            if spent is not None:
+                text = f"the {spent:g} dollars a day for {provider} are spent (providers.{provider}.daily_budget_usd)"
+                barred = Passed(name, Why.BUDGET, text, _to_midnight())
+            retries = config.max_retries if config.max_retries is not None else MAX_RETRIES
+            return Candidate(whole, name, provider, True, 0.0, barred, retries)
+        status = self._performer.core.status(target.key)
+        until = status.cooldown_until
+        if until is not None and until > now:
+            barred = Passed(name, Why.COOLDOWN, f"{status.label} failed to load repeatedly", until - now)
+        start_s = self._performer.core.expected_start(target.key, now=now)
+        return Candidate(whole, name, None, status.state is State.READY, start_s, barred)
+
+    # --- while the selected one is cold -----
+
+    def _warm(self, task: TaskConfig, arrival: float) -> None:
+        """Load the selected option for those who come later."""
+        target = self._manager.target(task.task_name, task.selected)
+        if target.key not in self._warming:
+            self._warming.add(target.key)
+            self._performer.spawn(self._load(target), name=f"load meanwhile {target.key}")
+
+    async def _load(self, target: Target) -> None:
+        performer = self._performer
+        event = Acquire(next(performer.ids), target.key, performer.time() + target.max_wait_s, target.priority, True)
+        try:
+            await performer.acquire(event, task=target.task, option=target.option)
+            performer.release(event.ticket)
+        except errors.TaskRouterError:
+            pass  # logged where it failed; the next request that finds it cold tries again
+        finally:
+            self._warming.discard(target.key)
+
+    def _refused(
+        self, task: TaskConfig, passed: tuple[Passed, ...], raised: dict[str, Exception], *, cold: bool
+    ) -> Exception:
+        if cold:
+            self._warm(task, self._performer.time())
+            first = passed[0]
+            return errors.Cold(
+                f"{task.task_name}/{first.option} is {first.text}, and when_cold: fail is written; it loads meanwhile",
+                retry_after_s=first.retry_after_s,
+            )
+        return refusal(task.task_name, passed, raised)
+
+    async def first_piece(self, taken: Taken, channel: Channel, operation: Operation) -> None:
+        """Wait until an answer in pieces has begun; what breaks later speaks against the option all the same."""
+        await channel.begun()
+        channel.routed = taken.routed
+        name = f"{taken.target.task}/{taken.target.option}"
+
+        def ended(result: asyncio.Future[Any]) -> None:
+            error = None if result.cancelled() else result.exception()
+            if isinstance(error, (errors.CallFailed, errors.ModelDied)):
+                self.routing.broke(name, now=self._performer.time())
+
+        operation.result.add_done_callback(ended)
+
+
+def with_route(answer: Any, routed: Routed) -> Any:
+    """The answer, saying which option gave it, where its type has room for that."""
+    if is_dataclass(answer) and not isinstance(answer, type) and hasattr(answer, "routed"):
+        return replace(answer, routed=routed)
+    return answer
+
+
+def _too_long(name: str, config: ModelConfig, request: Any) -> Passed | None:
+    if not isinstance(config.max_context, int):
+        return None
+    texts = [getattr(request, "prompt", "")]
+    for message in getattr(request, "messages", ()):
+        content = message.get("content")
+        parts = content if isinstance(content, (list, tuple)) else [{"text": content}]
+        texts += [part.get("text") or "" for part in parts if isinstance(part, dict)]
+    least = sum(len(text) for text in texts if isinstance(text, str)) // CHARACTERS_PER_TOKEN
+    if least <= config.max_context:
+        return None
+    return Passed(name, Why.UNABLE, f"the request has at least {least} tokens, its max_context is {config.max_context}")
+
+
+def _to_midnight() -> float:
+    now = datetime.now(UTC)
+    return ((now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds()
