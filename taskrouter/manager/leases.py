@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from taskrouter.manager.manager import ModelManager
     from taskrouter.manager.performing import Performer
     from taskrouter.manager.targets import Target
+    from taskrouter.verbs import Routed
 
 _HELD: ContextVar[tuple[weakref.ref[Lease], ...]] = ContextVar("taskrouter_held", default=())
 _NOTHING: frozenset[TicketId] = frozenset()
@@ -358,12 +359,13 @@ class Model(Verbs):
     this handle is collected.
     """
 
-    __slots__ = ("__weakref__", "_claim", "_manager", "task")
+    __slots__ = ("__weakref__", "_claim", "_first", "_manager", "task")
 
     def __init__(self, manager: ModelManager, task: str) -> None:
         self._manager = manager
         self.task = task
         self._claim: weakref.finalize[[Performer, TicketId], Model] | None = None
+        self._first: tuple[Routed, float] | None = None
 
     def __repr__(self) -> str:
         return f"<Model {self.task} → {self.option}>"
@@ -377,6 +379,14 @@ class Model(Verbs):
         """Hold this claim until the first call, or until the handle is collected."""
         self._claim = weakref.finalize(self, release_from_anywhere, performer, ticket)
         self._claim.atexit = False
+
+    def begin_with(self, routed: Routed, until: float) -> None:
+        """Ask this option first in the first call, if that comes before ``until``: its caller has waited already."""
+        self._first = routed, until
+
+    def _take_first(self, performer: Performer) -> Routed | None:
+        first, self._first = self._first, None
+        return first[0] if first is not None and performer.time() <= first[1] else None
 
     def _end_claim(self, performer: Performer) -> None:
         claim, self._claim = self._claim, None
@@ -415,7 +425,8 @@ class Model(Verbs):
             return with_route(answer, taken.routed)
 
         task = self._manager._task(self.task)
-        return await self._manager.router.run(task, verb, request, work, holding=holding())
+        first = self._take_first(performer)
+        return await self._manager.router.run(task, verb, request, work, first=first, holding=holding())
 
     async def _start_routed(self, verb: str, request: Any) -> tuple[Channel, Operation]:
         performer, router = self._manager.enter(), self._manager.router
@@ -433,7 +444,8 @@ class Model(Verbs):
             return channel, operation
 
         task = self._manager._task(self.task)
-        found: tuple[Channel, Operation] = await router.run(task, verb, request, work, holding=holding())
+        first = self._take_first(performer)
+        found: tuple[Channel, Operation] = await router.run(task, verb, request, work, first=first, holding=holding())
         return found
 
     def _stream(self, verb: str, request: Any) -> Stream:

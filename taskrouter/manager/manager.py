@@ -92,6 +92,7 @@ class ModelManager(Questions):
             taken = await self._take(target.task, timeout, priority)
             if taken.ticket is not None:
                 handle.claim(performer, taken.ticket)
+            handle.begin_with(taken.routed, performer.time() + self._catalog.memory.claim_s)
             return handle
         event = self._claim(performer, target, timeout, priority)
         await performer.acquire(event, task=target.task, option=target.option)

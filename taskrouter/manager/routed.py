@@ -67,16 +67,20 @@ class Router:
         timeout: float | None = None,
         priority: int | None = None,
         claim: bool = False,
+        first: Routed | None = None,
         holding: frozenset[TicketId] = frozenset(),
     ) -> Any:
         """Find an option, do ``work`` with it, and go on to the next where routing says so.
 
+        ``first``: what was found for this caller a moment ago; the options it passed over aren't tried once more.
         ``work`` owns the ticket from when it is called. Raises what the only option raised, or ``NoOptionLeft``.
         """
         performer, routing = self._performer, self.routing
         arrival = performer.time()
         bound = task.max_wait_s if task.max_wait_s is not None else self._manager.inference_config.max_wait_s
         way = Request(arrival + (bound if timeout is None else timeout), task.when_cold)
+        if first is not None:
+            way.failed.update((f"{task.task_name}/{each.option}", each) for each in first.passed)
         raised: dict[str, Exception] = {}
         try:
             while True:

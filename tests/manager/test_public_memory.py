@@ -89,10 +89,15 @@ def test_an_external_option_is_described_and_its_key_is_never_shown(
         manager.get_external_api_config("near")
 
 
-def test_an_external_option_that_can_not_be_called_here_says_so(tmp_path: Path) -> None:
+def test_an_external_option_without_its_key_names_the_variable_when_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+
     async def main(stage: Stage) -> None:
-        with pytest.raises(errors.MissingDependency, match="anthropic"):
-            await stage.manager.get_model("far")
+        model = await stage.manager.get_model("far")
+        with pytest.raises(errors.ProviderAuth, match="set ANTHROPIC_API_KEY in the environment"):
+            await model.chat("hi")
         await stage.manager.set_selected_model("far", "local")
         model = await stage.manager.get_model("far")
         assert repr(model) == "<Model far → local>"

@@ -1,0 +1,412 @@
+"""Tasks with several options: who answers, why the others didn't, and what a caller sees of that."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskrouter import ModelManager, errors
+from taskrouter.manager import StillMachine
+from taskrouter.types import GIB
+from taskrouter.verbs import Why
+from tests.manager.acme import OPTION, Acme, AcmeConnection, Purse
+from tests.manager.stage import Stage, now, option, play, settle, spawn, until
+
+
+class Routes(Stage):
+    """A task ``t`` whose local option falls back to an external one, and ``e``, the external one alone."""
+
+    def __init__(
+        self, folder: Path, near: dict[str, Any] | None = None, far: dict[str, Any] | None = None, **more: Any
+    ) -> None:
+        sections = {name: more.pop(name) for name in ("providers", "inference") if name in more}
+        far = {**OPTION, **(far or {})}
+        tasks = {
+            "t": {
+                "kind": "chat",
+                "selected": "near",
+                "fallback": ["far"],
+                "options": {"near": option("near", **(near or {})), "far": far},
+                **more,
+            },
+            "e": {"kind": "chat", "selected": "far", "options": {"far": far}},
+            "f": {
+                "kind": "chat",
+                "selected": "far",
+                "fallback": ["near"],
+                "options": {"near": option("near", **(near or {})), "far": far},
+            },
+            "other": {"kind": "chat", "selected": "other", "options": {"other": option("other", vram_gb=9)}},
+        }
+        super().__init__(folder, tasks, **sections)
+        self.acme, self.purse = Acme(), Purse()
+        self.registry.register_provider("acme", self.acme)
+        self.manager = ModelManager(
+            self.file, registry=self.registry, machine=StillMachine({"cuda:0": 10 * GIB}), spend=self.purse,
+            tracer_provider=None,
+        )  # fmt: skip
+
+    @property
+    def far(self) -> AcmeConnection:
+        return self.acme.only
+
+    async def ask(self, task: str = "t") -> Any:
+        return await (await self.manager.get_model(task)).chat("hi")
+
+
+def overloaded(**more: Any) -> errors.ProviderOverloaded:
+    return errors.ProviderOverloaded("busy", status=529, **more)
+
+
+def test_the_selected_option_answers_and_nothing_was_passed_over(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        answer = await stage.ask()
+        assert (answer.text, answer.routed.option, answer.routed.passed) == ("near: hi", "near", ())
+        assert stage.acme.connections == []
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_an_option_that_can_not_fit_is_passed_over_and_the_answer_says_so(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        answer = await stage.ask()
+        assert (answer.text, answer.routed.option) == ("acme", "far")
+        (passed,) = answer.routed.passed
+        assert (passed.option, passed.why) == ("near", Why.CANT_FIT)
+        assert "10.0 GiB" in passed.text
+        async with (await stage.manager.get_model("t")).stream_chat("hi") as chunks:
+            assert "".join([chunk.text async for chunk in chunks]) == "acme"
+            assert chunks.routed is not None
+            assert chunks.routed.option == "far"
+        assert stage.manager.tasks["t"].selected == "near"  # a fallback never changes the selection
+
+    play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]
+
+
+def test_a_local_model_that_fails_is_passed_over_within_the_same_call(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        answer = await stage.ask()
+        assert (answer.text, [each.why for each in answer.routed.passed]) == ("acme", [Why.NOT_READY])
+        assert stage.leases() == 0
+
+    play(Routes(tmp_path, {"fail": "error"}), main)  # type: ignore[arg-type]
+
+
+def test_a_local_model_that_is_not_ready_in_time_leaves_the_answer_to_the_next_one(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        answer = await stage.ask()
+        assert (answer.text, now()) == ("acme", 5)
+        assert [each.why for each in answer.routed.passed] == [Why.NOT_READY]
+        await until(40)
+        assert (await stage.ask()).text == "near: hi"  # the load went on
+
+    play(Routes(tmp_path, {"load_s": 30}, max_wait_s=5), main)  # type: ignore[arg-type]
+
+
+def test_once_a_load_was_measured_requests_that_can_not_wait_for_it_do_not(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        await stage.manager.get_model("t", timeout=100)
+        await stage.manager.unload_model("t")
+        begun = now()
+        answer = await stage.ask()
+        assert (answer.text, now()) == ("acme", begun)
+        assert [each.why for each in answer.routed.passed] == [Why.TOO_SLOW]
+        await until(begun + 31)
+        assert (await stage.ask()).text == "near: hi"  # it was loaded for those who come later
+
+    play(Routes(tmp_path, {"load_s": 30}, max_wait_s=20, inference={"warmup_on_startup": False}), main)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("when_cold", ["wait", "fallback", "fail"])
+def test_when_cold_decides_what_a_request_does_while_the_selected_one_loads(tmp_path: Path, when_cold: str) -> None:
+    async def main(stage: Routes) -> None:
+        if when_cold == "fail":
+            with pytest.raises(errors.Cold, match="t/near is not loaded"):
+                await stage.ask()
+            assert now() == 0
+        else:
+            answer = await stage.ask()
+            assert (answer.routed.option, now()) == (("near", 30) if when_cold == "wait" else ("far", 0))
+        await until(31)
+        assert (await stage.ask()).routed.option == "near"
+        assert stage.backend.labels("load-start") == ["near"]
+
+    play(Routes(tmp_path, {"load_s": 30}, when_cold=when_cold), main)  # type: ignore[arg-type]
+
+
+def test_a_thousand_callers_of_a_cold_model_warm_it_once(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        answers = await asyncio.gather(*[stage.ask() for _ in range(1000)])
+        assert {answer.routed.option for answer in answers} == {"far"}
+        await until(31)
+        assert stage.backend.labels("load-start") == ["near"]
+
+    play(Routes(tmp_path, {"load_s": 30}, when_cold="fallback"), main)  # type: ignore[arg-type]
+
+
+def test_a_bad_request_is_asked_nowhere_else(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.BadInput("no such role")]
+        with pytest.raises(errors.BadInput, match="no such role"):
+            await stage.ask("f")
+        stage.far.fails = [errors.UnsupportedInput("it takes no images"), overloaded()]
+        assert (await stage.ask("f")).routed.option == "near"
+        assert (await stage.ask("f")).routed.option == "near"
+        assert (await stage.ask("f")).routed.option == "far"
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_when_every_option_is_passed_over_one_error_has_each_reason(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.ProviderAuth("t/far: the key is refused")]
+        with pytest.raises(errors.NoOptionLeft) as left:
+            await stage.ask()
+        reasons = [str(each).partition(" (")[0] for each in left.value.passed]
+        assert reasons == ["near: cant_fit", "far: auth"]
+        assert "the key is refused" in str(left.value)
+        assert isinstance(left.value.__cause__, errors.ProviderAuth)
+        with pytest.raises(errors.NoOptionLeft, match="far: breaker_open") as left:
+            await stage.ask()
+        assert left.value.retry_after_s is not None
+
+    play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]
+
+
+def test_an_only_options_own_error_stays_what_it_is(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.ProviderAuth("e/far: the key is refused")]
+        with pytest.raises(errors.ProviderAuth, match="the key is refused"):
+            await stage.ask("e")
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("retries", "asked"), [(0, 1), (1, 2), (None, 3)])
+def test_the_last_option_left_is_asked_again_as_often_as_the_file_says(
+    tmp_path: Path, retries: int | None, asked: int
+) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [overloaded() for _ in range(10)]
+        with pytest.raises(errors.ProviderOverloaded):
+            await stage.ask("e")
+        assert len(stage.far.asked) == asked
+
+    play(Routes(tmp_path, far={} if retries is None else {"max_retries": retries}), main)  # type: ignore[arg-type]
+
+
+def test_a_retry_waits_as_long_as_the_provider_says(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.ProviderQuota("429", retry_after_s=7)]
+        assert ((await stage.ask("e")).text, now()) == ("acme", 7)
+        stage.far.fails = [errors.ProviderQuota("429", retry_after_s=1000)]
+        with pytest.raises(errors.ProviderQuota) as refused:
+            await stage.ask("e")
+        assert (refused.value.retry_after_s, now()) == (1000, 7)
+        with pytest.raises(errors.ProviderQuota):  # and nobody else asks before that
+            await stage.ask("e")
+        assert len(stage.far.asked) == 3
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_provider_that_does_not_answer_within_timeout_s_is_passed_over(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.delay_s = 60
+        with pytest.raises(errors.ProviderTimeout, match="within 3 s"):
+            await stage.ask("e")
+        assert (now(), stage.far.at_work) == (3, 0)
+
+    play(Routes(tmp_path, far={"timeout_s": 3}), main)  # type: ignore[arg-type]
+
+
+def test_a_stream_that_breaks_before_its_first_piece_is_asked_elsewhere_and_after_it_ends_with_an_error(
+    tmp_path: Path,
+) -> None:
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("e")
+        stage.far.fails = [overloaded()]
+        async with model.stream_chat("hi") as chunks:
+            assert "".join([chunk.text async for chunk in chunks]) == "acme"
+        assert len(stage.far.asked) == 2
+        stage.far.breaks = errors.ProviderUnreachable("cut")
+        text = ""
+        with pytest.raises(errors.ProviderUnreachable):
+            async with model.stream_chat("hi") as chunks:
+                async for chunk in chunks:
+                    text += chunk.text
+        assert text == "ac"
+        assert len(stage.far.asked) == 3
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_caller_who_leaves_stops_the_call_and_a_shutdown_waits_for_those_at_work(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.delay_s = 10
+        call = spawn(stage.ask("e"))
+        await settle()
+        assert stage.far.at_work == 1
+        call.cancel()
+        await asyncio.wait({call})
+        await settle()
+        assert stage.far.at_work == 0
+        last = spawn(stage.ask("e"))
+        await settle()
+        await stage.manager.shutdown(drain_s=60)
+        assert ((await last).text, now()) == ("acme", 10)
+        assert stage.far.closed == 1
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_shutdown_ends_calls_that_take_too_long(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.delay_s = 1000
+        call = spawn(stage.ask("e"))
+        await settle()
+        await stage.manager.shutdown(drain_s=5)
+        with pytest.raises(errors.ManagerClosed, match="still answering 5 s after"):
+            await call
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_lease_is_of_one_option_and_an_external_one_takes_no_slot(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        async with stage.manager.lease("t") as lease:
+            assert (await lease.chat("hi")).text == "near: hi"
+            assert stage.leases() == 1
+            model = await stage.manager.get_model("t")
+            assert (await model.chat("again")).text == "near: again"
+        async with stage.manager.lease("t", option="far") as lease:
+            assert (await lease.chat("hi")).text == "acme"
+            assert stage.leases() == 0
+            assert lease.info["provider"] == "acme"
+            stage.far.fails = [overloaded()]
+            with pytest.raises(errors.ProviderOverloaded):
+                await lease.chat("hi")
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_max_concurrency_bounds_the_calls_to_an_external_option(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.delay_s = 1
+        await asyncio.gather(*[stage.ask("e") for _ in range(10)])
+        assert (stage.far.most_at_work, now()) == (2, 5)
+
+    play(Routes(tmp_path, far={"max_concurrency": 2}), main)  # type: ignore[arg-type]
+
+
+def test_the_key_is_read_when_it_is_needed_from_the_variable_that_the_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("ACME_KEY", "TEAM_KEY", "OWN_KEY"):
+        monkeypatch.delenv(variable, raising=False)
+
+    async def main(stage: Routes) -> None:
+        with pytest.raises(errors.ProviderAuth, match="set OWN_KEY"):
+            await stage.ask("e")
+        monkeypatch.setenv("OWN_KEY", "k1")
+        await until(10)
+        await stage.ask("e")
+        assert stage.acme.connections[-1].endpoint.api_key == "k1"
+        monkeypatch.setenv("OWN_KEY", "k2")
+        await stage.ask("e")
+        assert [each.endpoint.api_key for each in stage.acme.connections] == ["k1", "k2"]
+        assert "k2" not in repr(stage.acme.connections[-1].endpoint)
+
+    far = {"requires_api_key": True, "api_key_env": "OWN_KEY"}
+    play(Routes(tmp_path, far=far, providers={"acme": {"api_key_env": "TEAM_KEY"}}), main)  # type: ignore[arg-type]
+
+    async def teams(stage: Routes) -> None:
+        with pytest.raises(errors.ProviderAuth, match="set TEAM_KEY"):
+            await stage.ask("e")
+
+    far = {"requires_api_key": True}
+    play(Routes(tmp_path, far=far, providers={"acme": {"api_key_env": "TEAM_KEY"}}), teams)  # type: ignore[arg-type]
+
+
+def test_the_pool_of_a_provider_is_the_files(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        await stage.ask("e")
+        endpoint = stage.far.endpoint
+        assert (endpoint.max_connections, endpoint.connect_timeout_s) == (7, 2)
+
+    settings = {"acme": {"max_connections": 7, "connect_timeout_s": 2}}
+    play(Routes(tmp_path, providers=settings), main)  # type: ignore[arg-type]
+
+
+PRICE = {"input_per_mtok": 3.0, "output_per_mtok": 15.0}
+
+
+def test_what_calls_cost_is_recorded_from_the_options_price(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        await stage.ask("e")
+        async with (await stage.manager.get_model("e")).stream_chat("hi") as chunks:
+            _ = [chunk async for chunk in chunks]
+        for record in stage.purse.records:
+            assert (record["task"], record["option"], record["model_id"]) == ("e", "far", "acme-1")
+            assert (record["input_tokens"], record["output_tokens"]) == (1000, 200)
+            assert record["usd"] == pytest.approx((1000 * 3 + 200 * 15) / 1e6)
+        assert len(stage.purse.records) == 2
+        async with (await stage.manager.get_model("e")).stream_chat("hi") as chunks:
+            await anext(chunks)
+        await settle()
+        assert len(stage.purse.records) == 3  # one that was left in the middle costs too
+
+    play(Routes(tmp_path, far={"price": PRICE}), main)  # type: ignore[arg-type]
+
+
+def test_a_spent_budget_passes_its_provider_over(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        for _ in range(2):
+            await stage.ask("e")
+        with pytest.raises(errors.BudgetSpent, match=r"providers\.acme\.daily_budget_usd"):
+            await stage.ask("e")
+        assert len(stage.far.asked) == 2
+
+    settings = {"acme": {"daily_budget_usd": 0.01}}
+    play(Routes(tmp_path, far={"price": PRICE}, providers=settings), main)  # type: ignore[arg-type]
+
+
+def test_a_budget_is_never_passed_by_more_than_the_requests_in_flight(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.delay_s = 1
+        for _ in range(5):
+            await asyncio.gather(*[stage.ask("e") for _ in range(4)], return_exceptions=True)
+        assert len(stage.far.asked) <= 2 + 4
+
+    settings = {"acme": {"daily_budget_usd": 0.01}}
+    play(Routes(tmp_path, far={"price": PRICE}, providers=settings), main)  # type: ignore[arg-type]
+
+
+def test_a_request_that_is_surely_too_long_goes_to_an_option_with_more_context(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        answer = await (await stage.manager.get_model("t")).chat("word " * 1000)
+        assert answer.routed is not None
+        assert answer.routed.option == "far"
+        (passed,) = answer.routed.passed
+        assert passed.why is Why.UNABLE
+        assert "max_context is 100" in passed.text
+        assert (await stage.ask()).routed.option == "near"
+
+    play(Routes(tmp_path, {"max_context": 100}), main)  # type: ignore[arg-type]
+
+
+def test_the_callers_span_is_told_who_answered_and_who_was_passed_over(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        with stage.tracer.start_as_current_span("caller"):
+            await stage.ask()
+        (span,) = stage.spans("caller")
+        assert span.attributes is not None
+        assert span.attributes["taskrouter.option"] == "far"
+        passed = span.attributes["taskrouter.passed"]
+        assert isinstance(passed, tuple)
+        assert str(passed[0]).startswith("near: cant_fit (near needs 20.0 GiB")
+
+    play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]

@@ -1,0 +1,224 @@
+"""Which option answers, by event lists: no clock, no manager."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from taskrouter import routing
+from taskrouter.routing import RULES, Candidate, Fault, Refused, Request, Routing, Try, Wait
+from taskrouter.verbs import Passed, Why
+
+NEAR = Candidate("t/near", "near")
+FAR = Candidate("t/far", "far", "acme", max_retries=2)
+CLOUD = Candidate("t/cloud", "cloud", "other")
+
+
+def cold(start_s: float = 0.0) -> Candidate:
+    return Candidate("t/near", "near", ready=False, start_s=start_s)
+
+
+def tried(decision: Any) -> str:
+    assert isinstance(decision, Try), decision
+    return decision.candidate.option
+
+
+def whys(decision: Any) -> list[Why]:
+    assert isinstance(decision, Refused), decision
+    return [each.why for each in decision.passed]
+
+
+def fail(core: Routing, candidate: Candidate, now: float, *, times: int = 1, fault: Fault = Fault.BROKEN) -> None:
+    """So many requests to this option alone, each of which it fails."""
+    for _ in range(times):
+        way = Request(now + 100)
+        assert tried(core.decide(way, [candidate], now=now)) == candidate.option
+        core.failed(way, fault, "it broke", now=now)
+
+
+def test_the_selected_option_answers_while_it_can() -> None:
+    core, way = Routing(), Request(10)
+    decision = core.decide(way, [NEAR, FAR], now=0)
+    assert (tried(decision), way.passed) == ("near", ())
+    core.answered(way, now=1)
+    assert way.over
+
+
+def test_options_are_tried_in_order_and_every_reason_is_kept() -> None:
+    core, way = Routing(), Request(10)
+    barred = Candidate("t/big", "big", barred=Passed("big", Why.CANT_FIT, "too large"))
+    assert tried(core.decide(way, [barred, NEAR, CLOUD], now=0)) == "near"
+    assert core.failed(way, Fault.BROKEN, "it broke", now=0)
+    assert tried(core.decide(way, [barred, NEAR, CLOUD], now=0)) == "cloud"
+    assert [each.option for each in way.passed] == ["big", "near"]
+    assert core.failed(way, Fault.TIMEOUT, "too slow", now=0)
+    decision = core.decide(way, [barred, NEAR, CLOUD], now=0)
+    assert whys(decision) == [Why.CANT_FIT, Why.FAILED, Why.TIMEOUT]
+
+
+@pytest.mark.parametrize("fault", [Fault.BAD_REQUEST, Fault.FINAL])
+def test_a_bad_request_is_asked_nowhere_else_and_says_nothing_of_the_option(fault: Fault) -> None:
+    core = Routing()
+    for _ in range(50):
+        way = Request(10)
+        assert tried(core.decide(way, [NEAR, FAR], now=0)) == "near"
+        assert not core.failed(way, fault, "no such role", now=0)
+        assert way.over
+
+
+def test_what_could_start_only_after_the_deadline_is_passed_over_and_loaded_for_others() -> None:
+    core, way = Routing(), Request(10)
+    decision = core.decide(way, [cold(start_s=30), FAR], now=0)
+    assert (tried(decision), decision.warm) == ("far", True)  # type: ignore[union-attr]
+    assert [each.why for each in way.passed] == [Why.TOO_SLOW]
+    decision = core.decide(Request(40), [cold(start_s=30), FAR], now=0)
+    assert tried(decision) == "near"
+
+
+def test_a_cold_option_leaves_the_next_one_time_to_start() -> None:
+    decision = Routing().decide(Request(10), [cold(), Candidate("t/b", "b", ready=False, start_s=4)], now=0)
+    assert isinstance(decision, Try)
+    assert decision.ready_by == 6
+    alone = Routing().decide(Request(10), [cold()], now=0)
+    assert isinstance(alone, Try)
+    assert alone.ready_by == 10
+
+
+def test_when_cold_fallback_takes_the_next_ready_option_and_waits_where_there_is_none() -> None:
+    decision = Routing().decide(Request(10, "fallback"), [cold(), FAR], now=0)
+    assert (tried(decision), decision.warm) == ("far", True)  # type: ignore[union-attr]
+    other = Candidate("t/b", "b", ready=False)
+    assert tried(Routing().decide(Request(10, "fallback"), [cold(), other], now=0)) == "near"
+    assert tried(Routing().decide(Request(10, "fallback"), [NEAR, FAR], now=0)) == "near"
+
+
+def test_when_cold_fail_refuses_at_once() -> None:
+    decision = Routing().decide(Request(10, "fail"), [cold(start_s=5), FAR], now=0)
+    assert isinstance(decision, Refused)
+    assert decision.cold
+    assert (decision.passed[0].why, decision.passed[0].retry_after_s) == (Why.COLD, 5)
+
+
+def test_the_last_option_is_asked_again_after_growing_pauses_as_often_as_it_may() -> None:
+    core, way, now, waits = Routing(), Request(100), 0.0, []
+    for _ in range(3):
+        assert tried(core.decide(way, [FAR], now=now)) == "far"
+        assert core.failed(way, Fault.OVERLOAD, "529", now=now)
+        decision = core.decide(way, [FAR], now=now)
+        if isinstance(decision, Wait):
+            waits.append(decision.until - now)
+            now = decision.until
+    assert waits == [routing.PAUSE_S, 2 * routing.PAUSE_S]
+    assert whys(decision) == [Why.OVERLOADED]
+
+
+def test_retry_after_is_waited_for_within_the_deadline_only() -> None:
+    core, way = Routing(), Request(10)
+    core.decide(way, [FAR], now=0)
+    core.failed(way, Fault.QUOTA, "429", now=0, retry_after_s=7)
+    assert core.decide(way, [FAR], now=0) == Wait(7)
+    assert tried(core.decide(way, [FAR], now=7)) == "far"
+    core.failed(way, Fault.QUOTA, "429", now=7, retry_after_s=7)
+    assert whys(core.decide(way, [FAR], now=7)) == [Why.RATE_LIMIT]
+
+
+def test_a_rate_limit_is_the_providers_and_ends_when_it_said() -> None:
+    core, way = Routing(), Request(10)
+    core.decide(way, [FAR, CLOUD], now=0)
+    core.failed(way, Fault.QUOTA, "429", now=0, retry_after_s=30)
+    assert tried(core.decide(way, [FAR, CLOUD], now=0)) == "cloud"
+    core.answered(way, now=1)
+    sibling = Candidate("u/far", "far", "acme")
+    refused = core.decide(Request(10), [sibling], now=1)
+    assert whys(refused) == [Why.RATE_LIMIT]
+    assert refused.passed[0].retry_after_s == 29  # type: ignore[union-attr]
+    assert tried(core.decide(Request(50), [sibling], now=30)) == "far"
+
+
+def test_a_breaker_opens_after_failures_in_a_row_and_one_probe_closes_it() -> None:
+    core = Routing()
+    fail(core, NEAR, 0, times=routing.CONSECUTIVE)
+    assert whys(core.decide(Request(100), [NEAR], now=1)) == [Why.BREAKER]
+    probe, now = Request(100), routing.OPEN_S
+    assert tried(core.decide(probe, [NEAR, CLOUD], now=now)) == "near"
+    assert tried(core.decide(Request(100), [NEAR, CLOUD], now=now)) == "cloud"  # one probe at a time
+    core.answered(probe, now=now)
+    assert tried(core.decide(Request(100), [NEAR, CLOUD], now=now)) == "near"
+
+
+def test_a_failed_probe_doubles_the_pause_and_one_whose_caller_left_hands_it_on() -> None:
+    core = Routing()
+    fail(core, NEAR, 0, times=routing.CONSECUTIVE)
+    now = routing.OPEN_S
+    fail(core, NEAR, now)
+    assert whys(core.decide(Request(100), [NEAR], now=now + routing.OPEN_S)) == [Why.BREAKER]
+    now += 2 * routing.OPEN_S
+    left = Request(100)
+    assert tried(core.decide(left, [NEAR], now=now)) == "near"
+    core.left(left)
+    assert tried(core.decide(Request(100), [NEAR], now=now)) == "near"
+
+
+def test_a_probe_that_meets_a_bad_request_hands_the_probe_on() -> None:
+    core = Routing()
+    fail(core, NEAR, 0, times=routing.CONSECUTIVE)
+    fail(core, NEAR, routing.OPEN_S, fault=Fault.BAD_REQUEST)
+    assert tried(core.decide(Request(100), [NEAR], now=routing.OPEN_S)) == "near"
+
+
+def test_a_breaker_opens_where_half_of_the_latest_calls_failed() -> None:
+    core, now = Routing(), 0.0
+    fail(core, NEAR, now)
+    for _ in range(routing.LEAST // 2):
+        way = Request(now + 100)
+        core.decide(way, [NEAR], now=now)
+        core.answered(way, now=now)
+        fail(core, NEAR, now)
+    assert whys(core.decide(Request(now + 100), [NEAR], now=now)) == [Why.BREAKER]
+
+
+def test_failures_that_are_old_do_not_count() -> None:
+    core = Routing()
+    for place in range(20):
+        now = place * routing.WINDOW_S * 2
+        fail(core, NEAR, now)
+        way = Request(now + 10)
+        assert tried(core.decide(way, [NEAR], now=now)) == "near"
+        core.answered(way, now=now)
+
+
+def test_a_refused_key_opens_the_breaker_at_once() -> None:
+    core = Routing()
+    fail(core, FAR, 0, fault=Fault.AUTH)
+    assert whys(core.decide(Request(100), [FAR], now=0)) == [Why.BREAKER]
+
+
+def test_answers_that_break_off_open_the_breaker_too() -> None:
+    core = Routing()
+    for _ in range(routing.LEAST):
+        way = Request(100)
+        assert isinstance(core.decide(way, [NEAR], now=0), Try)
+        core.answered(way, now=0)
+        core.broke("t/near", now=0)
+        if whys_or_none(core.decide(probe := Request(100), [NEAR], now=0)):
+            break
+        core.left(probe)
+    else:
+        raise AssertionError("half of its answers broke off, and the breaker is closed")
+
+
+def whys_or_none(decision: Any) -> list[Why]:
+    return whys(decision) if isinstance(decision, Refused) else []
+
+
+def test_every_fault_has_a_rule() -> None:
+    assert RULES.keys() == set(Fault)
+
+
+def test_a_clock_that_went_back_keeps_no_breaker_open_for_longer() -> None:
+    core = Routing()
+    fail(core, NEAR, 1000, times=routing.CONSECUTIVE)
+    refused = core.decide(Request(100), [NEAR], now=0)
+    assert isinstance(refused, Refused)
+    assert refused.passed[0].retry_after_s == routing.OPEN_S
