@@ -31,6 +31,7 @@ CHECKPOINT_EVERY = 500
 EXIT_WAIT_S = 10.0
 """How long a process that ends waits for records whose callers were cancelled."""
 
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
 Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
 
 
@@ -114,8 +115,11 @@ class Writer:
             except (Damaged, NewerSchema, sqlite3.Error, OSError) as error:
                 self._cannot_read(error)
             with self._committing:
-                with contextlib.suppress(sqlite3.Error):
+                try:
                     reader.snapshot()
+                except sqlite3.Error as error:  # what would be read later may hold what is in memory now
+                    self._cannot_read(error)
+                    reader.close()
                 with self._changed:
                     rows = rows_of(self._writing) + rows_of(self._incoming)
             try:
@@ -171,7 +175,8 @@ class Writer:
             if not closing:
                 self._checkpoint()
                 continue
-            self._close_files()
+            self._close_connection()
+            self._close_reader()
             with self._changed:
                 if self._incoming:
                     continue
@@ -188,16 +193,16 @@ class Writer:
             self._warned_writing = False
         except NewerSchema as error:
             self._leave_alone(error)
-            self._close_files()
+            self._close_connection()
         except Exception as error:  # noqa: BLE001 - whatever it is, callers wait for this thread, and rule 3 holds
             self._cannot_write(error)
-            self._close_files()
+            self._give_up(error)
 
     def _commit(self) -> bool:
         """One transaction of all that is to be written; whether it is in the file that stands at the path now."""
         try:
             if self._opened is None or self._replaced(self._opened):
-                self._close_files()
+                self._close_connection()
                 self._opened = open_to_write(self._path, now=self._clock())
                 self.set_aside = self._opened.set_aside or self.set_aside
             connection = self._opened.connection
@@ -215,7 +220,7 @@ class Writer:
         except sqlite3.Error as error:
             if not damaged(error):
                 raise
-            self._close_files()
+            self._close_connection()
             return False
         self.commits += 1
         return True
@@ -245,8 +250,15 @@ class Writer:
         with self._committing:
             self._reader.close()
 
-    def _close_files(self) -> None:
-        self._close_reader()
+    def _give_up(self, error: Exception) -> None:
+        """Leave the transaction; keep the connection where it isn't to blame, as opening one checks the whole file."""
+        if self._opened is not None and (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _PASSING:
+            with contextlib.suppress(sqlite3.Error):
+                self._opened.connection.rollback()
+                return
+        self._close_connection()
+
+    def _close_connection(self) -> None:
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.connection.close()  # rolls back
