@@ -55,6 +55,7 @@ ON CONFLICT (day, provider, task, option, model_id) DO UPDATE SET
 OF_DAY = "SELECT total(usd_pico) FROM spent WHERE day = ? AND provider = ?"
 
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_NO_LOG = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 
 class SpendUnreadable(TaskRouterError, RuntimeError):
@@ -94,8 +95,13 @@ def read_spent(path: Path, *, since_day: str | None = None) -> list[Spent]:
 
 def damaged(error: Exception) -> bool:
     """Whether this is the file's fault, and not that of a lock or a disk."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    return isinstance(error, Damaged) or (code is not None and code & 0xFF in _DAMAGE)
+    return isinstance(error, Damaged) or result_code(error) in _DAMAGE
+
+
+def result_code(error: Exception) -> int:
+    """SQLite's primary result code; 0 where the error isn't SQLite's."""
+    code: int | None = getattr(error, "sqlite_errorcode", None)
+    return (code or 0) & 0xFF
 
 
 def identity(path: Path) -> tuple[int, int] | None:
@@ -123,18 +129,15 @@ class Reader:
         self.close()
         if there is None:
             return False
-        connection = _connect(self.path, READ_TIMEOUT_S)
         try:
-            connection.execute("PRAGMA query_only = ON")
-            begun = _examine(connection)
-        except BaseException:
-            connection.close()
-            raise
-        if not begun:  # another process is just creating it
-            connection.close()
-            return False
-        self._connection, self._opened = connection, there
-        return True
+            self._connection, self._opened = _open_to_read(self.path), there
+        except sqlite3.OperationalError as error:
+            if result_code(error) not in _NO_LOG or os.path.exists(f"{self.path}-wal"):
+                raise
+            # A folder that is read-only, where SQLite can't begin a log to read beside. Without one the file is all
+            # there is; looked at afresh each time, as nothing says when it changes.
+            self._connection, self._opened = _open_to_read(self.path, "immutable=1"), None
+        return self._connection is not None
 
     def spent(self, day: str, provider: str) -> float:
         """Pico-dollars of a provider's day. Raises as ``open`` does."""
@@ -185,9 +188,22 @@ def open_to_write(path: Path, *, now: float) -> Opened:
         return Opened(_open(path), identity(path), aside)
 
 
-def _connect(path: Path, timeout_s: float) -> sqlite3.Connection:
+def _open_to_read(path: Path, how: str = "mode=rw") -> sqlite3.Connection | None:
+    """A connection; ``None`` where another process is just creating the file."""
+    connection = _connect(path, READ_TIMEOUT_S, how)
+    begun = False
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        begun = _examine(connection)
+    finally:
+        if not begun:
+            connection.close()
+    return connection if begun else None
+
+
+def _connect(path: Path, timeout_s: float, how: str = "mode=rw") -> sqlite3.Connection:
     # mode=rw creates nothing. Threads take turns by the locks of the ledger.
-    url = f"file:{quote(str(path.absolute()))}?mode=rw"
+    url = f"file:{quote(str(path.absolute()))}?{how}"
     return sqlite3.connect(url, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
 
 
@@ -222,7 +238,7 @@ def _examine(connection: sqlite3.Connection) -> bool:
             raise NewerSchema(f"a newer taskrouter wrote it (schema {version}, and this one knows {VERSION})")
         tables = connection.execute("SELECT sql FROM sqlite_master").fetchall()
     except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:
+        if result_code(error) == sqlite3.SQLITE_ERROR:
             # An unsupported file format: nothing asked here can be misspelt.
             raise Damaged(str(error)) from error
         raise

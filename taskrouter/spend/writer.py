@@ -22,7 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from taskrouter.spend.books import Books, Sums, Use, add, rows_of
-from taskrouter.spend.file import ADD, Damaged, NewerSchema, Opened, Reader, damaged, identity, open_to_write
+from taskrouter.spend.file import (
+    ADD,
+    Damaged,
+    NewerSchema,
+    Opened,
+    Reader,
+    damaged,
+    identity,
+    open_to_write,
+    result_code,
+)
 
 logger = logging.getLogger("taskrouter")
 
@@ -252,7 +262,7 @@ class Writer:
 
     def _give_up(self, error: Exception) -> None:
         """Leave the transaction; keep the connection where it isn't to blame, as opening one checks the whole file."""
-        if self._opened is not None and (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in _PASSING:
+        if self._opened is not None and result_code(error) in _PASSING:
             with contextlib.suppress(sqlite3.Error):
                 self._opened.connection.rollback()
                 return
