@@ -320,7 +320,14 @@ def whole(path: Path) -> bytes:
     return path.read_bytes()
 
 
-DAMAGE = ["no database", "cut in its header", "cut in its pages", "a page of noise", "another format"]
+DAMAGE = [
+    "no database",
+    "cut in its header",
+    "cut in its pages",
+    "a page of noise",
+    "another version",
+    "another format",
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -333,7 +340,8 @@ def test_a_damaged_file_is_set_aside_with_one_warning_and_a_new_one_is_begun(
         "cut in its header": real[:60],
         "cut in its pages": real[: len(real) // 2],
         "a page of noise": real[:4096] + bytes(range(256)) * 16 + real[8192:],
-        "another format": real[:18] + b"\x09\x09" + real[20:],
+        "another version": real[:18] + b"\x09\x09" + real[20:],
+        "another format": real[:44] + b"\0\0\0\x09" + real[48:],
     }[damage]
     path.write_bytes(bad)
     path.with_name("spend.db-wal").write_bytes(b"its log")
@@ -425,6 +433,34 @@ async def test_a_file_that_is_removed_or_replaced_is_begun_again(ledger: SpendLe
     assert ledger.spent_today("anthropic") == 0
     await spend(ledger, 0.5)
     assert ledger.spent_today("anthropic") == 0.5
+
+
+async def test_what_was_written_to_a_file_that_is_set_aside_meanwhile_goes_to_the_new_one(
+    ledger: SpendLedger, path: Path
+) -> None:
+    await spend(ledger, 0.25)
+    with locked(path) as other:
+        waiting = asyncio.ensure_future(spend(ledger, 0.5))
+        await asyncio.sleep(0)
+        file._set_aside(path, now=5)  # as another process does that finds it damaged
+        other.execute("COMMIT")
+        await waiting
+    assert ledger.spent_today("anthropic") == 0.5
+    assert [(spent.requests, spent.usd) for spent in read_spent(path)] == [(1, 0.5)]
+    assert ledger.set_aside is None
+
+
+def test_a_report_of_a_damaged_file_is_what_is_in_memory_and_says_so(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = whole(path)
+    path.write_bytes(real[:4096] + bytes(range(256)) * 16 + real[8192:])
+    ledger = SpendLedger(path)
+    assert ledger.report() == []
+    assert len(warnings(caplog)) == 1
+    assert ledger.set_aside is None
+    with pytest.raises(SpendUnreadable, match="the next call to a provider sets it aside"):
+        read_spent(path)
 
 
 @pytest.mark.parametrize("first", ["record", "spent_today", "report"])
