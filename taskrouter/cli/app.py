@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -167,6 +168,35 @@ def schema(as_json: Json = False) -> int:
     # The answer is JSON either way; the flag is there so that every command takes it.
     print_json(json_schema())
     return Exit.OK
+
+
+class By(StrEnum):
+    """What spend is told apart by."""
+
+    PROVIDER = "provider"
+    TASK = "task"
+    OPTION = "option"
+    DAY = "day"
+
+
+@app.command(epilog=EPILOG)
+@guarded
+def spend(
+    days: Annotated[int, typer.Option(min=1, help="How many days, of which today (UTC) is the last.")] = 7,
+    by: Annotated[By, typer.Option(help="One line for each of these.")] = By.OPTION,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="The ledger; by default taskrouter/spend.db in the user's state folder."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Show what calls to external providers cost: requests, tokens and dollars, over all processes of this user.
+
+    Only reads: where nothing was spent it says so, with exit code 0. Exit code 1: the ledger can't be read.
+    """
+    from taskrouter.cli.spend import spend as show
+
+    return show(file, days=days, by=by.value, as_json=as_json)
 
 
 engines = typer.Typer(
