@@ -26,6 +26,7 @@ from taskrouter.manager.views import LiveView
 from taskrouter.media.limits import MediaLimits
 from taskrouter.memory.devices import DeviceInfo
 from taskrouter.residency import Residency
+from taskrouter.spend import SpendLedger
 from taskrouter.types import ModelKey, ModelRequest, ModelSpec, TicketId
 
 
@@ -46,7 +47,7 @@ class Configured:
         self._catalog = load_catalog(config_path, frameworks=self._registry.frameworks(), environ=environ)
         self._machine: Machine = machine if machine is not None else ThisMachine(share=self._catalog.memory.share)
         self._tracer_provider = tracer_provider
-        self._spend = spend if spend is not None else Ledger()
+        self._spend: Ledger = spend if spend is not None else SpendLedger()
         self._tracer = telemetry.tracer(tracer_provider)
         self._selected = {name: task.selected for name, task in self._catalog.tasks.items()}
         self._uses = specs.uses(self._catalog)

@@ -7,10 +7,11 @@ and a shutdown waits for those.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from taskrouter import errors
 from taskrouter.backends.base import Backend, LoadedModel
@@ -22,20 +23,23 @@ from taskrouter.manager.residents import Resident
 from taskrouter.types import ModelKey, ModelRequest
 from taskrouter.verbs import Usage
 
+logger = logging.getLogger("taskrouter")
+
 TIMEOUT_S = 600.0
 """The bound on one call where the file says none: what the providers' own SDKs take."""
 STOP_BOUND_S = 5.0
 
 
-class Ledger:
-    """What the spend ledger is to the manager."""
+class Ledger(Protocol):
+    """What the spend ledger is to the manager; ``taskrouter.spend.SpendLedger`` is one."""
 
-    async def record(self, **facts: Any) -> None:
+    async def record(
+        self, *, provider: str, task: str, option: str, model_id: str, input_tokens: int, output_tokens: int, usd: float
+    ) -> None:
         """Keep what a call cost."""
 
     def spent_today(self, provider: str) -> float:
         """Dollars of today."""
-        return 0.0
 
     async def close(self) -> None:
         """Give up what it holds."""
@@ -136,14 +140,15 @@ class ExternalModel:
         if usage is None:
             usage = Usage(0, 0)
         price = self._config.price
-        usd = 0.0
-        if price is not None:
-            read, written = usage.prompt_tokens * price.input_per_mtok, usage.completion_tokens * price.output_per_mtok
-            usd = (read + written) / 1e6
-        await self._externals.ledger.record(
-            provider=self._config.provider or "", task=self._task, option=self._option, model_id=self._config.model_id,
-            input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, usd=usd,
-        )  # fmt: skip
+        read, written = max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0)
+        usd = (read * price.input_per_mtok + written * price.output_per_mtok) / 1e6 if price is not None else 0.0
+        try:
+            await self._externals.ledger.record(
+                provider=self._config.provider or "", task=self._task, option=self._option,
+                model_id=self._config.model_id, input_tokens=read, output_tokens=written, usd=usd,
+            )  # fmt: skip
+        except ValueError as error:  # a provider whose count makes no sense: its answer is an answer all the same
+            logger.warning("what %s cost can't be counted: %s", self._call.who, error)
 
     async def wait_dead(self) -> Exception:
         """Never: nothing of it is here."""

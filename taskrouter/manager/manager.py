@@ -23,7 +23,7 @@ from taskrouter.manager.leaks import LeakWatch
 from taskrouter.manager.leases import Lease, Model, RoutedLease, Where, held_lease, holding
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.questions import Questions
-from taskrouter.manager.routed import Router, Taken
+from taskrouter.manager.routed import Router, Taken, told
 from taskrouter.manager.spans import Spans
 from taskrouter.manager.targets import Target
 from taskrouter.manager.views import LiveView
@@ -39,7 +39,7 @@ class ModelManager(Questions):
 
     Bound to the event loop of its first await: from another one it raises ``WrongLoop``, in a forked child ``Forked``.
     Raises ``ConfigError`` (a ``ValueError``) for a bad file, ``ConfigNotFound`` (a ``FileNotFoundError``) for a missing
-    one. ``registry``, ``machine``, ``tracer_provider`` and ``environ`` are for embedding and for tests.
+    one. ``registry``, ``machine``, ``tracer_provider``, ``environ`` and ``spend`` are for embedding and for tests.
     """
 
     def enter(self) -> Performer:
@@ -210,6 +210,18 @@ class ModelManager(Questions):
             raise
         telemetry.end_span(span)
         return self._task_of(key)
+
+    def explain(self, task_type: str) -> str:
+        """How the task's latest requests were answered, and why not by the options before, the newest first.
+
+        Raises ``UnknownTask``.
+        """
+        task = self._task(task_type)
+        order = ", then ".join((task.selected, *task.fallback))
+        lines = [f"{task.task_name} asks {order}; when_cold: {task.when_cold}"]
+        latest = self.router.latest.get(task.task_name, ()) if self.performer is not None else ()
+        lines += [told(at, ended) for at, ended in latest] or ["no request was routed yet"]
+        return "\n".join(lines)
 
     async def clear_cooldown(self, task_type: str) -> None:
         """Forget the failures of the task's model, so that the next request tries it again at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from taskrouter.manager.performing import Performer
     from taskrouter.manager.targets import Target
 
+KEPT = 32
+"""Requests of each task whose way is remembered."""
 MAX_RETRIES = 2
 """How often an external option is asked again where the file doesn't say."""
 CHARACTERS_PER_TOKEN = 8
@@ -55,6 +58,8 @@ class Router:
         self._performer = performer
         self.externals = externals
         self.routing = Routing()
+        self.latest: dict[str, deque[tuple[datetime, Routed | Exception]]] = {}
+        """How the latest requests of each task ended, the newest first."""
         self._warming: set[ModelKey] = set()
 
     async def run(
@@ -82,6 +87,7 @@ class Router:
         if first is not None:
             way.failed.update((f"{task.task_name}/{each.option}", each) for each in first.passed)
         raised: dict[str, Exception] = {}
+        latest = self.latest.setdefault(task.task_name, deque(maxlen=KEPT))
         try:
             while True:
                 now = performer.time()
@@ -92,7 +98,9 @@ class Router:
                     case Wait(until):
                         await asyncio.sleep(until - now)
                     case Refused(passed, cold):
-                        raise self._refused(task, passed, raised, cold=cold)
+                        refused = self._refused(task, passed, raised, cold=cold)
+                        latest.appendleft((datetime.now(UTC), refused))
+                        raise refused
                     case Try() as tried:
                         if tried.warm:
                             self._warm(task, arrival)
@@ -102,9 +110,11 @@ class Router:
                         except errors.TaskRouterError as error:
                             raised[tried.candidate.option] = error
                             if not self._failed(way, error):
+                                latest.appendleft((datetime.now(UTC), error))
                                 raise
                             continue
                         routing.answered(way, now=performer.time())
+                        latest.appendleft((datetime.now(UTC), taken.routed))
                         telemetry.annotate_current(
                             taken.target.attributes, passed=[str(each) for each in way.passed] or None
                         )
@@ -218,6 +228,15 @@ class Router:
                 self.routing.broke(name, now=self._performer.time())
 
         operation.result.add_done_callback(ended)
+
+
+def told(at: datetime, ended: Routed | Exception) -> str:
+    """How a request ended, in a line."""
+    when = at.strftime("%H:%M:%S")
+    if isinstance(ended, Routed):
+        passed = "".join(f"; passed over {each}" for each in ended.passed)
+        return f"{when} {ended.option} answered{passed}"
+    return f"{when} refused: {ended}"
 
 
 def with_route(answer: Any, routed: Routed) -> Any:

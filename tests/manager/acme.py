@@ -8,7 +8,6 @@ from typing import Any
 
 from taskrouter.backends.external.base import Call, Endpoint, Takes
 from taskrouter.errors import TaskRouterError
-from taskrouter.manager.externals import Ledger
 from taskrouter.verbs import ChatAnswer, ChatChunk, Usage
 
 OPTION = {"model_id": "acme-1", "framework": "external_api", "provider": "acme"}
@@ -86,7 +85,7 @@ class Acme:
         return self.connections[-1]
 
 
-class Purse(Ledger):
+class Purse:
     """A ledger in memory."""
 
     def __init__(self) -> None:
@@ -99,3 +98,6 @@ class Purse(Ledger):
 
     def spent_today(self, provider: str) -> float:
         return self.spent
+
+    async def close(self) -> None:
+        """Nothing is held."""

@@ -410,3 +410,26 @@ def test_the_callers_span_is_told_who_answered_and_who_was_passed_over(tmp_path:
         assert str(passed[0]).startswith("near: cant_fit (near needs 20.0 GiB")
 
     play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]
+
+
+def test_explain_tells_how_the_latest_requests_were_answered_and_why(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        assert stage.manager.explain("t").splitlines() == [
+            "t asks near, then far; when_cold: wait",
+            "no request was routed yet",
+        ]
+        await stage.ask()
+        stage.far.fails = [errors.ProviderAuth("t/far: the key is refused")]
+        with pytest.raises(errors.NoOptionLeft):
+            await stage.ask()
+        lines = stage.manager.explain("t").splitlines()
+        assert "refused: no option of 't' could answer: near: cant_fit" in lines[1]
+        assert "far: auth (t/far: the key is refused)" in lines[1]
+        assert "far answered; passed over near: cant_fit (near needs 20.0 GiB" in lines[-1]
+        for _ in range(100):
+            await stage.ask("e")
+        assert len(stage.manager.explain("e").splitlines()) == 33
+        with pytest.raises(errors.UnknownTask):
+            stage.manager.explain("nothing")
+
+    play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]
