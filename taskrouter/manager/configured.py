@@ -90,12 +90,11 @@ class Configured:
     @property
     def tasks(self) -> Mapping[str, TaskConfig]:
         """The tasks, each with the option that is selected now."""
-        return LiveView(
-            lambda: {
-                name: task if task.selected == self._selected[name] else task.with_selected(self._selected[name])
-                for name, task in self._catalog.tasks.items()
-            }
-        )
+        return LiveView(lambda: {name: self._as_selected(task) for name, task in self._catalog.tasks.items()})
+
+    def _as_selected(self, task: TaskConfig) -> TaskConfig:
+        selected = self._selected[task.task_name]
+        return task if task.selected == selected else task.with_selected(selected)
 
     @property
     def inference_config(self) -> InferenceConfig:
@@ -128,7 +127,7 @@ class Configured:
             near = nearest(str(name), list(self._catalog.tasks))
             hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(self._catalog.tasks)}"
             raise errors.UnknownTask(f"there is no task {name!r} in {self._catalog.path}{hint}")
-        return self.tasks[task.task_name]
+        return self._as_selected(task)
 
     # --- the core, made on first use ----------------------------------------------------------------------------------
 

@@ -61,6 +61,7 @@ class Router:
         self.latest: dict[str, deque[tuple[datetime, Routed | Exception]]] = {}
         """How the latest requests of each task ended, the newest first."""
         self._warming: set[ModelKey] = set()
+        self._targets: dict[tuple[str, str], Target] = {}
 
     async def run(
         self,
@@ -141,7 +142,7 @@ class Router:
         verb: str | None,
     ) -> Taken:
         option = tried.candidate.option
-        target = self._manager.target(task.task_name, option)
+        target = self._target(task, option)
         routed = Routed(option, way.passed)
         if task.options[option].is_external:
             return Taken(self.externals.resident(task.task_name, option), None, target, routed)
@@ -155,13 +156,20 @@ class Router:
 
     # --- how the options are now -----
 
+    def _target(self, task: TaskConfig, option: str) -> Target:
+        """What an option of a task is; made once, as it doesn't change. Raises what bars it."""
+        known = self._targets.get((task.task_name, option))
+        if known is None:
+            known = self._targets[task.task_name, option] = self._manager.target(task.task_name, option)
+        return known
+
     def _candidate(
         self, task: TaskConfig, name: str, verb: str | None, request: Any, now: float, raised: dict[str, Exception]
     ) -> Candidate:
         config = task.options[name]
         whole = f"{task.task_name}/{name}"
         try:
-            target = self._manager.target(task.task_name, name)
+            target = self._target(task, name)
             if verb is not None:
                 target.check(verb, self._performer)
         except errors.TaskRouterError as error:
@@ -188,7 +196,7 @@ class Router:
 
     def _warm(self, task: TaskConfig, arrival: float) -> None:
         """Load the selected option for those who come later."""
-        target = self._manager.target(task.task_name, task.selected)
+        target = self._target(task, task.selected)
         if target.key not in self._warming:
             self._warming.add(target.key)
             self._performer.spawn(self._load(target), name=f"load meanwhile {target.key}")

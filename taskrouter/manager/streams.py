@@ -45,6 +45,9 @@ class Channel:
         self._pieces.append(piece)
         _wake(self._reader)
         if len(self._pieces) < HIGH_WATER:
+            if len(self._pieces) > 1:
+                # Pieces that came in one packet are handed over without waiting for anything: let others have a turn.
+                await asyncio.sleep(0)
             return
         self._writer = asyncio.get_running_loop().create_future()
         try:

@@ -1,13 +1,14 @@
-"""The thread that writes spend, and the books in memory until it has.
+"""What writes spend, and the books in memory until it is written.
 
 1. A record stands in memory from the moment it is made, and leaves memory in the moment its transaction commits.
    ``_committing`` is held over that moment and over each read, so every record is counted once: never twice, never not.
-2. One thread writes. What came while it wrote is its next transaction.
+2. One writes at a time (``_work``): the caller itself, where the file is open and free (a commit without a sync takes
+   microseconds, a thread ten times as long to wake), else a thread, whose next transaction is all that came meanwhile.
 3. What can't be written stays in memory, counts there, and goes with the next record. Nobody's call fails for it.
 4. No lock is held while the writer waits for another process.
 
-``_changed`` guards what is in memory; it is taken inside ``_committing``, never around it. Both are re-entrant: the
-collector may end a forgotten ledger within them.
+``_changed`` guards what is in memory; it is taken inside ``_committing``, never around it, and both inside ``_work``.
+The first two are re-entrant: the collector may end a forgotten ledger within them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from taskrouter.spend import file
 from taskrouter.spend.books import Books, Sums, Use, add, rows_of
 from taskrouter.spend.file import (
     ADD,
@@ -38,6 +41,8 @@ logger = logging.getLogger("taskrouter")
 
 CHECKPOINT_EVERY = 500
 """Commits. A checkpoint is what syncs to the disk: some milliseconds, after the callers have their answer."""
+SLOW_S, SLOW_FOR_S = 0.005, 60.0
+"""A commit that took so long in its caller: for a while all are the thread's, so no event loop waits for a disk."""
 EXIT_WAIT_S = 10.0
 """How long a process that ends waits for records whose callers were cancelled."""
 
@@ -54,8 +59,11 @@ class Writer:
         self._path, self._clock = path, clock
         self._changed = threading.Condition()
         self._committing = threading.RLock()
+        self._work = threading.Lock()
+        self._due = False  # a checkpoint is
+        self._slow_until = 0.0
         self._incoming: Books = {}
-        self._writing: Books = {}  # changed by the thread alone: being written, or failed to be
+        self._writing: Books = {}  # changed by who holds _work: being written, or failed to be
         self._waiters: list[Waiter] = []
         self._closers: list[Waiter] = []
         self._closing = False
@@ -74,6 +82,10 @@ class Writer:
             add(self._incoming, place, use, sums)
             if not self._started():
                 return False
+        if self._at_once():
+            return False
+        with self._changed:
+            # Should the thread have taken the record meanwhile, it tells this waiter after its next, empty round.
             self._waiters.append(waiter)
             self._changed.notify()
         return True
@@ -171,36 +183,73 @@ class Writer:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._incoming or self._closing):
+                while not (self._incoming or self._waiters or self._due or self._closing):
                     self._changed.wait()
-                for place, uses in self._incoming.items():
-                    for use, sums in uses.items():
-                        add(self._writing, place, use, sums)
-                self._incoming = {}
-                waiters, self._waiters = self._waiters, []
-                closing = self._closing
-            if self._writing and not self._newer:
-                self._write()
-            _tell(waiters)
-            if not closing:
-                self._checkpoint()
-                continue
-            self._close_connection()
-            self._close_reader()
+            with self._work:
+                if self._round():
+                    return
+
+    def _round(self) -> bool:
+        """Write what there is; whether that was the last time."""
+        with self._changed:
+            self._collect()
+            waiters, self._waiters = self._waiters, []
+            closing = self._closing
+        if self._writing and not self._newer:
+            self._write()
+        _tell(waiters)
+        if not closing:
+            self._checkpoint()
+            return False
+        self._close_connection()
+        self._close_reader()
+        with self._changed:
+            if self._incoming or self._waiters:
+                return False
+            self._thread, self._closing = None, False
+            closers, self._closers = self._closers, []
+        _tell(closers)
+        return True
+
+    def _collect(self) -> None:
+        for place, uses in self._incoming.items():
+            for use, sums in uses.items():
+                add(self._writing, place, use, sums)
+        self._incoming = {}
+
+    def _at_once(self) -> bool:
+        """Commit here and now, if that can be done without waiting for anybody; else it is the thread's."""
+        begun = time.monotonic()
+        if self._opened is None or self._newer or begun < self._slow_until or not self._work.acquire(blocking=False):
+            return False
+        try:
+            opened = self._opened
+            if opened is None or self._closing or self._replaced(opened):
+                return False
             with self._changed:
-                if self._incoming:
-                    continue
-                self._thread, self._closing = None, False
-                closers, self._closers = self._closers, []
-            _tell(closers)
-            return
+                self._collect()
+            try:
+                done = self._transact(opened)
+            except Exception:  # noqa: BLE001 - the thread meets it too, and says so
+                with contextlib.suppress(sqlite3.Error):
+                    opened.connection.rollback()
+                done = False
+        finally:
+            self._work.release()
+        ended = time.monotonic()
+        if ended - begun > SLOW_S:
+            self._slow_until = ended + SLOW_FOR_S
+        if done and self.commits % CHECKPOINT_EVERY == 0:
+            with self._changed:
+                self._due = True
+                self._changed.notify()
+        return done
 
     def _write(self) -> None:
         try:
             # Twice where the file was found damaged, or was replaced by another process in the middle.
             if not (self._commit() or self._commit()):
                 raise sqlite3.OperationalError("it was damaged or replaced twice in a row")
-            self._warned_writing = False
         except NewerSchema as error:
             self._leave_alone(error)
             self._close_connection()
@@ -215,24 +264,36 @@ class Writer:
                 self._close_connection()
                 self._opened = open_to_write(self._path, now=self._clock())
                 self.set_aside = self._opened.set_aside or self.set_aside
-            connection = self._opened.connection
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(ADD, rows_of(self._writing))
-            with self._committing:
-                connection.execute("COMMIT")
-                if self._replaced(self._opened):
-                    return False  # what we wrote to has been set aside, and is out of the books
-                for (day, provider), uses in self._writing.items():
-                    written = sum(sums.pico for sums in uses.values())
-                    self._seen[provider] = (day, self._seen_of(day, provider) + written)
-                with self._changed:
-                    self._writing = {}
+            self._opened.connection.execute(f"PRAGMA busy_timeout={file.BUSY_TIMEOUT_S * 1000:.0f}")
+            try:
+                return self._transact(self._opened)
+            finally:
+                # Callers that commit by themselves must not wait.
+                self._opened.connection.execute("PRAGMA busy_timeout=0")
         except sqlite3.Error as error:
             if not damaged(error):
                 raise
             self._close_connection()
             return False
+
+    def _transact(self, opened: Opened) -> bool:
+        """The transaction itself; ``False`` where the file was replaced meanwhile. Raises ``sqlite3.Error``."""
+        rows, connection = rows_of(self._writing), opened.connection
+        if len(rows) > 1:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany(ADD, rows)
+        with self._committing:
+            # One statement is a transaction by itself.
+            connection.execute("COMMIT") if len(rows) > 1 else connection.executemany(ADD, rows)
+            if self._replaced(opened):
+                return False  # what we wrote to has been set aside, and is out of the books
+            for (day, provider), uses in self._writing.items():
+                written = sum(sums.pico for sums in uses.values())
+                self._seen[provider] = (day, self._seen_of(day, provider) + written)
+            with self._changed:
+                self._writing = {}
         self.commits += 1
+        self._warned_writing = False
         return True
 
     def _replaced(self, opened: Opened) -> bool:
@@ -242,7 +303,8 @@ class Writer:
             return False
 
     def _checkpoint(self) -> None:
-        if self._opened is not None and self.commits % CHECKPOINT_EVERY == 0:
+        due, self._due = self._due or self.commits % CHECKPOINT_EVERY == 0, False
+        if self._opened is not None and due:
             with contextlib.suppress(sqlite3.Error):  # the next transaction meets it too, and says so
                 self._opened.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 

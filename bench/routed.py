@@ -1,0 +1,144 @@
+"""Calls to an external API: what routing, limits and the spend ledger add to the provider's own SDK.
+
+The API is the echo engine, on loopback: it answers at once, so what is seen is what we add. Spend is written to a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import openai
+
+from bench.measure import Row, show
+from taskrouter.backends.engines.backend import free_port
+from taskrouter.manager.manager import ModelManager
+
+CALLS, ROUNDS = 300, 7
+STREAMS = 1000
+ECHO = Path(__file__).with_name("echo_engine.py")
+MESSAGES: Any = [{"role": "user", "content": "hi"}]
+FILE = """
+tasks:
+  near:
+    kind: chat
+    selected: big
+    fallback: [echo]
+    options:
+      big: {{model_id: big, framework: fake, vram_gb: 100000, engine_args: {{bytes: 100000GiB}}}}
+      echo: &echo
+        model_id: echo
+        framework: external_api
+        provider: openai
+        api_endpoint: http://127.0.0.1:{port}/v1
+        price: {{input_per_mtok: 1.0, output_per_mtok: 2.0}}
+  far: {{kind: chat, selected: echo, options: {{echo: *echo}}}}
+providers: {{openai: {{daily_budget_usd: 1000, max_connections: 1100}}}}
+"""
+
+
+async def bare(client: Any, count: int) -> list[float]:
+    taken = []
+    for _ in range(count):
+        start = time.perf_counter()
+        await client.chat.completions.create(model="echo", messages=MESSAGES)
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+async def routed(model: Any, count: int) -> list[float]:
+    taken = []
+    for _ in range(count):
+        start = time.perf_counter()
+        await model.chat(MESSAGES)
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+async def calls(manager: ModelManager, client: Any) -> list[Row]:
+    models = [await manager.get_model(task) for task in ("far", "near")]
+    took: list[list[float]] = [[], [], []]
+    for measured in (False, True):  # the first round warms everything up
+        for _ in range(ROUNDS if measured else 1):
+            rounds = [await bare(client, CALLS), *[await routed(model, CALLS) for model in models]]
+            if measured:
+                for all_, one in zip(took, rounds, strict=True):
+                    all_ += one
+    base, alone, second = (statistics.median(each) * 1e3 for each in took)
+    return [
+        Row(
+            "a call to an external option, p50", alone, "ms", "the SDK alone", base, f"+ {alone - base:.3f} ms (≤ 0.3)"
+        ),
+        Row("the same, as a fallback", second, "ms", "the SDK alone", base, f"+ {second - base:.3f} ms"),
+    ]
+
+
+async def streams(manager: ModelManager) -> list[Row]:
+    model = await manager.get_model("far")
+    gaps: list[float] = []
+    counts: list[int] = []
+
+    async def follow() -> None:
+        last, count = time.perf_counter(), 0
+        async with model.stream_chat(MESSAGES) as chunks:
+            async for chunk in chunks:
+                now = time.perf_counter()
+                if count:
+                    gaps.append(now - last)
+                last, count = now, count + bool(chunk.text)
+        counts.append(count)
+
+    begun = time.perf_counter()
+    await asyncio.gather(*[follow() for _ in range(STREAMS)])
+    whole = time.perf_counter() - begun
+    assert counts == [100] * STREAMS, "every stream had its 100 pieces"
+    gaps.sort()
+    return [
+        Row(f"{STREAMS} streams of 100 pieces at once, on one loop", whole, "s", "", None, "all whole"),
+        Row("gap between two pieces of one stream, p50", gaps[len(gaps) // 2] * 1e3, "ms", "", None, ""),
+        Row("the longest of all", gaps[-1] * 1e3, "ms", "", None, "no stream starved"),
+    ]
+
+
+async def main() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["XDG_STATE_HOME"] = name
+        port = free_port()
+        server = await asyncio.to_thread(subprocess.Popen, [sys.executable, str(ECHO), str(port)])
+        try:
+            await answering(port)
+            file = Path(name) / "models.yaml"
+            file.write_text(FILE.format(port=port), encoding="utf-8")
+            client = openai.AsyncOpenAI(api_key="none", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0)
+            async with ModelManager(file) as manager, client:
+                show("routing: calls", await calls(manager, client))
+                show("routing: streams", await streams(manager))
+        finally:
+            server.terminate()
+            await asyncio.to_thread(server.wait)
+
+
+async def answering(port: int) -> None:
+    async with aiohttp.ClientSession() as session:
+        for _ in range(200):
+            try:
+                async with session.get(f"http://127.0.0.1:{port}/health"):
+                    return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.05)
+    raise RuntimeError("the echo engine doesn't answer")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
