@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -24,12 +27,12 @@ from taskrouter.manager.performing import UNLOAD_BOUND_S
 from taskrouter.manager.refusals import _CLASSES as CLASSES
 from taskrouter.residency import Settings, State
 from taskrouter.residency.events import Reason
-from taskrouter.verbs import PASS_THROUGH
+from taskrouter.verbs import PASS_THROUGH, Why
 from tests.docs_messages import log_lines, texts
 from tests.docs_session import play
 from tests.pages import ROOT, blocks, commands, named_files, page, quoted, rows, run_command
 
-PAGES = ("library.md", "models-yaml.md", "operations.md", "plug-ins.md", "testing.md")
+PAGES = ("library.md", "models-yaml.md", "operations.md", "plug-ins.md", "routing.md", "testing.md")
 
 
 def whole_program(block: str) -> bool:
@@ -192,6 +195,20 @@ def test_the_other_blocks_of_the_testing_page_run() -> None:
     play(sessions(page("testing.md")))
 
 
+# --- routing.md -------------------------------------------------------------------------------------------------------
+
+
+def test_the_routing_page_does_what_it_says(folder: Path) -> None:
+    text = page("routing.md")
+    (folder / "models.yaml").write_text(named_files(text)["models.yaml"])
+    assert play(sessions(text)) == 3
+
+
+def test_every_reason_an_option_is_passed_over_for_is_on_the_page() -> None:
+    said = [reason for row in rows(page("routing.md"), "reason") for reason in quoted(row[0])]
+    assert sorted(said) == sorted(why.value for why in Why)
+
+
 # --- plug-ins.md ------------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +216,7 @@ def test_the_plug_in_works_installed_and_registered(folder: Path, monkeypatch: p
     text = page("plug-ins.md")
     for name, body in named_files(text).items():
         (folder / name).write_text(body)
-    (toml,) = blocks(text, "toml")
+    toml, _ = blocks(text, "toml")
     group, entry = re.fullmatch(r'\[project\.entry-points\."(.+)"\]\n(.+)\n', toml).groups()  # type: ignore[union-attr]
     info = folder / "countwords-1.0.dist-info"
     info.mkdir()
@@ -210,6 +227,51 @@ def test_the_plug_in_works_installed_and_registered(folder: Path, monkeypatch: p
         assert play(sessions(text)) == 2
     finally:
         sys.modules.pop("countwords", None)
+
+
+def test_the_provider_of_the_page_answers_over_a_socket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = page("plug-ins.md")
+    (folder / "house.py").write_text(named_files(text)["house.py"])
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("HOUSE_KEY", "test-key-1")
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    web = pytest.importorskip("aiohttp.web")
+    status = 200
+
+    async def answer(request: Any) -> Any:
+        assert request.headers["Authorization"] == "Bearer test-key-1"
+        return web.json_response({"text": f"you said {(await request.json())['prompt']}"}, status=status)
+
+    async def main() -> None:
+        nonlocal status
+        app = web.Application()
+        app.add_routes([web.post("/answer", answer)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            known = registry.Registry()
+            known.register_provider("house", importlib.import_module("house").HouseProvider())
+            option = {"model_id": "m", "framework": "external_api", "provider": "house", "max_retries": 0}
+            option["api_endpoint"] = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}/"
+            tasks = {"t": {"kind": "chat", "selected": "house", "options": {"house": option}}}
+            (folder / "models.yaml").write_text(json.dumps({"tasks": tasks}))
+            async with ModelManager(folder / "models.yaml", registry=known) as manager:
+                model = await manager.get_model("t")
+                assert (await model.chat("hi")).text == "you said hi"
+                async with model.stream_chat("ho") as chunks:
+                    assert [chunk.text async for chunk in chunks] == ["you said ho"]
+                status = 500
+                with pytest.raises(errors.ProviderOverloaded, match="t/house: the house answered 500"):
+                    await model.chat("hi")
+        finally:
+            await runner.cleanup()
+
+    try:
+        asyncio.run(main())
+    finally:
+        sys.modules.pop("house", None)
 
 
 def test_the_page_lists_every_method_of_a_backend_and_every_member_of_a_model() -> None:
