@@ -69,7 +69,7 @@ async def _run(question: Question, path: str, *, as_json: bool) -> int:
                     if not isinstance(error, BadInput | CallFailed):
                         break
     if as_json:
-        facts = {"task": target.task, "option": target.option, "model": target.key, "ready_s": round(ready_s, 3)}
+        facts = {"task": target.task, "option": model.option, "model": model.key, "ready_s": round(ready_s, 3)}
         print_json({"ok": code == Exit.OK, "file": path, **facts, "answers": answers})
     return code
 
@@ -89,6 +89,8 @@ async def _verbs(manager: ModelManager, registry: Registry, task: TaskConfig, op
     """What the task can be asked, by its kind; where the file names none, what its model can do."""
     if task.kind is not None:
         return VERBS_OF_KIND[task.kind]
+    if task.options[option].is_external:
+        return VERBS_OF_KIND["chat"]
     request = next(use.request for use in uses(manager.catalog) if (use.task, use.option) == (task.task_name, option))
     found = await registry.get(request.framework).preflight(request)
     return found.verbs

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any, Protocol, cast
 
 from taskrouter import errors
@@ -68,7 +68,6 @@ class ExternalModel:
         self._config = config
         self._provider = provider
         self._call = Call(f"{task}/{option}", config.model_id, config.timeout_s or TIMEOUT_S)
-        self._turns = asyncio.Semaphore(config.max_concurrency) if config.max_concurrency else None
         self.key_env = key_env_of(externals.catalog, config, provider)
 
     def __repr__(self) -> str:
@@ -98,43 +97,33 @@ class ExternalModel:
     async def call(self, verb: str, request: Any) -> Any:
         """Answer one request, within ``timeout_s``."""
         connection = self._connection()
-        async with self._turn():
-            try:
-                async with asyncio.timeout(self._call.timeout_s):
-                    answer = await connection.call(verb, request, self._call)
-            except TimeoutError as error:
-                if isinstance(error, errors.TaskRouterError):
-                    raise
-                text = f"{self._call.who} did not answer within {self._call.timeout_s:g} s (timeout_s)"
-                raise errors.ProviderTimeout(text) from error
-            await self._spent(getattr(answer, "usage", None))
-            return answer
+        try:
+            async with asyncio.timeout(self._call.timeout_s):
+                answer = await connection.call(verb, request, self._call)
+        except TimeoutError as error:
+            if isinstance(error, errors.TaskRouterError):
+                raise
+            text = f"{self._call.who} did not answer within {self._call.timeout_s:g} s (timeout_s)"
+            raise errors.ProviderTimeout(text) from error
+        await self._spent(getattr(answer, "usage", None))
+        return answer
 
     async def stream(self, verb: str, request: Any) -> AsyncIterator[Any]:
         """Answer in pieces. What an answer that was left in the middle cost is estimated: its provider doesn't say."""
         connection = self._connection()
         usage: Usage | None = None
         pieces = 0
-        async with self._turn():
-            try:
-                async with aclosing(connection.stream(verb, request, self._call)) as stream:  # type: ignore[type-var]
-                    async for piece in stream:
-                        pieces += 1
-                        if getattr(piece, "usage", None) is not None:
-                            usage = piece.usage
-                            await self._spent(usage)
-                        yield piece
-            finally:
-                if usage is None and pieces:
-                    await self._spent(Usage(_estimate(request), pieces))
-
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        if self._turns is None:
-            yield
-            return
-        async with self._turns:
-            yield
+        try:
+            async with aclosing(connection.stream(verb, request, self._call)) as stream:  # type: ignore[type-var]
+                async for piece in stream:
+                    pieces += 1
+                    if getattr(piece, "usage", None) is not None:
+                        usage = piece.usage
+                        await self._spent(usage)
+                    yield piece
+        finally:
+            if usage is None and pieces:
+                await self._spent(Usage(_estimate(request), pieces))
 
     async def _spent(self, usage: Usage | None) -> None:
         if usage is None:
@@ -169,6 +158,7 @@ class Externals:
         self.ledger = ledger
         self._registry = registry
         self._residents: dict[tuple[str, str], Resident] = {}
+        self._turns: dict[tuple[str, str], asyncio.Semaphore] = {}
         self._connections: dict[tuple[str, str | None, str | None], Connection] = {}
 
     def resident(self, task: str, option: str) -> Resident:
@@ -182,6 +172,23 @@ class Externals:
             found = Resident(request, 0, cast(Backend, None), cast(LoadedModel, model))
             self._residents[task, option] = found
         return found
+
+    async def turn(self, task: str, option: str, until: float) -> asyncio.Semaphore | None:
+        """Wait for one of the option's ``max_concurrency`` turns; ``None`` where it has no bound.
+
+        Raises ``Overloaded`` where none comes free until then (loop time).
+        """
+        most = self.catalog.tasks[task].options[option].max_concurrency
+        if most is None:
+            return None
+        turns = self._turns.setdefault((task, option), asyncio.Semaphore(most))
+        try:
+            async with asyncio.timeout_at(until):
+                await turns.acquire()
+        except TimeoutError as error:
+            text = f"{task}/{option}: all of its {most} turns were taken until the deadline (max_concurrency)"
+            raise errors.Overloaded(text) from error
+        return turns
 
     def connection(self, name: str, provider: Provider, base_url: str | None, key: str | None) -> Connection:
         """The one client of this provider, address and key."""

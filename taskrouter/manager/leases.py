@@ -255,6 +255,16 @@ class Lease(Verbs):
             self._performer.release(ticket)
 
     @property
+    def option(self) -> str:
+        """The option this lease is of; before it is entered, the one it would be of."""
+        return self._target.option
+
+    @property
+    def key(self) -> ModelKey:
+        """The model this lease is on."""
+        return self._target.key
+
+    @property
     def raw(self) -> Any:
         """The framework's own object. Keep no reference to it beyond the lease: it would keep the memory too."""
         resident, _ = self._inside()
@@ -328,6 +338,7 @@ class RoutedLease(Lease):
     ) -> None:
         super().__init__(manager, target, timeout, priority, where)
         self._task = task
+        self._slot: asyncio.Semaphore | None = None
 
     async def __aenter__(self) -> Lease:
         if self.resident is not None or self.left:
@@ -346,10 +357,32 @@ class RoutedLease(Lease):
                 self._task, None, None, work, timeout=self._timeout, priority=self._priority, holding=holding()
             )
             self.resident, self.ticket, self._target = taken.resident, taken.ticket, taken.target
+            self._slot = taken.turn
             if taken.ticket is not None:
                 manager.leases[taken.ticket] = (performer.time(), self.where, taken.target)
         hold(self)
         return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await super().__aexit__(kind, value, trace)
+        if not self._active:
+            self._release()
+
+    def _release(self) -> None:
+        super()._release()
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.release()
+
+    def __del__(self) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None and self._performer is not None:
+            # A loop that is closed has nobody who waits for the turn.
+            with contextlib.suppress(RuntimeError):
+                self._performer.loop.call_soon_threadsafe(slot.release)
+        super().__del__()
 
 
 class Model(Verbs):

@@ -43,11 +43,15 @@ class Taken:
     ticket: TicketId | None
     target: Target
     routed: Routed
+    turn: asyncio.Semaphore | None = None
+    """What bounds the calls to an external option, of which one was taken."""
 
     def release(self, performer: Performer) -> None:
-        """End the lease, where there is one."""
+        """End the lease, or the turn, where there is one."""
         if self.ticket is not None:
             performer.release(self.ticket)
+        if self.turn is not None:
+            self.turn.release()
 
 
 class Router:
@@ -114,7 +118,10 @@ class Router:
                                 latest.appendleft((datetime.now(UTC), error))
                                 raise
                             continue
-                        routing.answered(way, now=performer.time())
+                        if verb is None:
+                            routing.left(way)  # nothing was asked: that says nothing of the option's health
+                        else:
+                            routing.answered(way, now=performer.time())
                         latest.appendleft((datetime.now(UTC), taken.routed))
                         telemetry.annotate_current(
                             taken.target.attributes, passed=[str(each) for each in way.passed] or None
@@ -145,7 +152,8 @@ class Router:
         target = self._target(task, option)
         routed = Routed(option, way.passed)
         if task.options[option].is_external:
-            return Taken(self.externals.resident(task.task_name, option), None, target, routed)
+            turn = None if claim else await self.externals.turn(task.task_name, option, tried.ready_by)
+            return Taken(self.externals.resident(task.task_name, option), None, target, routed, turn)
         performer = self._performer
         event = Acquire(
             next(performer.ids), target.key, tried.ready_by, target.priority if priority is None else priority,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskrouter import ModelManager, errors
+from taskrouter import ModelManager, errors, routing
 from taskrouter.manager import StillMachine
 from taskrouter.types import GIB
 from taskrouter.verbs import Why
@@ -433,3 +433,37 @@ def test_explain_tells_how_the_latest_requests_were_answered_and_why(tmp_path: P
             stage.manager.explain("nothing")
 
     play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]
+
+
+def test_who_gets_no_turn_by_the_deadline_is_answered_elsewhere_or_refused(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.delay_s = 500
+        busy = spawn(stage.ask("e"))
+        await settle()
+        with pytest.raises(errors.Overloaded, match="all of its 1 turns"):
+            await stage.ask("e")
+        assert now() == 120
+        await busy
+        async with stage.manager.lease("e"):
+            late = spawn(stage.ask("e"))
+            await settle()
+            assert stage.far.at_work == 0
+        await late
+
+    play(Routes(tmp_path, far={"max_concurrency": 1, "timeout_s": 1000}), main)  # type: ignore[arg-type]
+
+
+def test_getting_a_handle_is_no_evidence_that_an_option_is_well(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.ProviderAuth("no") for _ in range(3)]
+        with pytest.raises(errors.ProviderAuth):
+            await stage.ask("e")
+        await until(routing.OPEN_S)
+        model = await stage.manager.get_model("e")
+        with pytest.raises(errors.ProviderAuth):
+            await model.chat("hi")
+        await until(routing.OPEN_S + 6)  # a failed probe doubled the pause
+        with pytest.raises(errors.CoolingDown, match="failed 2 times in a row"):
+            await stage.ask("e")
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
