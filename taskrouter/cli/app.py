@@ -147,15 +147,19 @@ def validate(
     all_resident: Annotated[
         bool, typer.Option("--all-resident", help="Ask that all selected options fit at once.")
     ] = False,
+    check_keys: Annotated[
+        bool, typer.Option("--check-keys", help="Ask the providers whether they take the keys of external options.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Check models.yaml, then whether it fits the machine: what together, what by swapping, what never.
 
-    Exit code 1: a selected option can't fit beside what is pinned, or can't be used here; 2: the file is wrong.
+    Exit code 1: a selected option can't fit beside what is pinned, or can't be used here, or a key that was asked for
+    isn't known to be taken; 2: the file is wrong.
     """
     from taskrouter.cli.validate import validate as check
 
-    return check(file, device or (), all_resident=all_resident, as_json=as_json)
+    return check(file, device or (), all_resident=all_resident, keys=check_keys, as_json=as_json)
 
 
 @app.command(epilog=EPILOG)

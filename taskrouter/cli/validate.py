@@ -16,38 +16,71 @@ from taskrouter.cli.which_file import which_file
 from taskrouter.config import Catalog, parse_size
 from taskrouter.errors import BadInput
 from taskrouter.manager import Budget, Machine, ModelManager, StillMachine, ThisMachine
+from taskrouter.manager.keys import KeyCheck
+from taskrouter.manager.keys import check_keys as ask_providers
 from taskrouter.types import CPU, DeviceId
 
 
-def validate(file: Path | None, devices: Sequence[str], *, all_resident: bool, as_json: bool) -> int:
-    """Print the file's warnings and its budget. Raises ``ConfigError`` for a bad file."""
+def validate(
+    file: Path | None, devices: Sequence[str], *, all_resident: bool, keys: bool = False, as_json: bool
+) -> int:
+    """Print the file's warnings and its budget, and what became of its keys. Raises ``ConfigError`` for a bad file."""
     path = which_file(file)
     machine = machine_of(devices) if devices else ThisMachine()
-    catalog, budget = asyncio.run(_examine(path, machine, elsewhere=bool(devices)))
+    catalog, budget, checks = asyncio.run(_examine(path, machine, elsewhere=bool(devices), keys=keys))
     # RAM that nobody gave is taken as enough, and no figure of the answer.
     hidden = (CPU,) if devices and not any(item.startswith("cpu=") for item in devices) else ()
-    yes = budget.all_resident if all_resident else budget.servable
+    fits = budget.all_resident if all_resident else budget.servable
+    yes = fits and all(check.ok for check in checks)
     if as_json:
         warnings = [problem_data(warning) for warning in catalog.warnings]
-        print_json({"ok": yes, "file": path, "warnings": warnings, **budget_data(budget, hidden)})
+        data = {"ok": yes, "file": path, "warnings": warnings, **budget_data(budget, hidden)}
+        print_json({**data, "keys": [_key_data(check) for check in checks]} if keys else data)
     else:
         _print(catalog, budget, hidden)
-    if all_resident and not yes and budget.servable:
+        if keys:
+            _print_keys(checks)
+    if all_resident and not fits and budget.servable:
         complain("not all selected options are known to fit at once")
     return Exit.OK if yes else Exit.NO
 
 
-async def _examine(path: str, machine: Machine, *, elsewhere: bool) -> tuple[Catalog, Budget]:
+async def _examine(
+    path: str, machine: Machine, *, elsewhere: bool, keys: bool
+) -> tuple[Catalog, Budget, list[KeyCheck]]:
     registry = Registry()
     manager = ModelManager(path, registry=registry, machine=machine)
     catalog = manager.catalog
     with waiting("checking the models' files"):
         needs = await find_needs(catalog, registry, machine, elsewhere=elsewhere)
+    checks: list[KeyCheck] = []
+    if keys:
+        with waiting("asking the providers"):
+            checks = await ask_providers(catalog, registry)
     try:
-        return catalog, judged(manager.budget(needs.known), catalog, needs)
+        return catalog, judged(manager.budget(needs.known), catalog, needs), checks
     finally:
         await manager.shutdown()
         await registry.close()
+
+
+def _key_data(check: KeyCheck) -> dict[str, object]:
+    return {
+        "provider": check.provider,
+        "variable": check.variable,
+        "options": list(check.options),
+        "state": check.state.value,
+        "message": check.text,
+    }
+
+
+def _print_keys(checks: Sequence[KeyCheck]) -> None:
+    print()
+    if not checks:
+        print("no option of this file needs a key")
+    for check in checks:
+        text = f": {check.text}" if check.text else ""
+        print(f"key {check.variable} of {check.provider} ({', '.join(check.options)}): {check.state.value}{text}")
 
 
 def machine_of(devices: Sequence[str]) -> StillMachine:
