@@ -5,12 +5,13 @@ Media come inside the message, as ``data:`` URLs; sizes and counts are checked h
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from taskrouter.backends.external.base import Takes
@@ -32,7 +33,7 @@ KIND_OF_PART = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of a message: text, or a medium with its bytes in base64. ``seconds`` is where a frame stood."""
+    """One piece of a message: text, or a medium with its bytes in base64."""
 
     kind: str
     text: str = ""
@@ -118,10 +119,13 @@ def _from_data(kind: str, url: str, where: str) -> Part:
 
 
 def _checked(part: Part, where: str) -> Part:
+    data = "".join(part.data.split())  # base64 of mails comes in lines
     try:
-        base64.b64decode(part.data[:4096], validate=len(part.data) <= 4096)
+        base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadInput(f"{where}: its data is no base64: {error}") from error
+    if data != part.data:
+        part = replace(part, data=data)
     if not part.data:
         raise BadInput(f"{where}: its data is empty")
     return part
@@ -148,6 +152,21 @@ def check(who: str, parts: Sequence[Part], takes: Takes) -> None:
     total = sum(len(part.data) + len(part.text) for part in parts)
     if total > takes.most_request_bytes:
         raise MediaTooLarge(f"{who}: the request has {size(total)}; at most {size(takes.most_request_bytes)} are taken")
+
+
+def only_text(who: str, parts: Sequence[Part], where: str) -> list[str]:
+    """The texts of a system message, which holds nothing else. Raises ``UnsupportedInput``."""
+    for part in parts:
+        if part.kind != "text":
+            raise UnsupportedInput(f"{where}: {who} takes only text in a system message, no {part.kind}")
+    return [part.text for part in parts]
+
+
+async def written(request: Any, write: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``write`` makes of a request; in a thread where there are media, which take long to check and sample."""
+    if isinstance(request, ChatRequest) and kinds_of(request.messages):
+        return await asyncio.to_thread(write)
+    return write()
 
 
 def with_frames(parts: Sequence[Part], takes: Takes) -> list[Part]:
