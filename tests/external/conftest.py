@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import ssl
 
 import pytest
 
@@ -14,3 +16,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(_MINE) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def one_set_of_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading all certificates for each client would be half of the time, and nothing here is encrypted."""
+    monkeypatch.setattr(ssl, "create_default_context", _certificates)
+
+
+@functools.cache
+def _certificates(*_args: object, **_how: object) -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

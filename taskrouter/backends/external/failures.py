@@ -46,22 +46,17 @@ def typed(call: Call, key: str | None, of: Callable[[Exception], TaskRouterError
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         found = error if isinstance(error, TaskRouterError) else of(error)
         if isinstance(found, CallFailed) and not isinstance(found, ProviderFailed):
             found = ProviderProtocol(str(found))  # the engines' reader of the same API
-        if not key or len(key.strip()) < _SHORTEST_KEY:
-            if found is error:
-                raise
-            raise found from error
-        tells = any(key.strip() in text for text in _chain(error))
-        if found is error and not tells:
-            raise
-        found.args = tuple(_keyless(arg, key.strip()) if isinstance(arg, str) else arg for arg in found.args)
-        if found is error:
-            found.__cause__ = None
-            raise found.with_traceback(None) from None
-        raise found from (None if tells else error)
+        # What stands in lines of its own is escaped where an error quotes it.
+        secrets = [word for word in (key or "").split() if len(word) >= _SHORTEST_KEY]
+        tells = any(secret in text for text in _chain(error) for secret in secrets)
+        for secret in secrets:
+            found.args = tuple(_keyless(arg, secret) if isinstance(arg, str) else arg for arg in found.args)
+        cause = found.__cause__ if found is error else error
+        raise found from (None if tells else cause)
 
 
 def _chain(error: BaseException | None) -> Iterator[str]:

@@ -7,8 +7,8 @@ import base64
 import importlib
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -89,32 +89,36 @@ class GoogleConnection:
 
     async def call(self, verb: str, request: Any, call: Call) -> Any:
         with failures.typed(call, self._key, lambda error: self._failure(error, call)):
+            if isinstance(request, EmbedRequest):
+                return await self._embed(request, call)
             async with asyncio.timeout(call.timeout_s):
-                if isinstance(request, EmbedRequest):
-                    return await self._embed(request, call)
                 body = await written(request, lambda: self._body(verb, request, call))
-                answer = await self._client.aio.models.generate_content(**body)
+                with _reading(call, []):
+                    answer = await self._client.aio.models.generate_content(**body)
             return answer_of(_plain(answer), call)
 
     async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
         with failures.typed(call, self._key, lambda error: self._failure(error, call)):
+            pieces: Any = None
             responses: list[Any] = []
-            token = _RESPONSES.set(responses)
             try:
                 async with asyncio.timeout(call.timeout_s):
                     body = await written(request, lambda: self._body(verb, request, call))
-                    pieces: Any = await self._client.aio.models.generate_content_stream(**body)
-            finally:
-                _RESPONSES.reset(token)
-            try:
-                async with aclosing(chunks_of(pieces, call)) as chunks:
+                    with _reading(call, responses):
+                        pieces = await self._client.aio.models.generate_content_stream(**body)
+                        # Some releases of the SDK ask only now.
+                        first = await anext(pieces, None)
+                async with aclosing(chunks_of(_after(first, pieces, call), call)) as chunks:
                     async for chunk in chunks:
                         yield chunk
             finally:
-                # The SDK has no way to close a stream: its generators are left to the garbage collector, and the
-                # connection with them.
+                # The SDK can't close a stream: its generators are left to the garbage collector, which closes them in
+                # no order, and may miss the connection. So that is closed here; read on, they fail and are at an end.
                 for response in responses:
                     await response.aclose()
+                with suppress(Exception):
+                    async for _ in pieces:
+                        pass
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -128,7 +132,9 @@ class GoogleConnection:
     async def _embed(self, request: EmbedRequest, call: Call) -> Embeddings:
         config: Any = {**request.extra, "http_options": {"timeout": int(call.timeout_s * 1000)}}
         texts: Any = list(request.inputs)
-        answer = await self._client.aio.models.embed_content(model=call.model_id, contents=texts, config=config)
+        async with asyncio.timeout(call.timeout_s):
+            with _reading(call, []):
+                answer = await self._client.aio.models.embed_content(model=call.model_id, contents=texts, config=config)
         found = answer.embeddings or []
         if len(found) != len(request.inputs):
             raise failures.nonsense(call, f"{len(found)} vectors for {len(request.inputs)} texts")
@@ -157,12 +163,36 @@ class GoogleConnection:
 
 
 _RESPONSES: ContextVar[list[Any] | None] = ContextVar("_RESPONSES", default=None)
-"""Where the HTTP client puts the responses of the stream that is being opened."""
+"""Where the HTTP client puts the responses to what is being asked."""
+
+
+@contextmanager
+def _reading(call: Call, responses: list[Any]) -> Iterator[None]:
+    """Collects the responses that come meanwhile. With one there, what the SDK stumbles over is the answer."""
+    token = _RESPONSES.set(responses)
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise (failures.nonsense(call, repr(error)) if responses else error) from error
+    finally:
+        _RESPONSES.reset(token)
 
 
 async def _remember(response: Any) -> None:
     if (kept := _RESPONSES.get()) is not None:
         kept.append(response)
+
+
+async def _after(first: Any, pieces: Any, call: Call) -> AsyncGenerator[Any, None]:
+    """All pieces of a stream, of which the first was read already."""
+    if first is None:
+        return
+    yield first
+    try:
+        async for piece in pieces:
+            yield piece
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise failures.nonsense(call, repr(error)) from error
 
 
 def _http() -> Any:
@@ -299,6 +329,8 @@ def answer_of(data: Mapping[str, Any], call: Call) -> ChatAnswer:
         return ChatAnswer("", "content_filter", usage, raw=data)
     try:
         candidate = data["candidates"][0]
+        if not candidate.keys() & {"content", "finish_reason"}:
+            raise failures.nonsense(call, data)
         text, thought, calls = _read(candidate, 0)
         reason = _finish(candidate.get("finish_reason"), bool(calls))
         return ChatAnswer(text, reason or "stop", usage, calls, thought or None, data)
@@ -315,7 +347,7 @@ def _read(candidate: Mapping[str, Any], first: int) -> tuple[str, str, tuple[dic
             thought += part.get("text") or ""
         elif part.get("text"):
             text += part["text"]
-        if asked := part.get("function_call"):
+        if (asked := part.get("function_call")) is not None:
             place = first + len(calls)
             function = {"name": asked["name"], "arguments": json.dumps(asked.get("args") or {})}
             identity = asked.get("id") or f"call_{place}"

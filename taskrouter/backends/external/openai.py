@@ -87,6 +87,8 @@ class OpenAIConnection:
             raise failures.nonsense(call, answer)
         data = _plain(answer)
         found = words.answer_of(verb, data, call.who)
+        if isinstance(request, EmbedRequest) and len(found.vectors) != len(request.inputs):
+            raise failures.nonsense(call, f"{len(found.vectors)} vectors for {len(request.inputs)} texts")
         if isinstance(found, ChatAnswer) and (refusal := data["choices"][0]["message"].get("refusal")):
             return replace(found, text=found.text or str(refusal), finish_reason="content_filter")
         return found
