@@ -8,6 +8,8 @@ import ssl
 
 import pytest
 
+from taskrouter.backends.external import openai
+
 _MINE = ("ANTHROPIC_", "OPENAI_", "GOOGLE_", "GEMINI_")
 
 
@@ -27,3 +29,9 @@ def one_set_of_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
 @functools.cache
 def _certificates(*_args: object, **_how: object) -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+@pytest.fixture
+def openai_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on the loopback counts as OpenAI's own."""
+    monkeypatch.setattr(openai, "OWN", "http://127.0.0.1")

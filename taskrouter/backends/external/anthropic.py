@@ -19,6 +19,7 @@ from taskrouter.backends.external.content import (
     check,
     only_text,
     parts_of,
+    role_of,
     split_extra,
     with_frames,
     written,
@@ -133,7 +134,7 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         where = f"messages[{place}]"
         parts = with_frames(parts_of(message, where), _TAKES)
         every += parts
-        role = message["role"]
+        role = role_of(message, where)
         if role in ("system", "developer"):
             system += only_text(call.who, parts, where)
             continue
@@ -161,13 +162,15 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         **({"system": "\n\n".join(system)} if system else {}),
         **({"stop_sequences": list(request.stop)} if request.stop else {}),
         **_tools(known, call),
-        **({"output_config": schema} if (schema := _schema(known.get("response_format"), call)) else {}),
     }
-    sampling = {"temperature": request.temperature, "top_p": request.top_p}
-    body |= {name: value for name, value in sampling.items() if value is not None}
-    if extra:
-        body["extra_body"] = extra
-    return body
+    # Which of these are arguments of the SDK's is different in its releases; its API takes them beside.
+    sampling = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "output_config": _schema(known.get("response_format"), call),
+    }
+    extra = {**{name: value for name, value in sampling.items() if value is not None}, **extra}
+    return {**body, "extra_body": extra} if extra else body
 
 
 def _block(part: Part) -> dict[str, Any]:

@@ -63,6 +63,13 @@ def kinds_of(messages: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     return frozenset(found)
 
 
+def role_of(message: Mapping[str, Any], where: str) -> str:
+    """Who says a message. Raises ``BadInput``."""
+    if not isinstance(message.get("role"), str):
+        raise BadInput(f"{where} has no role")
+    return str(message["role"])
+
+
 def parts_of(message: Mapping[str, Any], where: str) -> list[Part]:
     """A message's content as parts. Raises ``BadInput``."""
     content = message.get("content")
@@ -191,7 +198,10 @@ def arguments(call: Mapping[str, Any], where: str) -> tuple[str, str, dict[str, 
     try:
         function = call["function"]
         given = function.get("arguments") or "{}"
-        return str(call.get("id", "")), str(function["name"]), given if isinstance(given, dict) else json.loads(given)
+        read = given if isinstance(given, dict) else json.loads(given)
+        if not isinstance(read, dict):
+            raise TypeError(f"arguments are {type(read).__name__}")
+        return str(call.get("id", "")), str(function["name"]), read
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadInput(f"{where}: a tool call needs an id and a function with name and JSON arguments") from error
 

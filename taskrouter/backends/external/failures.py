@@ -61,7 +61,9 @@ def typed(call: Call, key: str | None, of: Callable[[Exception], TaskRouterError
 
 def _chain(error: BaseException | None) -> Iterator[str]:
     """What an error and all behind it say."""
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield f"{error} {error!r}"
         error = error.__cause__ or error.__context__
 

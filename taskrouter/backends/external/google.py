@@ -14,7 +14,16 @@ from typing import Any
 
 from taskrouter.backends.external import failures
 from taskrouter.backends.external.base import Call, Endpoint, Takes
-from taskrouter.backends.external.content import Part, arguments, check, only_text, parts_of, split_extra, written
+from taskrouter.backends.external.content import (
+    Part,
+    arguments,
+    check,
+    only_text,
+    parts_of,
+    role_of,
+    split_extra,
+    written,
+)
 from taskrouter.errors import (
     BadInput,
     MissingDependency,
@@ -173,7 +182,13 @@ def _reading(call: Call, responses: list[Any]) -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise (failures.nonsense(call, repr(error)) if responses else error) from error
+        if not responses:
+            raise
+        raise failures.nonsense(call, repr(error)) from error
+    except ValueError as error:
+        if responses or "Validation" not in type(error).__name__:
+            raise
+        raise BadInput(f"{call.who}: its SDK can't read the request: {failures.words(str(error))}") from error
     finally:
         _RESPONSES.reset(token)
 
@@ -220,7 +235,7 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         where = f"messages[{place}]"
         parts = parts_of(message, where)
         every += parts
-        role = message["role"]
+        role = role_of(message, where)
         if role in ("system", "developer"):
             system += only_text(call.who, parts, where)
             continue
