@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import warnings
 from typing import Any
 
 import pytest
@@ -129,3 +131,18 @@ async def test_closing_twice_is_closing(subject: Subject) -> None:
 @each
 async def test_a_connection_nobody_used_is_closed_too(subject: Subject) -> None:
     await subject.provider().connect(Endpoint(None, None)).close()
+
+
+@each
+async def test_nothing_is_left_open_once_it_is_closed(subject: Subject) -> None:
+    async with serving() as wire:
+        async with subject.connected(wire) as connection:
+            wire.script(answer(subject.text("x")), subject.stream(subject.streamed_text(["x"])))
+            await subject.ask(connection)
+            await subject.pieces(connection)
+        del connection
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            await asyncio.sleep(0)
+            gc.collect()
+        assert [str(each.message) for each in warned if issubclass(each.category, ResourceWarning)] == []
