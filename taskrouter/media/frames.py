@@ -32,20 +32,22 @@ def sample_jpegs(video: bytes, most: int = MOST_FRAMES) -> Frames:
             if not container.streams.video:
                 raise BadInput("the video has no pictures; is it sound only?")
             stream = container.streams.video[0]
-            seconds = float(container.duration or 0) / av.time_base
+            seconds = float(container.duration or 0) / av.time_base or _seconds_of(video)
             if seconds > MOST_SECONDS:
                 raise MediaTooLarge(f"the video has {seconds:.0f} s; at most {MOST_SECONDS:.0f} are taken")
-            step = seconds / most
-            due, kept = 0.0, list[bytes]()
+            start, kept, last = 0.0, list[bytes](), -1
             for frame in container.decode(stream):
                 at = frame.time or 0.0
-                if at < due:
+                if not kept:
+                    start = at  # cut out of something longer, it doesn't begin at 0
+                # One frame of each of ``most`` equal stretches: its first.
+                stretch = int((at - start) / seconds * most + 1e-6) if seconds else len(kept)
+                if stretch <= last:
                     continue
                 kept.append(_jpeg(frame))
-                if len(kept) == most:
+                last = stretch
+                if last >= most - 1:
                     break
-                # A picture that stands longer than a step is taken once.
-                due = (at // step + 1) * step if step else 0.0
     except (av.error.FFmpegError, ValueError, EOFError, OSError) as error:
         if isinstance(error, BadInput):
             raise
@@ -53,6 +55,21 @@ def sample_jpegs(video: bytes, most: int = MOST_FRAMES) -> Frames:
     if not kept:
         raise BadInput("the video has no frame that can be read")
     return Frames(tuple(kept), seconds)
+
+
+def _seconds_of(video: bytes) -> float:
+    """How long a video is whose header doesn't say it, as of browsers that record: read through, without decoding."""
+    import av
+
+    with av.open(io.BytesIO(video)) as container:
+        times = [
+            (float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base))
+            for packet in container.demux(container.streams.video[0])
+            if packet.pts is not None
+        ]
+    if not times:
+        return 0.0
+    return max(at + length for at, length in times) - min(at for at, _ in times)
 
 
 def _jpeg(frame: object) -> bytes:

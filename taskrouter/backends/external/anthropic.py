@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from taskrouter.backends.external import failures
 from taskrouter.backends.external.base import Call, Endpoint, Takes
-from taskrouter.backends.external.content import Part, arguments, check, parts_of, split_extra, with_frames
+from taskrouter.backends.external.content import (
+    Part,
+    arguments,
+    check,
+    only_text,
+    parts_of,
+    role_of,
+    split_extra,
+    with_frames,
+    written,
+)
 from taskrouter.backends.external.openai import http_client, timeouts
 from taskrouter.errors import (
     BadInput,
@@ -23,6 +36,7 @@ from taskrouter.errors import (
 from taskrouter.verbs import ChatAnswer, ChatChunk, ChatRequest, Usage
 
 KEY_ENV = "ANTHROPIC_API_KEY"
+_DRAIN_S = 1.0
 MAX_TOKENS = 4096
 """Its API wants a bound on every answer; this is ours where the caller gives none."""
 FINISH = {
@@ -79,31 +93,28 @@ class AnthropicConnection:
         )
 
     async def call(self, verb: str, request: Any, call: Call) -> Any:
-        try:
-            body = self._body(verb, request, call)
-            message = await self._client.messages.create(**body)
+        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
+            async with asyncio.timeout(call.timeout_s):
+                body = await written(request, lambda: self._body(verb, request, call))
+                message: Any = await self._client.messages.create(**body)
             if not hasattr(message, "model_dump"):
                 raise failures.nonsense(call, message)
-            return answer_of(message.model_dump(mode="json", exclude_unset=True), call)
-        except TaskRouterError:
-            raise
-        except Exception as error:
-            raise failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV) from error
+            return answer_of(_plain(message), call)
 
     async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
-        try:
-            body = self._body(verb, request, call)
-            stream = await self._client.messages.create(**body, stream=True)
-            async with stream:
-                async for chunk in chunks_of(stream, call):
+        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
+            async with asyncio.timeout(call.timeout_s):
+                body = await written(request, lambda: self._body(verb, request, call))
+                stream: Any = await self._client.messages.create(**body, stream=True)
+            async with stream, aclosing(chunks_of(stream, call)) as chunks:
+                async for chunk in chunks:
                     yield chunk
-        except TaskRouterError:
-            raise
-        except Exception as error:
-            raise failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV) from error
 
     async def close(self) -> None:
         await self._client.close()
+
+    def _failure(self, error: Exception, call: Call) -> TaskRouterError:
+        return failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV)
 
     def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
         if not isinstance(request, ChatRequest):
@@ -123,9 +134,9 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         where = f"messages[{place}]"
         parts = with_frames(parts_of(message, where), _TAKES)
         every += parts
-        role = message["role"]
+        role = role_of(message, where)
         if role in ("system", "developer"):
-            system += [part.text for part in parts if part.kind == "text"]
+            system += only_text(call.who, parts, where)
             continue
         blocks = [_block(part) for part in parts]
         if role == "tool":
@@ -151,13 +162,15 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         **({"system": "\n\n".join(system)} if system else {}),
         **({"stop_sequences": list(request.stop)} if request.stop else {}),
         **_tools(known, call),
-        **({"output_config": schema} if (schema := _schema(known.get("response_format"), call)) else {}),
     }
-    sampling = {"temperature": request.temperature, "top_p": request.top_p}
-    body |= {name: value for name, value in sampling.items() if value is not None}
-    if extra:
-        body["extra_body"] = extra
-    return body
+    # Which of these are arguments of the SDK's is different in its releases; its API takes them beside.
+    sampling = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "output_config": _schema(known.get("response_format"), call),
+    }
+    extra = {**{name: value for name, value in sampling.items() if value is not None}, **extra}
+    return {**body, "extra_body": extra} if extra else body
 
 
 def _block(part: Part) -> dict[str, Any]:
@@ -244,33 +257,60 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
     return Usage(read, data.get("output_tokens") or 0)
 
 
-async def chunks_of(events: Any, call: Call) -> AsyncIterator[ChatChunk]:
+def _plain(found: Any) -> dict[str, Any]:
+    # Without warnings: blocks and events newer than the SDK are no fault, and what is read is checked as it is read.
+    return dict(found.model_dump(mode="json", exclude_unset=True, warnings=False))
+
+
+async def chunks_of(events: Any, call: Call) -> AsyncGenerator[ChatChunk, None]:
     """The pieces of a streamed message; the last one has the usage. Raises ``ProviderProtocol`` where it is cut."""
-    usage: dict[str, Any] = {}
-    tools: dict[int, int] = {}
-    reason: str | None = None
+    read = _Reader()
     async for event in events:
-        data = event.model_dump(mode="json", exclude_unset=True)
+        data = _plain(event) if hasattr(event, "model_dump") else event
+        try:
+            chunk = read.chunk(data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise failures.nonsense(call, data) from error
+        if chunk is not None:
+            yield chunk
+        if read.ended:
+            # Only a connection whose answer was read to its end is used again.
+            with suppress(Exception):
+                async with asyncio.timeout(_DRAIN_S):
+                    async for _ in events:
+                        pass
+            return
+    raise ProviderProtocol(f"{call.who}: the stream ended before the answer did")
+
+
+@dataclass(slots=True)
+class _Reader:
+    """What of a stream's earlier events its later ones need."""
+
+    usage: dict[str, Any] = field(default_factory=dict)
+    tools: dict[int, int] = field(default_factory=dict)
+    reason: str | None = None
+    ended: bool = False
+
+    def chunk(self, data: Mapping[str, Any]) -> ChatChunk | None:
         match data.get("type"):
             case "message_start":
-                usage |= data["message"].get("usage") or {}
+                self.usage |= data["message"].get("usage") or {}
             case "content_block_start" if data["content_block"]["type"] == "tool_use":
-                place = tools[data["index"]] = len(tools)
+                place = self.tools[data["index"]] = len(self.tools)
                 block = data["content_block"]
                 function = {"name": block["name"], "arguments": ""}
                 piece = {"index": place, "id": block["id"], "type": "function", "function": function}
-                yield ChatChunk("", tool_calls=(piece,), raw=data)
+                return ChatChunk("", tool_calls=(piece,), raw=data)
             case "content_block_delta":
-                chunk = _delta(data, tools)
-                if chunk is not None:
-                    yield chunk
+                return _delta(data, self.tools)
             case "message_delta":
-                reason = data["delta"].get("stop_reason") or reason
-                usage |= {name: value for name, value in (data.get("usage") or {}).items() if value is not None}
+                self.reason = data["delta"].get("stop_reason") or self.reason
+                self.usage |= {name: value for name, value in (data.get("usage") or {}).items() if value is not None}
             case "message_stop":
-                yield ChatChunk("", _finish(reason), usage_of(usage), raw=data)
-                return
-    raise ProviderProtocol(f"{call.who}: the stream ended before the answer did")
+                self.ended = True
+                return ChatChunk("", _finish(self.reason), usage_of(self.usage), raw=data)
+        return None
 
 
 def _delta(data: Mapping[str, Any], tools: Mapping[int, int]) -> ChatChunk | None:

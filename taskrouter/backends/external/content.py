@@ -5,12 +5,13 @@ Media come inside the message, as ``data:`` URLs; sizes and counts are checked h
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from taskrouter.backends.external.base import Takes
@@ -32,7 +33,7 @@ KIND_OF_PART = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of a message: text, or a medium with its bytes in base64. ``seconds`` is where a frame stood."""
+    """One piece of a message: text, or a medium with its bytes in base64."""
 
     kind: str
     text: str = ""
@@ -60,6 +61,13 @@ def kinds_of(messages: Iterable[Mapping[str, Any]]) -> frozenset[str]:
             if kind not in (None, "text"):
                 found.add(str(kind))
     return frozenset(found)
+
+
+def role_of(message: Mapping[str, Any], where: str) -> str:
+    """Who says a message. Raises ``BadInput``."""
+    if not isinstance(message.get("role"), str):
+        raise BadInput(f"{where} has no role")
+    return str(message["role"])
 
 
 def parts_of(message: Mapping[str, Any], where: str) -> list[Part]:
@@ -118,10 +126,13 @@ def _from_data(kind: str, url: str, where: str) -> Part:
 
 
 def _checked(part: Part, where: str) -> Part:
+    data = "".join(part.data.split())  # base64 of mails comes in lines
     try:
-        base64.b64decode(part.data[:4096], validate=len(part.data) <= 4096)
+        base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadInput(f"{where}: its data is no base64: {error}") from error
+    if data != part.data:
+        part = replace(part, data=data)
     if not part.data:
         raise BadInput(f"{where}: its data is empty")
     return part
@@ -150,6 +161,21 @@ def check(who: str, parts: Sequence[Part], takes: Takes) -> None:
         raise MediaTooLarge(f"{who}: the request has {size(total)}; at most {size(takes.most_request_bytes)} are taken")
 
 
+def only_text(who: str, parts: Sequence[Part], where: str) -> list[str]:
+    """The texts of a system message, which holds nothing else. Raises ``UnsupportedInput``."""
+    for part in parts:
+        if part.kind != "text":
+            raise UnsupportedInput(f"{where}: {who} takes only text in a system message, no {part.kind}")
+    return [part.text for part in parts]
+
+
+async def written(request: Any, write: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``write`` makes of a request; in a thread where there are media, which take long to check and sample."""
+    if isinstance(request, ChatRequest) and kinds_of(request.messages):
+        return await asyncio.to_thread(write)
+    return write()
+
+
 def with_frames(parts: Sequence[Part], takes: Takes) -> list[Part]:
     """Videos as sampled frames, where the model takes images and no video."""
     if "video" in takes.kinds or "image" not in takes.kinds or not any(part.kind == "video" for part in parts):
@@ -172,7 +198,10 @@ def arguments(call: Mapping[str, Any], where: str) -> tuple[str, str, dict[str, 
     try:
         function = call["function"]
         given = function.get("arguments") or "{}"
-        return str(call.get("id", "")), str(function["name"]), given if isinstance(given, dict) else json.loads(given)
+        read = given if isinstance(given, dict) else json.loads(given)
+        if not isinstance(read, dict):
+            raise TypeError(f"arguments are {type(read).__name__}")
+        return str(call.get("id", "")), str(function["name"]), read
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadInput(f"{where}: a tool call needs an id and a function with name and JSON arguments") from error
 

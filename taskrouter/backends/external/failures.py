@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC
 from typing import Any
 
 from taskrouter.backends.external.base import Call
 from taskrouter.errors import (
     BadInput,
+    CallFailed,
     ContextTooLong,
     MediaTooLarge,
     ProviderAuth,
@@ -29,6 +33,47 @@ _TOO_LONG = re.compile(
 )
 _SECRET = re.compile(r"\b(sk|key|AIza)[-_A-Za-z0-9]{8,}")
 MOST_TEXT = 400
+_SHORTEST_KEY = 8
+"""Shorter keys are no secrets (``none``, ``EMPTY``), and words of a message could be the same."""
+
+
+@contextmanager
+def typed(call: Call, key: str | None, of: Callable[[Exception], TaskRouterError]) -> Iterator[None]:
+    """Whatever is raised inside comes out as one typed error, in which the key stands nowhere.
+
+    The cause is chained, unless the key stands there: an SDK's error holds all that a provider (or what answered in
+    its place, such as a server that echoes) has said.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        found = error if isinstance(error, TaskRouterError) else of(error)
+        if isinstance(found, CallFailed) and not isinstance(found, ProviderFailed):
+            found = ProviderProtocol(str(found))  # the engines' reader of the same API
+        # What stands in lines of its own is escaped where an error quotes it.
+        secrets = [word for word in (key or "").split() if len(word) >= _SHORTEST_KEY]
+        tells = any(secret in text for text in _chain(error) for secret in secrets)
+        for secret in secrets:
+            found.args = tuple(_keyless(arg, secret) if isinstance(arg, str) else arg for arg in found.args)
+        cause = found.__cause__ if found is error else error
+        raise found from (None if tells else cause)
+
+
+def _chain(error: BaseException | None) -> Iterator[str]:
+    """What an error and all behind it say."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield f"{error} {error!r}"
+        error = error.__cause__ or error.__context__
+
+
+def _keyless(text: str, key: str) -> str:
+    """Without the key, also where it was cut off at the end of what is shown."""
+    text = text.replace(key, "[key]")
+    for length in range(len(key) - 1, 3, -1):
+        text = text.replace(key[:length] + "...", "[key]...")
+    return text
 
 
 def of_status(
@@ -51,7 +96,8 @@ def of_status(
         case _ if status >= 500:
             return ProviderOverloaded(what, retry_after_s=retry_after(headers, said, now), status=status)
         case _ if status in (400, 422):
-            return (ContextTooLong if _TOO_LONG.search(text) else BadInput)(what)
+            too_long = _TOO_LONG.search(said if isinstance(said, str) else json.dumps(said, default=str))
+            return (ContextTooLong if too_long else BadInput)(what)
         case _:
             return ProviderFailed(what, status=status)
 
@@ -93,8 +139,12 @@ STATUS_OF_TYPE = {
 def of_event(call: Call, said: Any, *, key_env: str) -> TaskRouterError:
     """The error of an error event in a stream: providers name its type, not its status."""
     inner = said.get("error", said) if isinstance(said, Mapping) else {}
-    kind = str(inner.get("type") or inner.get("code") or "") if isinstance(inner, Mapping) else ""
-    return of_status(call, STATUS_OF_TYPE.get(kind, 500), said, {}, key_env=key_env)
+    named = [inner.get(name) for name in ("code", "type")] if isinstance(inner, Mapping) else []
+    status = next((STATUS_OF_TYPE[str(name)] for name in named if str(name) in STATUS_OF_TYPE), 500)
+    for name in named:
+        if re.fullmatch(r"[45]\d\d", str(name)):
+            status = int(str(name))  # gateways put the status there
+    return of_status(call, status, said, {}, key_env=key_env)
 
 
 def of_any(error: Exception, call: Call) -> TaskRouterError:
@@ -105,6 +155,8 @@ def of_any(error: Exception, call: Call) -> TaskRouterError:
     text = words(str(error) or name)
     if isinstance(error, TimeoutError) or "Timeout" in name:
         return timed_out(call)
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        return BadInput(f"{call.who}: the request holds what is no text: {text}")
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) or "Validation" in name or "Decod" in name:
         return nonsense(call, error)
     if "RemoteProtocol" in name or "ReadError" in name:
@@ -138,15 +190,23 @@ def words(said: Any) -> str:
 def retry_after(headers: Mapping[str, str], said: Any = None, now: float | None = None) -> float | None:
     """Seconds to wait, as a number, a date, or (Google's) a ``retryDelay`` in the body; ``None``: it doesn't say."""
     lower = {name.lower(): value for name, value in headers.items()}
-    try:
-        if (milliseconds := lower.get("retry-after-ms")) is not None:
-            return max(float(milliseconds) / 1000, 0.0)
-        if (value := lower.get("retry-after")) is not None:
-            if re.fullmatch(r"\d+(\.\d+)?", value.strip()):
-                return float(value)
-            when = email.utils.parsedate_to_datetime(value).timestamp()
-            return max(when - (time.time() if now is None else now), 0.0)
-    except (ValueError, TypeError, OverflowError):
-        return None
-    found = re.search(r'"retryDelay":\s*"(\d+(?:\.\d+)?)s"', json.dumps(said, default=str)) if said else None
-    return float(found[1]) if found else None
+    for name, read in (("retry-after-ms", _milliseconds), ("retry-after", _seconds)):
+        try:
+            found = read(lower[name].strip(), time.time() if now is None else now)
+            if math.isfinite(found):
+                return max(found, 0.0)
+        except (KeyError, ValueError, TypeError, OverflowError):
+            continue
+    delay = re.search(r'"retryDelay":\s*"(\d+(?:\.\d+)?)s"', json.dumps(said, default=str)) if said else None
+    return float(delay[1]) if delay else None
+
+
+def _milliseconds(value: str, now: float) -> float:
+    return float(value) / 1000
+
+
+def _seconds(value: str, now: float) -> float:
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    when = email.utils.parsedate_to_datetime(value)
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - now

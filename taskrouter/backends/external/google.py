@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 from taskrouter.backends.external import failures
 from taskrouter.backends.external.base import Call, Endpoint, Takes
-from taskrouter.backends.external.content import Part, arguments, check, parts_of, split_extra
+from taskrouter.backends.external.content import (
+    Part,
+    arguments,
+    check,
+    only_text,
+    parts_of,
+    role_of,
+    split_extra,
+    written,
+)
 from taskrouter.errors import (
     BadInput,
     MissingDependency,
@@ -74,43 +86,64 @@ class GoogleConnection:
         limits = http.Limits(
             max_connections=endpoint.max_connections, max_keepalive_connections=endpoint.max_connections
         )
-        self._connect_s = endpoint.connect_timeout_s
+        self._key, self._connect_s = endpoint.api_key, endpoint.connect_timeout_s
+        # No redirects: the SDK's own headers, with the key in them, would go wherever the answer points.
         self._http = http.AsyncClient(
-            limits=limits, timeout=http.Timeout(600.0, connect=endpoint.connect_timeout_s), follow_redirects=True
+            limits=limits,
+            follow_redirects=False,
+            event_hooks={"request": [self._bounded], "response": [_remember]},
         )
         options = types.HttpOptions(base_url=base, api_version=version, httpx_async_client=self._http)
         self._client = genai.Client(api_key=endpoint.api_key or "none", vertexai=False, http_options=options)
 
     async def call(self, verb: str, request: Any, call: Call) -> Any:
-        try:
+        with failures.typed(call, self._key, lambda error: self._failure(error, call)):
             if isinstance(request, EmbedRequest):
                 return await self._embed(request, call)
-            body = self._body(verb, request, call)
-            answer = await self._client.aio.models.generate_content(**body)
+            async with asyncio.timeout(call.timeout_s):
+                body = await written(request, lambda: self._body(verb, request, call))
+                with _reading(call, []):
+                    answer = await self._client.aio.models.generate_content(**body)
             return answer_of(_plain(answer), call)
-        except TaskRouterError:
-            raise
-        except Exception as error:
-            raise self._failure(error, call) from error
 
     async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
-        try:
-            body = self._body(verb, request, call)
-            pieces = await self._client.aio.models.generate_content_stream(**body)
-            async for chunk in chunks_of(pieces, call):
-                yield chunk
-        except TaskRouterError:
-            raise
-        except Exception as error:
-            raise self._failure(error, call) from error
+        with failures.typed(call, self._key, lambda error: self._failure(error, call)):
+            pieces: Any = None
+            responses: list[Any] = []
+            try:
+                async with asyncio.timeout(call.timeout_s):
+                    body = await written(request, lambda: self._body(verb, request, call))
+                    with _reading(call, responses):
+                        pieces = await self._client.aio.models.generate_content_stream(**body)
+                        # Some releases of the SDK ask only now.
+                        first = await anext(pieces, None)
+                async with aclosing(chunks_of(_after(first, pieces, call), call)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            finally:
+                # The SDK can't close a stream: its generators are left to the garbage collector, which closes them in
+                # no order, and may miss the connection. So that is closed here; read on, they fail and are at an end.
+                for response in responses:
+                    await response.aclose()
+                with suppress(Exception):
+                    async for _ in pieces:
+                        pass
 
     async def close(self) -> None:
         await self._http.aclose()
 
+    async def _bounded(self, request: Any) -> None:
+        """The SDK has one bound for all steps of a request; connecting has its own."""
+        bounds = request.extensions.get("timeout") or {}
+        bounds["connect"] = min(bounds.get("connect") or self._connect_s, self._connect_s)
+        request.extensions["timeout"] = bounds
+
     async def _embed(self, request: EmbedRequest, call: Call) -> Embeddings:
         config: Any = {**request.extra, "http_options": {"timeout": int(call.timeout_s * 1000)}}
         texts: Any = list(request.inputs)
-        answer = await self._client.aio.models.embed_content(model=call.model_id, contents=texts, config=config)
+        async with asyncio.timeout(call.timeout_s):
+            with _reading(call, []):
+                answer = await self._client.aio.models.embed_content(model=call.model_id, contents=texts, config=config)
         found = answer.embeddings or []
         if len(found) != len(request.inputs):
             raise failures.nonsense(call, f"{len(found)} vectors for {len(request.inputs)} texts")
@@ -119,7 +152,12 @@ class GoogleConnection:
     def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
         if not isinstance(request, ChatRequest):
             raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
-        return body_of(request, call)
+        body = body_of(request, call)
+        try:
+            body["config"] = self._types.GenerateContentConfig(**body["config"])
+        except ValueError as error:  # pydantic's is one
+            raise BadInput(f"{call.who}: extra or sampling has what its API doesn't know: {error}") from error
+        return body
 
     def _failure(self, error: Exception, call: Call) -> TaskRouterError:
         if isinstance(error, self._errors.APIError):
@@ -133,6 +171,45 @@ class GoogleConnection:
         return failures.of_any(error, call)
 
 
+_RESPONSES: ContextVar[list[Any] | None] = ContextVar("_RESPONSES", default=None)
+"""Where the HTTP client puts the responses to what is being asked."""
+
+
+@contextmanager
+def _reading(call: Call, responses: list[Any]) -> Iterator[None]:
+    """Collects the responses that come meanwhile. With one there, what the SDK stumbles over is the answer."""
+    token = _RESPONSES.set(responses)
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        if not responses:
+            raise
+        raise failures.nonsense(call, repr(error)) from error
+    except ValueError as error:
+        if responses or "Validation" not in type(error).__name__:
+            raise
+        raise BadInput(f"{call.who}: its SDK can't read the request: {failures.words(str(error))}") from error
+    finally:
+        _RESPONSES.reset(token)
+
+
+async def _remember(response: Any) -> None:
+    if (kept := _RESPONSES.get()) is not None:
+        kept.append(response)
+
+
+async def _after(first: Any, pieces: Any, call: Call) -> AsyncGenerator[Any, None]:
+    """All pieces of a stream, of which the first was read already."""
+    if first is None:
+        return
+    yield first
+    try:
+        async for piece in pieces:
+            yield piece
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise failures.nonsense(call, repr(error)) from error
+
+
 def _http() -> Any:
     """The HTTP library that this release of the SDK takes a client of."""
     try:
@@ -142,7 +219,7 @@ def _http() -> Any:
 
 
 def _plain(answer: Any) -> dict[str, Any]:
-    return dict(answer.model_dump(mode="json", exclude_none=True, exclude={"sdk_http_response"}))
+    return dict(answer.model_dump(mode="json", exclude_none=True, exclude={"sdk_http_response"}, warnings=False))
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -158,27 +235,27 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         where = f"messages[{place}]"
         parts = parts_of(message, where)
         every += parts
-        role = message["role"]
+        role = role_of(message, where)
         if role in ("system", "developer"):
-            system += [part.text for part in parts if part.kind == "text"]
+            system += only_text(call.who, parts, where)
             continue
-        written = [_part(part) for part in parts]
+        pieces = [_part(part) for part in parts]
         if role == "tool":
             identity = str(message.get("tool_call_id", ""))
             text = "".join(part.text for part in parts)
             answer = {"name": names.get(identity, identity), "response": {"result": text}}
-            written = [{"function_response": answer}]
+            pieces = [{"function_response": answer}, *(_part(part) for part in parts if part.kind != "text")]
         for number, asked in enumerate(message.get("tool_calls") or ()):
             identity, name, given = arguments(asked, f"{where}.tool_calls[{number}]")
             names[identity] = name
-            written.append({"function_call": {"name": name, "args": given}})
+            pieces.append({"function_call": {"name": name, "args": given}, **_signed(asked)})
         role = "model" if role == "assistant" else "user"
-        if not written:
+        if not pieces:
             raise BadInput(f"{where} is empty, which {call.who} doesn't take")
         if contents and contents[-1]["role"] == role:
-            contents[-1]["parts"] += written
+            contents[-1]["parts"] += pieces
         else:
-            contents.append({"role": role, "parts": written})
+            contents.append({"role": role, "parts": pieces})
     check(call.who, every, _TAKES)
     known, extra = split_extra(request)
     sampling = {
@@ -198,6 +275,15 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         "http_options": {"timeout": int(call.timeout_s * 1000)},
     }
     return {"model": call.model_id, "contents": contents, "config": config}
+
+
+def _signed(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's signature, which newer models want back with it; it stands where Google's OpenAI-like API has it."""
+    try:
+        signature = asked["extra_content"]["google"]["thought_signature"]
+        return {"thought_signature": base64.urlsafe_b64decode(signature)}
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def _part(part: Part) -> dict[str, Any]:
@@ -258,6 +344,8 @@ def answer_of(data: Mapping[str, Any], call: Call) -> ChatAnswer:
         return ChatAnswer("", "content_filter", usage, raw=data)
     try:
         candidate = data["candidates"][0]
+        if not candidate.keys() & {"content", "finish_reason"}:
+            raise failures.nonsense(call, data)
         text, thought, calls = _read(candidate, 0)
         reason = _finish(candidate.get("finish_reason"), bool(calls))
         return ChatAnswer(text, reason or "stop", usage, calls, thought or None, data)
@@ -274,11 +362,14 @@ def _read(candidate: Mapping[str, Any], first: int) -> tuple[str, str, tuple[dic
             thought += part.get("text") or ""
         elif part.get("text"):
             text += part["text"]
-        if asked := part.get("function_call"):
+        if (asked := part.get("function_call")) is not None:
             place = first + len(calls)
             function = {"name": asked["name"], "arguments": json.dumps(asked.get("args") or {})}
             identity = asked.get("id") or f"call_{place}"
-            calls.append({"index": place, "id": identity, "type": "function", "function": function})
+            call = {"index": place, "id": identity, "type": "function", "function": function}
+            if signature := part.get("thought_signature"):
+                call["extra_content"] = {"google": {"thought_signature": signature}}
+            calls.append(call)
     return text, thought, tuple(calls)
 
 
@@ -300,7 +391,7 @@ def usage_of(data: Mapping[str, Any] | None) -> Usage | None:
     return Usage((data.get("prompt_token_count") or 0) + (data.get("tool_use_prompt_token_count") or 0), written)
 
 
-async def chunks_of(pieces: Any, call: Call) -> AsyncIterator[ChatChunk]:
+async def chunks_of(pieces: Any, call: Call) -> AsyncGenerator[ChatChunk, None]:
     """The pieces of a streamed answer; the last one has the usage. Raises ``ProviderProtocol`` where it is cut."""
     usage: Usage | None = None
     last: ChatChunk | None = None
@@ -314,7 +405,10 @@ async def chunks_of(pieces: Any, call: Call) -> AsyncIterator[ChatChunk]:
         candidates = data.get("candidates") or ()
         if not candidates:
             continue
-        text, thought, calls = _read(candidates[0], count)
+        try:
+            text, thought, calls = _read(candidates[0], count)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise failures.nonsense(call, data) from error
         count += len(calls)
         reason = _finish(candidates[0].get("finish_reason"), count > 0)
         if text or thought or calls:

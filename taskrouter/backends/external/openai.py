@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from taskrouter.backends.engines import openai as words
 from taskrouter.backends.external import failures
 from taskrouter.backends.external.base import Call, Endpoint, Takes
-from taskrouter.backends.external.content import check, parts_of, with_frames
+from taskrouter.backends.external.content import check, parts_of, with_frames, written
 from taskrouter.errors import MissingDependency, TaskRouterError, UnsupportedVerb
-from taskrouter.verbs import ChatRequest, EmbedRequest, GenerateRequest
+from taskrouter.verbs import ChatAnswer, ChatRequest, EmbedRequest, GenerateRequest
 
 KEY_ENV = "OPENAI_API_KEY"
 OWN = "https://api.openai.com"
@@ -38,7 +41,8 @@ class OpenAIProvider:
         return _HEARS if "audio" in model_id else _OPENAI
 
     def base_url(self, api_endpoint: str) -> str:
-        return _PATHS.sub("", api_endpoint.rstrip("/"))
+        base = _PATHS.sub("", api_endpoint.rstrip("/"))
+        return f"{base}/v1" if base == OWN else base
 
     def connect(self, endpoint: Endpoint) -> OpenAIConnection:
         return OpenAIConnection(endpoint)
@@ -64,39 +68,47 @@ class OpenAIConnection:
         )
 
     async def call(self, verb: str, request: Any, call: Call) -> Any:
-        try:
-            body = self._body(verb, request, call)
-            match request:
-                case ChatRequest():
-                    answer = await self._client.chat.completions.create(**body)
-                case GenerateRequest():
-                    answer = await self._client.completions.create(**body)
-                case EmbedRequest():
-                    answer = await self._client.embeddings.create(**body, encoding_format="float")
-                case _:
-                    raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
-            if not hasattr(answer, "model_dump"):
-                raise failures.nonsense(call, answer)
-            return words.answer_of(verb, answer.model_dump(mode="json", exclude_unset=True), call.who)
-        except TaskRouterError:
-            raise
-        except Exception as error:
-            raise failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV) from error
+        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
+            async with asyncio.timeout(call.timeout_s):
+                return await self._call(verb, request, call)
+
+    async def _call(self, verb: str, request: Any, call: Call) -> Any:
+        body = await written(request, lambda: self._body(verb, request, call))
+        match request:
+            case ChatRequest():
+                answer = await self._client.chat.completions.create(**body)
+            case GenerateRequest():
+                answer = await self._client.completions.create(**body)
+            case EmbedRequest():
+                answer = await self._client.embeddings.create(**body, encoding_format="float")
+            case _:
+                raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
+        if not hasattr(answer, "model_dump"):
+            raise failures.nonsense(call, answer)
+        data = _plain(answer)
+        found = words.answer_of(verb, data, call.who)
+        if isinstance(request, EmbedRequest) and len(found.vectors) != len(request.inputs):
+            raise failures.nonsense(call, f"{len(found.vectors)} vectors for {len(request.inputs)} texts")
+        if isinstance(found, ChatAnswer) and (refusal := data["choices"][0]["message"].get("refusal")):
+            return replace(found, text=found.text or str(refusal), finish_reason="content_filter")
+        return found
 
     async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
-        try:
-            body = self._body(verb, request, call)
-            stream = await self._client.chat.completions.create(**body)
-            async with stream:
-                async for chunk in words.chunks_of(_dumped(stream), call.who):
+        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
+            async with asyncio.timeout(call.timeout_s):
+                body = await written(request, lambda: self._body(verb, request, call))
+                stream: Any = await self._client.chat.completions.create(**body)
+            events = _dumped(stream)
+            chunks: Any = words.chunks_of(events, call.who)
+            async with stream, aclosing(events), aclosing(chunks):
+                async for chunk in chunks:
                     yield chunk
-        except TaskRouterError:
-            raise
-        except Exception as error:
-            raise failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV) from error
 
     async def close(self) -> None:
         await self._client.close()
+
+    def _failure(self, error: Exception, call: Call) -> TaskRouterError:
+        return failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV)
 
     def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
         if isinstance(request, ChatRequest):
@@ -145,9 +157,26 @@ def _part(part: Any) -> dict[str, Any]:
             return {"type": f"{part.kind}_url", f"{part.kind}_url": {"url": part.url}}
 
 
-async def _dumped(stream: Any) -> AsyncIterator[Any]:
+def _plain(answer: Any) -> dict[str, Any]:
+    # Without warnings: servers that nearly speak the API are many, and what they say is checked where it is read.
+    return dict(answer.model_dump(mode="json", exclude_unset=True, warnings=False))
+
+
+async def _dumped(stream: Any) -> AsyncGenerator[Any, None]:
+    """Chunks as the API has them; a refusal, which comes in a field of its own, is the text."""
+    refused = False
     async for chunk in stream:
-        yield chunk.model_dump(mode="json", exclude_unset=True)
+        data = _plain(chunk) if hasattr(chunk, "model_dump") else chunk
+        choices = data.get("choices") if isinstance(data, Mapping) else None
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if isinstance(choice, dict):
+            delta = choice.get("delta")
+            if isinstance(delta, dict) and delta.get("refusal"):
+                refused = True
+                delta["content"] = (delta.get("content") or "") + str(delta["refusal"])
+            if refused and choice.get("finish_reason"):
+                choice["finish_reason"] = "content_filter"
+        yield data
 
 
 def http_client(sdk: Any, endpoint: Endpoint) -> Any:
@@ -155,7 +184,8 @@ def http_client(sdk: Any, endpoint: Endpoint) -> Any:
     limits = type(sdk.DEFAULT_CONNECTION_LIMITS)(
         max_connections=endpoint.max_connections, max_keepalive_connections=endpoint.max_connections
     )
-    return sdk.DefaultAsyncHttpxClient(limits=limits)
+    # No redirects: the SDKs' own headers, with the key in them, would go wherever the answer points.
+    return sdk.DefaultAsyncHttpxClient(limits=limits, follow_redirects=False)
 
 
 def timeouts(sdk: Any, endpoint: Endpoint, call: Call) -> Any:

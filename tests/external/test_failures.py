@@ -1,0 +1,180 @@
+"""From what a provider says to words, seconds and classes, without a server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from taskrouter import errors
+from taskrouter.backends.external.base import Call, Endpoint
+from taskrouter.backends.external.failures import MOST_TEXT, of_any, of_event, of_status, retry_after, typed, words
+
+from .subjects import KEY
+
+CALL = Call("the option 'far'", "m", 10.0)
+NOON = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
+
+
+@pytest.mark.parametrize(
+    ("headers", "said", "seconds"),
+    [
+        ({}, None, None),
+        ({"Retry-After": "7"}, None, 7.0),
+        ({"retry-after": " 1.5 "}, None, 1.5),
+        ({"retry-after": "0"}, None, 0.0),
+        ({"retry-after-ms": "1500", "retry-after": "9"}, None, 1.5),
+        ({"retry-after-ms": "soon", "retry-after": "9"}, None, 9.0),
+        ({"retry-after-ms": "inf"}, None, None),
+        ({"retry-after-ms": "nan", "retry-after": "2"}, None, 2.0),
+        ({"retry-after-ms": "-5"}, None, 0.0),
+        ({"retry-after": "-5"}, None, None),
+        ({"retry-after": ""}, None, None),
+        ({"retry-after": "9" * 400}, None, None),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:50 GMT"}, None, 30.0),
+        ({"retry-after": "Tue, 14 Nov 2023 23:13:50 +0100"}, None, 30.0),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:50"}, None, 30.0),
+        ({"retry-after": "Tue, 14 Nov 2023 22:13:50 -0000"}, None, 30.0),
+        ({"retry-after": "Tue, 14 Nov 2023 22:12:50 GMT"}, None, 0.0),
+        ({"retry-after": "Tue, 99 Nov 2023 22:12:50 GMT"}, None, None),
+        ({}, {"error": {"details": [{"retryDelay": "37s"}]}}, 37.0),
+        ({"retry-after": "soon"}, {"error": {"details": [{"retryDelay": "0.25s"}]}}, 0.25),
+        ({}, {"error": {"details": [{"retryDelay": "soon"}]}}, None),
+        ({}, "retryDelay", None),
+    ],
+)
+def test_when_to_ask_again_is_read_from_wherever_it_stands(
+    headers: dict[str, str], said: Any, seconds: float | None
+) -> None:
+    assert retry_after(headers, said, NOON) == seconds
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ({"error": {"message": "no"}}, "no"),
+        ({"error": "no"}, "no"),
+        ({"message": "no"}, "no"),
+        ({"type": "error", "error": {"type": "x", "message": " n\n o "}}, "n o"),
+        ({"error": {"code": 7}}, '{"code": 7}'),
+        ({}, "{}"),
+        ([{"error": 1}], '[{"error": 1}]'),
+        (None, "null"),
+        ("plain", "plain"),
+        ({"error": {"message": {1}}}, '"{1}"'),
+        ("Incorrect key sk-proj-abcdef123456 given", "Incorrect key [key] given"),
+        ("AIzaSyA1234567890_abc-def is wrong", "[key] is wrong"),
+        ("the task-force and a keyboard stay", "the task-force and a keyboard stay"),
+    ],
+)
+def test_what_a_body_says_is_found_and_keys_are_left_out(said: Any, text: str) -> None:
+    assert words(said) == text
+
+
+def test_what_a_body_says_is_bounded() -> None:
+    assert len(words("x" * 10_000)) == MOST_TEXT
+    assert words("x" * MOST_TEXT) == "x" * MOST_TEXT
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(402, errors.ProviderQuota), (409, errors.ProviderFailed), (422, errors.BadInput), (302, errors.ProviderFailed),
+     (504, errors.ProviderOverloaded), (418, errors.ProviderFailed)],
+)  # fmt: skip
+def test_rarer_statuses_have_their_classes(status: int, kind: type[Exception]) -> None:
+    assert type(of_status(CALL, status, "x", {}, key_env="K")) is kind
+
+
+def test_an_overloaded_server_says_when_to_ask_again() -> None:
+    assert of_status(CALL, 503, "x", {"retry-after": "3"}, key_env="K").retry_after_s == 3.0
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"type": "authentication_error"}, errors.ProviderAuth),
+        ({"error": {"type": "invalid_request_error", "message": "x"}}, errors.BadInput),
+        ({"code": "insufficient_quota"}, errors.ProviderQuota),
+        ({"type": "new", "code": 404}, errors.ProviderFailed),
+        ({"type": "new"}, errors.ProviderOverloaded),
+        ({"error": ["x"]}, errors.ProviderOverloaded),
+        ("x", errors.ProviderOverloaded),
+        (None, errors.ProviderOverloaded),
+    ],
+)
+def test_an_event_has_the_class_of_its_type_or_code(said: Any, kind: type[Exception]) -> None:
+    assert type(of_event(CALL, said, key_env="K")) is kind
+
+
+def unreadable() -> Exception:
+    try:
+        json.loads("{")
+    except ValueError as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TimeoutError(), errors.ProviderTimeout),
+        (ConnectionResetError("reset"), errors.ProviderUnreachable),
+        (OSError("no route"), errors.ProviderUnreachable),
+        (unreadable(), errors.ProviderProtocol),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "x"), errors.ProviderProtocol),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates"), errors.BadInput),
+        (RuntimeError("a slip"), errors.ProviderFailed),
+        (errors.BadInput("x"), errors.BadInput),
+    ],
+)
+def test_any_other_error_has_its_class(error: Exception, kind: type[Exception]) -> None:
+    assert type(of_any(error, CALL)) is kind
+
+
+def told(key: str | None, error: Exception) -> errors.TaskRouterError:
+    with pytest.raises(errors.TaskRouterError) as caught, typed(CALL, key, lambda slip: of_any(slip, CALL)):
+        raise error
+    return caught.value
+
+
+def test_an_error_keeps_its_cause_unless_the_key_stands_there() -> None:
+    slip = RuntimeError("a slip")
+    assert told(KEY, slip).__cause__ is slip
+    telling = told(KEY, RuntimeError(f"sent {KEY}"))
+    assert telling.__cause__ is None
+    assert telling.__suppress_context__
+    assert str(telling).endswith("sent [key]")
+
+
+def test_an_error_behind_an_error_may_tell_the_key_too() -> None:
+    slip = RuntimeError("a slip")
+    slip.__cause__ = ValueError(f"sent {KEY}")
+    assert told(KEY, slip).__cause__ is None
+
+
+def test_errors_that_stand_behind_each_other_end() -> None:
+    slip = RuntimeError("a slip")
+    slip.__cause__ = slip
+    assert isinstance(told(KEY, slip), errors.ProviderFailed)
+
+
+@pytest.mark.parametrize("key", [None, "", "none", "a slip"])
+def test_what_is_no_secret_is_left_in_the_words(key: str | None) -> None:
+    assert str(told(key, RuntimeError("none: a slip"))).endswith("none: a slip")
+
+
+def test_an_error_that_has_its_class_keeps_it_and_its_cause() -> None:
+    slip = ValueError("x")
+    error = errors.BadInput("no")
+    error.__cause__ = slip
+    assert told(KEY, error) is error
+    assert error.__cause__ is slip
+
+
+def test_an_engine_s_word_for_a_garbled_answer_is_a_provider_s() -> None:
+    assert type(told(KEY, errors.CallFailed("garbled"))) is errors.ProviderProtocol
+
+
+def test_an_endpoint_does_not_show_its_key() -> None:
+    assert KEY not in repr(Endpoint("http://x", KEY))
