@@ -110,6 +110,13 @@ class AnthropicConnection:
                 async for chunk in chunks:
                     yield chunk
 
+    async def check(self, call: Call) -> None:
+        """Ask for the provider's models, which costs nothing and takes a key."""
+        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
+            models = await self._client.models.list(limit=1, timeout=call.timeout_s)
+            if not isinstance(getattr(models, "data", None), list):
+                raise failures.nonsense(call, models)
+
     async def close(self) -> None:
         await self._client.close()
 

@@ -65,6 +65,16 @@ class Connection(Protocol):
         """Close the connections. Idempotent."""
 
 
+class ChecksKeys(Protocol):
+    """What a connection can do beside, for ``validate --check-keys``."""
+
+    async def check(self, call: Call) -> None:
+        """Ask for something that costs nothing and takes a key.
+
+        Raises ``ProviderAuth`` for a key that is refused, and the others as ``call`` does.
+        """
+
+
 class Provider(Protocol):
     """One provider of external APIs."""
 

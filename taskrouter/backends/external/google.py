@@ -129,6 +129,11 @@ class GoogleConnection:
                     async for _ in pieces:
                         pass
 
+    async def check(self, call: Call) -> None:
+        """Ask for the provider's models, which costs nothing and takes a key."""
+        with failures.typed(call, self._key, lambda error: self._failure(error, call)):
+            await self._client.aio.models.list(config={"page_size": 1})
+
     async def close(self) -> None:
         await self._http.aclose()
 
