@@ -184,6 +184,43 @@ class Embeddings:
 
 
 @dataclass(frozen=True, slots=True)
+class TranscribeRequest:
+    """A transcription call: ``audio`` is a path, bytes, a binary file object or a ``data:`` URL of a sound file.
+
+    ``language`` is a code such as ``en``; ``prompt`` a text that goes before, for names and spelling. ``limits`` are
+    the ``media.limits.MediaLimits`` the input is read under; ``None``: the backend's own.
+    """
+
+    audio: Any
+    language: str | None = None
+    prompt: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    limits: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a transcript, in seconds from the beginning."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said. ``segments``, ``language`` and ``duration_s`` (seconds) where the model tells them."""
+
+    text: str
+    language: str | None = None
+    duration_s: float | None = None
+    segments: tuple[Segment, ...] = ()
+    usage: Usage | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    routed: Routed | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RawRequest:
     """A JSON call to the model's own server: a path such as ``/v1/rerank``, and the body (``None``: a GET).
 

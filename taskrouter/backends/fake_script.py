@@ -41,6 +41,7 @@ from taskrouter.verbs import (
     GenerateAnswer,
     GenerateRequest,
     Label,
+    Transcript,
     Usage,
 )
 
@@ -184,7 +185,7 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
     embed
         for each text a vector of 8 numbers from -1 to 1, made from the text's digest.
     transcribe
-        a text with the model's label.
+        a transcript with the model's label.
     detect, segment, track
         a list with one finding that covers everything; depth: one row of one pixel. All as plain data.
     """
@@ -207,10 +208,10 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
                 raise BadInput(f"{label}: {verb} takes an EmbedRequest")
             words = sum(len(text.split()) for text in request.inputs)
             return Embeddings(tuple(_vector(text) for text in request.inputs), Usage(words, 0))
+        case "transcribe":
+            return Transcript(f"{label}: something was said" if script.answer is None else str(script.answer))
         case _ if script.answer is not None:
             return script.answer
-        case "transcribe":
-            return f"{label}: something was said"
         case "depth":
             return [[0.0]]
         case _:

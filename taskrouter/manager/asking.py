@@ -18,6 +18,8 @@ from taskrouter.verbs import (
     GenerateRequest,
     Label,
     RawRequest,
+    TranscribeRequest,
+    Transcript,
 )
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
@@ -99,6 +101,24 @@ class Verbs:
             raise BadInput("inputs must be one text, or a list of at least one")
         answer = await self._ask("embed", EmbedRequest(texts, dict(extra or {})))
         assert isinstance(answer, Embeddings), answer
+        return answer
+
+    async def transcribe(
+        self,
+        audio: Any,
+        *,
+        language: str | None = None,
+        prompt: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Transcript:
+        """What is said in a sound file: a path, bytes, a binary file object or a ``data:`` URL.
+
+        ``language`` is a code such as ``en``, ``prompt`` a text that goes before it. Raises ``BadInput`` for what can't
+        be read.
+        """
+        request = TranscribeRequest(audio, language, prompt, dict(extra or {}), self._media_limits())
+        answer = await self._ask("transcribe", request)
+        assert isinstance(answer, Transcript), answer
         return answer
 
     async def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:

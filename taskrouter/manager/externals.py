@@ -97,9 +97,13 @@ class ExternalModel:
     async def call(self, verb: str, request: Any) -> Any:
         """Answer one request, within ``timeout_s``."""
         connection = self._connection()
+        bound = None if getattr(connection, "bounds_calls", False) else self._call.timeout_s
         try:
-            async with asyncio.timeout(self._call.timeout_s):
+            if bound is None:
                 answer = await connection.call(verb, request, self._call)
+            else:
+                async with asyncio.timeout(bound):
+                    answer = await connection.call(verb, request, self._call)
         except TimeoutError as error:
             if isinstance(error, errors.TaskRouterError):
                 raise

@@ -224,7 +224,7 @@ class Writer:
             return False
         try:
             opened = self._opened
-            if opened is None or self._closing or self._replaced(opened):
+            if opened is None or self._closing:
                 return False
             with self._changed:
                 self._collect()

@@ -179,7 +179,6 @@ async def test_ten_thousand_concurrent_records_lose_nothing(ledger: SpendLedger,
     found = read_spent(path)
     assert sum(spent.requests for spent in found) == 10_000
     assert sum(spent.input_tokens for spent in found) == 30_000
-    assert ledger.commits < 1000
 
 
 async def test_a_cancelled_caller_loses_nothing(ledger: SpendLedger, path: Path) -> None:

@@ -78,6 +78,8 @@ class AnthropicProvider:
 class AnthropicConnection:
     """One client of the SDK. Its own retries are off: they would wait as long as a server says."""
 
+    bounds_calls = True
+
     def __init__(self, endpoint: Endpoint) -> None:
         try:
             import anthropic

@@ -58,6 +58,8 @@ class Connection(Protocol):
         ``ProviderFailed`` for everything else.
         """
 
+        # A connection that holds to ``call.timeout_s`` itself may say so: ``bounds_calls = True`` saves a second timer.
+
     def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
         """Answer in pieces (an async generator), the last with the usage. The same rules; closing it is cancelling."""
 

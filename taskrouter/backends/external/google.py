@@ -70,6 +70,8 @@ class GoogleProvider:
 class GoogleConnection:
     """One client of the SDK, which retries nothing unless it is told to."""
 
+    bounds_calls = True
+
     def __init__(self, endpoint: Endpoint) -> None:
         try:
             from google import genai

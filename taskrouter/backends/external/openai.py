@@ -13,12 +13,13 @@ from taskrouter.backends.engines import openai as words
 from taskrouter.backends.external import failures
 from taskrouter.backends.external.base import Call, Endpoint, Takes
 from taskrouter.backends.external.content import check, parts_of, with_frames, written
+from taskrouter.backends.external.sound import sound_file, transcript_of
 from taskrouter.errors import MissingDependency, TaskRouterError, UnsupportedVerb
-from taskrouter.verbs import ChatAnswer, ChatRequest, EmbedRequest, GenerateRequest
+from taskrouter.verbs import ChatAnswer, ChatRequest, EmbedRequest, GenerateRequest, TranscribeRequest, Transcript
 
 KEY_ENV = "OPENAI_API_KEY"
 OWN = "https://api.openai.com"
-_VERBS = frozenset({"chat", "stream_chat", "generate", "embed"})
+_VERBS = frozenset({"chat", "stream_chat", "generate", "embed", "transcribe"})
 _IMAGES = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"})
 _PATHS = re.compile(r"/(chat/completions|completions|embeddings|audio/transcriptions|responses)/?$")
 _COMPATIBLE = Takes(_VERBS, frozenset({"image", "audio", "video", "document"}), most_image_bytes=50 << 20)
@@ -51,6 +52,8 @@ class OpenAIProvider:
 class OpenAIConnection:
     """One client of the SDK. Its own retries are off: they would wait as long as a server says."""
 
+    bounds_calls = True
+
     def __init__(self, endpoint: Endpoint) -> None:
         try:
             import openai
@@ -73,6 +76,8 @@ class OpenAIConnection:
                 return await self._call(verb, request, call)
 
     async def _call(self, verb: str, request: Any, call: Call) -> Any:
+        if isinstance(request, TranscribeRequest):
+            return await self._transcribe(request, call)
         body = await written(request, lambda: self._body(verb, request, call))
         match request:
             case ChatRequest():
@@ -92,6 +97,20 @@ class OpenAIConnection:
         if isinstance(found, ChatAnswer) and (refusal := data["choices"][0]["message"].get("refusal")):
             return replace(found, text=found.text or str(refusal), finish_reason="content_filter")
         return found
+
+    async def _transcribe(self, request: TranscribeRequest, call: Call) -> Transcript:
+        form: Any = "verbose_json" if "whisper" in call.model_id else "json"  # later models answer without segments
+        said = {"language": request.language, "prompt": request.prompt}
+        answer: Any = await self._client.audio.transcriptions.create(
+            model=call.model_id,
+            file=await asyncio.to_thread(sound_file, request, call.who),
+            response_format=form,
+            extra_body={**{name: value for name, value in said.items() if value is not None}, **request.extra},
+            timeout=timeouts(self._sdk, self._endpoint, call),
+        )
+        if not isinstance(getattr(answer, "text", None), str):
+            raise failures.nonsense(call, answer)
+        return transcript_of(_plain(answer))
 
     async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
         with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
