@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from taskrouter import ModelManager, errors
+from taskrouter.backends.engines.api import refusal_of
 from taskrouter.manager import StillMachine
 from taskrouter.samples.manifest import sample_dir
 from taskrouter.types import GIB
@@ -87,3 +88,26 @@ def test_a_model_the_engine_can_not_serve_fails_with_its_last_words(
 
     keys = {"model_id": str(sample_dir("shapes")), "max_context": None}
     play(manager(tmp_path, engine, engine_python(engine), keys), main)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("This model's maximum context length is 256 tokens. However, you requested 300", errors.ContextTooLong),
+        ("The input (300 tokens) is longer than the model's context length (256 tokens).", errors.ContextTooLong),
+        ("Requested token count exceeds the model's maximum context length of 256 tokens", errors.ContextTooLong),
+        ("Requested tokens (300) exceed context window of 256", errors.ContextTooLong),
+        ("/models/claims is not a multimodal model", errors.UnsupportedInput),
+        ("At most 0 image(s) may be provided in one prompt.", errors.UnsupportedInput),
+        ("image input is not supported for this model", errors.UnsupportedInput),
+        (
+            '"auto" tool choice requires --enable-auto-tool-choice to be set',
+            errors.UnsupportedInput,
+        ),
+        ("temperature must be non-negative, got -1.", errors.BadInput),
+    ],
+)
+def test_what_only_this_engine_can_not_do_is_told_from_what_is_bad_everywhere(
+    said: str, kind: type[errors.BadInput]
+) -> None:
+    assert type(refusal_of(said)) is kind

@@ -9,13 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from taskrouter.backends.engines.openai import message_of, parse_event
-from taskrouter.errors import BadInput, CallFailed, MissingDependency, TaskRouterError, UnsupportedVerb
+from taskrouter.errors import (
+    BadInput,
+    CallFailed,
+    ContextTooLong,
+    MissingDependency,
+    TaskRouterError,
+    UnsupportedInput,
+    UnsupportedVerb,
+)
 
 if TYPE_CHECKING:
     import aiohttp
@@ -28,6 +37,24 @@ KEEP_ALIVE_S = 3.0
 AT_ONCE_S = 1.0
 """A connection that had been closed while it was idle is noticed within so long."""
 LONGEST_LINE = 64 << 20
+
+
+_TOO_LONG = re.compile(r"maximum context length|model's context length|context window|exceeds? .{0,30}context", re.I)
+_UNABLE = re.compile(
+    r"not a multimodal model|at most 0 |does not support (image|audio|video|multi|tool)"
+    r"|requires --enable-auto-tool-choice|(image|audio|video)\w* (input )?(is|are) not supported",
+    re.I,
+)
+
+
+def refusal_of(text: str) -> BadInput:
+    """What a server that says "bad request" means: engines tell what only *they* can't do in words alone.
+
+    Another option may have a longer context, or eyes.
+    """
+    if _TOO_LONG.search(text):
+        return ContextTooLong(text)
+    return (UnsupportedInput if _UNABLE.search(text) else BadInput)(text)
 
 
 class Broken(Exception):
@@ -185,7 +212,7 @@ class Api:
             said = body[:600].decode(errors="replace").strip()
         text = f"{self.who} refused {path} with {status}: {said or 'no reason given'}"
         if status in (400, 413, 415, 422):
-            return BadInput(text)
+            return refusal_of(text)
         if status in (404, 405, 501):
             return UnsupportedVerb(text)
         return CallFailed(text)

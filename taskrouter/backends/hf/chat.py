@@ -15,7 +15,7 @@ from typing import Any
 
 from taskrouter.backends.hf.generation import Sampling, Watcher
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.errors import BadInput, UnsupportedInput
+from taskrouter.errors import BadInput, ContextTooLong, UnsupportedInput
 from taskrouter.verbs import ChatAnswer, ChatRequest, Usage
 
 UNBOUNDED_TOKENS = 2048
@@ -127,7 +127,7 @@ def _prompt(parts: Parts, request: ChatRequest, context: int | None) -> _Prompt:
         raise BadInput("the messages come to no tokens at all.")
     left = UNBOUNDED_TOKENS if context is None else context - tokens
     if left < 1:
-        raise BadInput(
+        raise ContextTooLong(
             f"the messages come to {tokens} tokens, and the model's context is {context}, which also has to hold "
             "the answer. Send less."
         )
