@@ -117,7 +117,7 @@ class Configured:
         Raises ``UnknownTask``, or ``NotExternal`` where the selected option is a local model.
         """
         task = self._task(task_type)
-        return reports.external_api_config(self._catalog, task)
+        return reports.external_api_config(self._catalog, task, self._registry)
 
     def _task(self, name: str) -> TaskConfig:
         task = self._catalog.tasks.get(name)

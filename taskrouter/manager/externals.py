@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from taskrouter import errors
@@ -67,6 +68,7 @@ class ExternalModel:
         self._task, self._option = task, option
         self._config = config
         self._provider = provider
+        self._extra = dict(config.engine_args)
         self._call = Call(f"{task}/{option}", config.model_id, config.timeout_s or TIMEOUT_S)
         self.key_env = key_env_of(externals.catalog, config, provider)
 
@@ -96,7 +98,7 @@ class ExternalModel:
 
     async def call(self, verb: str, request: Any) -> Any:
         """Answer one request, within ``timeout_s``."""
-        connection = self._connection()
+        connection, request = self._connection(), self._with_extra(request)
         bound = None if getattr(connection, "bounds_calls", False) else self._call.timeout_s
         try:
             if bound is None:
@@ -114,7 +116,7 @@ class ExternalModel:
 
     async def stream(self, verb: str, request: Any) -> AsyncIterator[Any]:
         """Answer in pieces. What an answer that was left in the middle cost is estimated: its provider doesn't say."""
-        connection = self._connection()
+        connection, request = self._connection(), self._with_extra(request)
         usage: Usage | None = None
         pieces = 0
         try:
@@ -128,6 +130,12 @@ class ExternalModel:
         finally:
             if usage is None and pieces:
                 await self._spent(Usage(_estimate(request), pieces))
+
+    def _with_extra(self, request: Any) -> Any:
+        """The request with ``engine_args`` as its defaults; what the caller says goes over them."""
+        if not self._extra or not hasattr(request, "extra"):
+            return request
+        return replace(request, extra={**self._extra, **request.extra})
 
     async def _spent(self, usage: Usage | None) -> None:
         if usage is None:

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskrouter import errors
+from taskrouter.backends.registry import Registry
 from taskrouter.config import Catalog, TaskConfig
 from taskrouter.manager import budget
+from taskrouter.manager.externals import key_env_of
 from taskrouter.residency import MODEL_SLOTS, DeviceBooks, ModelStatus
 from taskrouter.types import CPU, GIB, Charges, DeviceReading, DeviceSpec
 
 logger = logging.getLogger("taskrouter")
-
-KEY_ENV = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY", "google": "GOOGLE_API_KEY"}
-"""Where each provider's own SDK looks for its key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +34,19 @@ class ExternalAPIConfig:
         return os.environ.get(self.api_key_env) if self.api_key_env else None
 
 
-def external_api_config(catalog: Catalog, task: TaskConfig) -> ExternalAPIConfig:
+def external_api_config(catalog: Catalog, task: TaskConfig, registry: Registry) -> ExternalAPIConfig:
     """The selected option's; raises ``NotExternal`` for a local model."""
     option = task.get_selected_config()
     if not option.is_external or option.provider is None:
         raise errors.NotExternal(
             f"the task {task.task_name!r} selects {task.selected}, a local model under {option.framework}"
         )
-    provider = catalog.providers.get(option.provider)
-    named = option.api_key_env or (provider.api_key_env if provider else None) or KEY_ENV.get(option.provider)
+    named: str | None
+    try:
+        named = key_env_of(catalog, option, registry.provider(option.provider))
+    except errors.TaskRouterError:  # its plug-in isn't here, and it alone would know a name that isn't written
+        settings = catalog.providers.get(option.provider)
+        named = option.api_key_env or (settings.api_key_env if settings else None)
     return ExternalAPIConfig(option.provider, option.model_id, option.api_endpoint, option.requires_api_key, named)
 
 

@@ -25,6 +25,7 @@ class AcmeConnection:
         self.delay_s = 0.0
         self.breaks: TaskRouterError | None = None
         self.asked: list[str] = []
+        self.requests: list[Any] = []
         self.at_work = 0
         self.most_at_work = 0
         self.closed = 0
@@ -41,6 +42,7 @@ class AcmeConnection:
             self.at_work -= 1
 
     async def call(self, verb: str, request: Any, call: Call) -> Any:
+        self.requests.append(request)
         await self._work(call)
         return ChatAnswer("acme", usage=Usage(1000, 200))
 

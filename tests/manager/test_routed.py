@@ -467,3 +467,16 @@ def test_getting_a_handle_is_no_evidence_that_an_option_is_well(tmp_path: Path) 
             await stage.ask("e")
 
     play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_engine_args_of_an_external_option_are_the_defaults_of_its_calls(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("e")
+        await model.chat("hi")
+        await model.chat("hi", extra={"effort": "high"})
+        assert [request.extra for request in stage.far.requests] == [
+            {"effort": "low", "tier": "flex"},
+            {"effort": "high", "tier": "flex"},
+        ]
+
+    play(Routes(tmp_path, far={"engine_args": {"effort": "low", "tier": "flex"}}), main)  # type: ignore[arg-type]
