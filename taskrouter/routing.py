@@ -126,7 +126,7 @@ Decision: TypeAlias = Try | Wait | Refused
 
 @dataclass(slots=True)
 class Request:
-    """One request's way through the options. ``passed`` are those passed over so far."""
+    """One request's way through the options. ``passed`` are those passed over before the one that is tried."""
 
     deadline: float
     when_cold: str = "wait"
@@ -218,8 +218,10 @@ class Routing:
                 passed = [cold, *passed]
         elif not selected.ready and any(each.why is Why.TOO_SLOW for each in passed[:1]):
             warm = True  # or it would never be loaded, and never be quick
-        request.passed = tuple(sorted(passed, key=lambda each: _place(candidates, each)))
+        request.passed = tuple(sorted(passed, key=lambda each: _place(candidates, each.option)))
         if open_:
+            before = _place(candidates, open_[0].option)
+            request.passed = tuple(each for each in request.passed if _place(candidates, each.option) < before)
             return self._try(request, open_, now, warm=warm)
         again = [(at, name) for name, at in request.again_at.items() if at <= request.deadline]
         if again:
@@ -331,5 +333,5 @@ class Routing:
         return Refused(passed, cold)
 
 
-def _place(candidates: Sequence[Candidate], passed: Passed) -> int:
-    return next(place for place, each in enumerate(candidates) if each.option == passed.option)
+def _place(candidates: Sequence[Candidate], option: str) -> int:
+    return next(place for place, each in enumerate(candidates) if each.option == option)

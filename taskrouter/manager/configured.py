@@ -21,6 +21,7 @@ from taskrouter.manager.externals import Ledger, key_of
 from taskrouter.manager.leases import Held
 from taskrouter.manager.machine import Machine, ThisMachine
 from taskrouter.manager.performing import Performer
+from taskrouter.manager.routed import order_of
 from taskrouter.manager.targets import Target
 from taskrouter.manager.views import LiveView
 from taskrouter.media.limits import MediaLimits
@@ -199,7 +200,7 @@ class Configured:
         config = self._task(task)
         return [
             key_of(task, name) if config.options[name].is_external else self._keys[task, name]
-            for name in (config.selected, *config.fallback)
+            for name in order_of(config)
         ]
 
     @functools.cached_property

@@ -22,7 +22,7 @@ from taskrouter import errors, telemetry
 from taskrouter.manager.asking import Verbs
 from taskrouter.manager.refusals import fresh
 from taskrouter.manager.residents import Operation, Resident
-from taskrouter.manager.routed import Taken, with_route
+from taskrouter.manager.routed import Found, Taken, with_route
 from taskrouter.manager.streams import Channel, Stream
 from taskrouter.residency.events import Acquire, Grant, Release
 from taskrouter.types import ModelKey, TicketId
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from taskrouter.manager.manager import ModelManager
     from taskrouter.manager.performing import Performer
     from taskrouter.manager.targets import Target
-    from taskrouter.verbs import Routed
 
 _HELD: ContextVar[tuple[weakref.ref[Lease], ...]] = ContextVar("taskrouter_held", default=())
 _NOTHING: frozenset[TicketId] = frozenset()
@@ -398,7 +397,7 @@ class Model(Verbs):
         self._manager = manager
         self.task = task
         self._claim: weakref.finalize[[Performer, TicketId], Model] | None = None
-        self._first: tuple[Routed, float] | None = None
+        self._first: Found | None = None
 
     def __repr__(self) -> str:
         return f"<Model {self.task} → {self.option}>"
@@ -413,13 +412,13 @@ class Model(Verbs):
         self._claim = weakref.finalize(self, release_from_anywhere, performer, ticket)
         self._claim.atexit = False
 
-    def begin_with(self, routed: Routed, until: float) -> None:
-        """Ask this option first in the first call, if that comes before ``until``: its caller has waited already."""
-        self._first = routed, until
+    def begin_with(self, found: Found) -> None:
+        """Begin the first call with what was found already, if it comes soon: its caller has waited for it."""
+        self._first = found
 
-    def _take_first(self, performer: Performer) -> Routed | None:
+    def _take_first(self, performer: Performer) -> Found | None:
         first, self._first = self._first, None
-        return first[0] if first is not None and performer.time() <= first[1] else None
+        return first if first is not None and performer.time() <= first.until else None
 
     def _end_claim(self, performer: Performer) -> None:
         claim, self._claim = self._claim, None

@@ -23,7 +23,7 @@ from taskrouter.manager.leaks import LeakWatch
 from taskrouter.manager.leases import Lease, Model, RoutedLease, Where, held_lease, holding
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.questions import Questions
-from taskrouter.manager.routed import Router, Taken, told
+from taskrouter.manager.routed import Found, Router, Taken, order_of, told
 from taskrouter.manager.spans import Spans
 from taskrouter.manager.targets import Target
 from taskrouter.manager.views import LiveView
@@ -92,7 +92,8 @@ class ModelManager(Questions):
             taken = await self._take(target.task, timeout, priority)
             if taken.ticket is not None:
                 handle.claim(performer, taken.ticket)
-            handle.begin_with(taken.routed, performer.time() + self._catalog.memory.claim_s)
+            selected = self._selected[target.task]
+            handle.begin_with(Found(selected, taken.routed, performer.time() + self._catalog.memory.claim_s))
             return handle
         event = self._claim(performer, target, timeout, priority)
         await performer.acquire(event, task=target.task, option=target.option)
@@ -217,7 +218,7 @@ class ModelManager(Questions):
         Raises ``UnknownTask``.
         """
         task = self._task(task_type)
-        order = ", then ".join((task.selected, *task.fallback))
+        order = ", then ".join(order_of(task))
         lines = [f"{task.task_name} asks {order}; when_cold: {task.when_cold}"]
         latest = self.router.latest.get(task.task_name, ()) if self.performer is not None else ()
         lines += [told(at, ended) for at, ended in latest] or ["no request was routed yet"]

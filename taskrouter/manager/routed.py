@@ -54,6 +54,20 @@ class Taken:
             self.turn.release()
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What ``get_model`` found for its caller, while this was selected; it counts until then (loop time)."""
+
+    selected: str
+    routed: Routed
+    until: float
+
+
+def order_of(task: TaskConfig) -> tuple[str, ...]:
+    """The options a request is tried with. One that was a fallback may have been selected meanwhile."""
+    return tuple(dict.fromkeys((task.selected, *task.fallback)))
+
+
 class Router:
     """One manager's routing, performed. ``held`` names the tickets that the caller holds."""
 
@@ -62,8 +76,8 @@ class Router:
         self._performer = performer
         self.externals = externals
         self.routing = Routing()
-        self.latest: dict[str, deque[tuple[datetime, Routed | Exception]]] = {}
-        """How the latest requests of each task ended, the newest first."""
+        self.latest: dict[str, deque[tuple[datetime, Routed | str]]] = {}
+        """How the latest requests of each task ended, the newest first; of errors the words, as they hold all else."""
         self._warming: set[ModelKey] = set()
         self._targets: dict[tuple[str, str], Target] = {}
 
@@ -77,7 +91,7 @@ class Router:
         timeout: float | None = None,
         priority: int | None = None,
         claim: bool = False,
-        first: Routed | None = None,
+        first: Found | None = None,
         holding: frozenset[TicketId] = frozenset(),
     ) -> Any:
         """Find an option, do ``work`` with it, and go on to the next where routing says so.
@@ -89,22 +103,20 @@ class Router:
         arrival = performer.time()
         bound = task.max_wait_s if task.max_wait_s is not None else self._manager.inference_config.max_wait_s
         way = Request(arrival + (bound if timeout is None else timeout), task.when_cold)
-        if first is not None:
-            way.failed.update((f"{task.task_name}/{each.option}", each) for each in first.passed)
+        if first is not None and first.selected == task.selected:
+            way.failed.update((f"{task.task_name}/{each.option}", each) for each in first.routed.passed)
         raised: dict[str, Exception] = {}
         latest = self.latest.setdefault(task.task_name, deque(maxlen=KEPT))
         try:
             while True:
                 now = performer.time()
-                candidates = [
-                    self._candidate(task, name, verb, request, now, raised) for name in (task.selected, *task.fallback)
-                ]
+                candidates = [self._candidate(task, name, verb, request, now, raised) for name in order_of(task)]
                 match routing.decide(way, candidates, now=now):
                     case Wait(until):
                         await asyncio.sleep(until - now)
                     case Refused(passed, cold):
                         refused = self._refused(task, passed, raised, cold=cold)
-                        latest.appendleft((datetime.now(UTC), refused))
+                        latest.appendleft((datetime.now(UTC), str(refused)))
                         raise refused
                     case Try() as tried:
                         if tried.warm:
@@ -115,7 +127,7 @@ class Router:
                         except errors.TaskRouterError as error:
                             raised[tried.candidate.option] = error
                             if not self._failed(way, error):
-                                latest.appendleft((datetime.now(UTC), error))
+                                latest.appendleft((datetime.now(UTC), str(error)))
                                 raise
                             continue
                         if verb is None:
@@ -152,8 +164,9 @@ class Router:
         target = self._target(task, option)
         routed = Routed(option, way.passed)
         if task.options[option].is_external:
+            outside = self.externals.resident(task.task_name, option)
             turn = None if claim else await self.externals.turn(task.task_name, option, tried.ready_by)
-            return Taken(self.externals.resident(task.task_name, option), None, target, routed, turn)
+            return Taken(outside, None, target, routed, turn)
         performer = self._performer
         event = Acquire(
             next(performer.ids), target.key, tried.ready_by, target.priority if priority is None else priority,
@@ -246,7 +259,7 @@ class Router:
         operation.result.add_done_callback(ended)
 
 
-def told(at: datetime, ended: Routed | Exception) -> str:
+def told(at: datetime, ended: Routed | str) -> str:
     """How a request ended, in a line."""
     when = at.strftime("%H:%M:%S")
     if isinstance(ended, Routed):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -480,3 +482,40 @@ def test_engine_args_of_an_external_option_are_the_defaults_of_its_calls(tmp_pat
         ]
 
     play(Routes(tmp_path, far={"engine_args": {"effort": "low", "tier": "flex"}}), main)  # type: ignore[arg-type]
+
+
+def test_a_fallback_that_is_selected_is_tried_once_and_a_handle_follows_the_selection(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("t")
+        await stage.manager.set_selected_model("t", "far")
+        stage.far.fails = [errors.ProviderAuth("no")]
+        with pytest.raises(errors.ProviderAuth):
+            await model.chat("hi")
+        assert len(stage.far.asked) == 1
+        assert stage.manager.explain("t").splitlines()[0] == "t asks far; when_cold: wait"
+        await stage.manager.set_selected_model("t", "near")
+        answer = await model.chat("hi")
+        assert answer.routed is not None
+        assert (answer.routed.option, answer.routed.passed) == ("near", ())
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_what_was_asked_is_not_kept_by_what_explain_remembers(tmp_path: Path) -> None:
+    class Text(str):
+        """One that can be watched."""
+
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("t")
+        stage.far.fails = [errors.ProviderAuth("no")]
+        asked = Text("a secret")
+        gone = weakref.ref(asked)
+        with pytest.raises(errors.NoOptionLeft):
+            await model.chat([{"role": "user", "content": asked}])
+        del asked
+        stage.far.requests.clear()
+        await settle()
+        gc.collect()
+        assert gone() is None
+
+    play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]
