@@ -266,6 +266,18 @@ class ProviderUnreachable(ProviderFailed, ConnectionError):
     """There was no connection to the provider, or it broke."""
 
 
+class ProviderBrokeOff(ProviderUnreachable):
+    """The connection broke after the request had gone out: it may have been worked on, so it isn't sent again."""
+
+
+class KeyMissing(ProviderAuth):
+    """The key isn't in the environment; the message names the variable."""
+
+
+class ReaderGone(CallFailed):
+    """Nobody read from a stream for ``memory.stream_idle_s``, so it was ended. The model is well."""
+
+
 class ProviderProtocol(ProviderFailed):
     """What came back isn't what this provider's API says: no JSON, a stream cut short, another service's answer."""
 

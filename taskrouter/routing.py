@@ -30,6 +30,7 @@ CONSECUTIVE = 5
 LEAST, RATE, WINDOW_S = 10, 0.5, 30.0
 OPEN_S, LONGEST_OPEN_S = 5.0, 120.0
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
+TICK_S = 0.001
 LONGEST_LIMITED_S = 3600.0
 """The longest that a ``Retry-After`` is believed."""
 
@@ -45,7 +46,9 @@ class Fault(Enum):
     OVERLOAD = "overload"
     TIMEOUT = "timeout"
     CONNECTION = "connection"
+    BROKE_OFF = "broke_off"
     BROKEN = "broken"
+    NO_KEY = "no_key"
     NOT_READY = "not_ready"
     FINAL = "final"
 
@@ -72,7 +75,9 @@ RULES: Mapping[Fault, Rule] = {
     Fault.OVERLOAD: Rule(Why.OVERLOADED, again=True, counts=True),
     Fault.TIMEOUT: Rule(Why.TIMEOUT, counts=True),
     Fault.CONNECTION: Rule(Why.CONNECTION, again=True, counts=True),
+    Fault.BROKE_OFF: Rule(Why.CONNECTION, counts=True),
     Fault.BROKEN: Rule(Why.FAILED, counts=True),
+    Fault.NO_KEY: Rule(Why.AUTH),
     Fault.NOT_READY: Rule(Why.NOT_READY),
     Fault.FINAL: Rule(Why.FAILED, elsewhere=False),
 }
@@ -141,7 +146,7 @@ class Request:
 class Breaker:
     """The health of one option. Closed until it fails too much; ``probe`` is the request that may try it meanwhile."""
 
-    __slots__ = ("consecutive", "open_s", "opened_at", "probe", "results")
+    __slots__ = ("consecutive", "last", "open_s", "opened_at", "probe", "results")
 
     def __init__(self) -> None:
         self.consecutive = 0
@@ -149,6 +154,8 @@ class Breaker:
         self.opened_at: float | None = None
         self.open_s = OPEN_S
         self.probe: Request | None = None
+        self.last = ""
+        """What it failed with last, in words."""
 
     def __repr__(self) -> str:
         return f"<Breaker {'closed' if self.opened_at is None else 'open'} {self.consecutive} in a row>"
@@ -207,6 +214,9 @@ class Routing:
                 passed.append(why)
         selected = candidates[0]
         warm = False
+        too_slow = not selected.ready and any(each.why is Why.TOO_SLOW for each in passed[:1])
+        if too_slow and request.when_cold == "fail":
+            open_, passed = [selected, *open_], passed[1:]
         if open_ and open_[0] is selected and not selected.ready:
             text = f"not loaded, which takes about {selected.start_s:.0f} s" if selected.start_s else "not loaded"
             cold = Passed(selected.option, Why.COLD, text, selected.start_s or None)
@@ -216,33 +226,48 @@ class Routing:
             if request.when_cold == "fallback" and ready:
                 open_, warm = ready, True
                 passed = [cold, *passed]
-        elif not selected.ready and any(each.why is Why.TOO_SLOW for each in passed[:1]):
+        elif too_slow:
             warm = True  # or it would never be loaded, and never be quick
         request.passed = tuple(sorted(passed, key=lambda each: _place(candidates, each.option)))
         if open_:
             before = _place(candidates, open_[0].option)
             request.passed = tuple(each for each in request.passed if _place(candidates, each.option) < before)
             return self._try(request, open_, now, warm=warm)
-        again = [(at, name) for name, at in request.again_at.items() if at <= request.deadline]
-        if again:
-            at, name = min(again)
-            del request.again_at[name], request.failed[name]
-            return Wait(max(at, now))
-        return self._over(request, request.passed)
+        return self._again(request, candidates, now) or self._over(request, request.passed)
+
+    def _again(self, request: Request, candidates: Sequence[Candidate], now: float) -> Decision | None:
+        """With nobody else left: ask one again whose pause is over, or wait for the first whose pause will be."""
+        waits: list[float] = []
+        for candidate in candidates:
+            at = request.again_at.get(candidate.name)
+            if at is None:
+                continue
+            why = self._passed(request, candidate, now, again=True)
+            if why is None and at <= now:
+                del request.again_at[candidate.name], request.failed[candidate.name]
+                return self._try(request, [candidate], now, warm=False)
+            if why is None or (why.why in (Why.RATE_LIMIT, Why.BREAKER) and why.retry_after_s is not None):
+                # Others may have met a limit, or a breaker opened, meanwhile: that is waited for as well.
+                waits.append(max(at, now + ((why and why.retry_after_s) or 0.0)))
+        soonest = min(waits, default=None)
+        return None if soonest is None or soonest > request.deadline else Wait(max(soonest, now + TICK_S))
 
     def _try(self, request: Request, open_: list[Candidate], now: float, *, warm: bool) -> Try:
         first = open_[0]
         # What would be asked next must have time to start, should this one not be ready in time.
         others = [other.start_s for other in open_[1:]]
         ready_by = request.deadline - min(others, default=0.0)
+        if others and first.ready and first.start_s > 0:
+            # Busy, not cold: its queue may use half of the time while somebody else could be asked.
+            ready_by = min(ready_by, now + (request.deadline - now) / 2)
         request.trying = first
         breaker = self._breakers.get(first.name)
         if breaker is not None and breaker.opened_at is not None:
             breaker.probe = request
         return Try(first, max(ready_by, now), warm)
 
-    def _passed(self, request: Request, candidate: Candidate, now: float) -> Passed | None:
-        if candidate.name in request.failed:
+    def _passed(self, request: Request, candidate: Candidate, now: float, *, again: bool = False) -> Passed | None:
+        if candidate.name in request.failed and not again:
             return request.failed[candidate.name]
         if candidate.barred is not None:
             return candidate.barred
@@ -255,11 +280,13 @@ class Routing:
         breaker = self._breakers.get(candidate.name)
         wait_s = breaker.wait_s(now) if breaker is not None else 0.0
         if wait_s:
-            text = f"it failed {breaker.consecutive if breaker else 0} times in a row"
+            assert breaker is not None
+            text = f"it failed {breaker.consecutive} times in a row, last with: {breaker.last}"
             return Passed(candidate.option, Why.BREAKER, text, wait_s)
-        left = request.deadline - now
+        # A clock is a little late: what starts at once is in time even at the deadline itself.
+        left = max(request.deadline - now, 0.0)
         if candidate.start_s > left:
-            text = f"it could start in about {candidate.start_s:.1f} s, and {max(left, 0):.1f} s are left"
+            text = f"it could start in about {candidate.start_s:.1f} s, and {left:.1f} s are left"
             return Passed(candidate.option, Why.TOO_SLOW, text, None)
         return None
 
@@ -293,13 +320,14 @@ class Routing:
         if rule.counts:
             breaker = self._breakers.setdefault(candidate.name, Breaker())
             breaker.failed(now, request, trips=rule.trips)
+            breaker.last = text
         elif (healthy := self._breakers.get(candidate.name)) is not None and healthy.probe is request:
             healthy.probe = None  # it says nothing of the option's health: the next request is the probe
         tries = request.tries[candidate.name] = request.tries.get(candidate.name, 0) + 1
         pause = min(PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S) * (1 - 0.25 * jitter)
         at = now + (pause if retry_after_s is None else min(retry_after_s, LONGEST_LIMITED_S))
-        if rule.limits and candidate.provider is not None:
-            self._limited[candidate.provider] = (at, text)
+        if rule.limits:
+            self._limit(candidate.provider, at, text)
         if not rule.elsewhere:
             request.over = True
             return False
@@ -308,9 +336,39 @@ class Routing:
             request.again_at[candidate.name] = at
         return True
 
-    def broke(self, name: str, *, now: float) -> None:
-        """An answer that had begun broke off: too late to ask elsewhere, and it speaks against the option."""
-        self._breakers.setdefault(name, Breaker()).failed(now, None, trips=False)
+    def _limit(self, provider: str | None, until: float, text: str) -> None:
+        if provider is not None and until > self._limited.get(provider, (until - 1.0, ""))[0]:
+            self._limited[provider] = (until, text)
+
+    def broke(
+        self,
+        name: str,
+        provider: str | None,
+        fault: Fault,
+        text: str,
+        *,
+        now: float,
+        retry_after_s: float | None = None,
+    ) -> None:
+        """An answer that had begun broke off: too late to ask elsewhere, but it may speak against the option."""
+        rule = RULES[fault]
+        if rule.limits:
+            self._limit(provider, now + min(retry_after_s or PAUSE_S, LONGEST_LIMITED_S), text)
+        if rule.counts:
+            breaker = self._breakers.setdefault(name, Breaker())
+            breaker.failed(now, None, trips=False)
+            breaker.last = text
+
+    def forget(self, name: str, provider: str | None) -> None:
+        """Take an option, and its provider, for healthy."""
+        self._breakers.pop(name, None)
+        self._limited.pop(provider or "", None)
+
+    def put_back(self, request: Request) -> None:
+        """The option wasn't asked after all: decide anew."""
+        if request.trying is not None:
+            self.left(request)
+            request.over = False
 
     def left(self, request: Request) -> None:
         """The caller went away. Harmless where nothing is being tried."""

@@ -12,6 +12,7 @@ from typing import Any
 from opentelemetry.trace import TracerProvider
 
 from taskrouter import errors, telemetry
+from taskrouter.backends.external.base import Provider
 from taskrouter.backends.registry import Registry
 from taskrouter.config import Catalog, InferenceConfig, TaskConfig, load_catalog
 from taskrouter.config.frameworks import EXTERNAL, nearest
@@ -202,6 +203,10 @@ class Configured:
             key_of(task, name) if config.options[name].is_external else self._keys[task, name]
             for name in order_of(config)
         ]
+
+    def provider(self, name: str) -> Provider:
+        """A provider of external APIs. Raises what keeps it from being used."""
+        return self._registry.provider(name)
 
     @functools.cached_property
     def _specs_known(self) -> frozenset[ModelKey]:

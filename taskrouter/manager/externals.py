@@ -21,6 +21,7 @@ from taskrouter.backends.registry import Registry
 from taskrouter.config import Catalog, ModelConfig
 from taskrouter.config.frameworks import EXTERNAL
 from taskrouter.manager.residents import Resident
+from taskrouter.manager.turns import Turns
 from taskrouter.types import ModelKey, ModelRequest
 from taskrouter.verbs import Usage
 
@@ -29,6 +30,8 @@ logger = logging.getLogger("taskrouter")
 TIMEOUT_S = 600.0
 """The bound on one call where the file says none: what the providers' own SDKs take."""
 STOP_BOUND_S = 5.0
+TOKENS_OF_A_MEDIUM = 1000
+"""About what providers count for a picture; used only where one doesn't say what it counted."""
 
 
 class Ledger(Protocol):
@@ -69,8 +72,8 @@ class ExternalModel:
         self._config = config
         self._provider = provider
         self._extra = dict(config.engine_args)
-        self._call = Call(f"{task}/{option}", config.model_id, config.timeout_s or TIMEOUT_S)
         self.key_env = key_env_of(externals.catalog, config, provider)
+        self._call = Call(f"{task}/{option}", config.model_id, config.timeout_s or TIMEOUT_S, self.key_env)
 
     def __repr__(self) -> str:
         return f"<ExternalModel {self._call.who} {self._config.provider} {self._config.model_id}>"
@@ -91,7 +94,7 @@ class ExternalModel:
     def _connection(self) -> Connection:
         key = os.environ.get(self.key_env) or None
         if key is None and self._config.requires_api_key:
-            raise errors.ProviderAuth(
+            raise errors.KeyMissing(
                 f"{self._call.who} needs the key of {self._config.provider}: set {self.key_env} in the environment"
             )
         return self._externals.connection(self._config.provider or "", self._provider, self._base_url(), key)
@@ -111,25 +114,38 @@ class ExternalModel:
                 raise
             text = f"{self._call.who} did not answer within {self._call.timeout_s:g} s (timeout_s)"
             raise errors.ProviderTimeout(text) from error
-        await self._spent(getattr(answer, "usage", None))
+        # Some answers don't say what they took: embeddings, transcripts, servers that nearly speak an API.
+        await self._spent(getattr(answer, "usage", None) or Usage(_estimate(request), 0))
         return answer
 
     async def stream(self, verb: str, request: Any) -> AsyncIterator[Any]:
         """Answer in pieces. What an answer that was left in the middle cost is estimated: its provider doesn't say."""
         connection, request = self._connection(), self._with_extra(request)
         usage: Usage | None = None
-        pieces = 0
+        pieces, counted = 0, False
         try:
             async with aclosing(connection.stream(verb, request, self._call)) as stream:  # type: ignore[type-var]
-                async for piece in stream:
+                while (piece := await self._next(stream)) is not None:
                     pieces += 1
-                    if getattr(piece, "usage", None) is not None:
-                        usage = piece.usage
+                    usage = getattr(piece, "usage", None) or usage
+                    if usage is not None and getattr(piece, "finish_reason", None) is not None and not counted:
+                        counted = True
                         await self._spent(usage)
                     yield piece
         finally:
-            if usage is None and pieces:
-                await self._spent(Usage(_estimate(request), pieces))
+            if pieces and not counted:
+                await self._spent(usage or Usage(_estimate(request), pieces))
+
+    async def _next(self, stream: Any) -> Any:
+        """The next piece, ``None`` at the end. A server that only says that it is still there says nothing."""
+        try:
+            async with asyncio.timeout(self._call.timeout_s):
+                return await anext(stream, None)
+        except TimeoutError as error:
+            if isinstance(error, errors.TaskRouterError):
+                raise
+            text = f"{self._call.who} sent nothing more for {self._call.timeout_s:g} s (timeout_s)"
+            raise errors.ProviderTimeout(text) from error
 
     def _with_extra(self, request: Any) -> Any:
         """The request with ``engine_args`` as its defaults; what the caller says goes over them."""
@@ -137,9 +153,7 @@ class ExternalModel:
             return request
         return replace(request, extra={**self._extra, **request.extra})
 
-    async def _spent(self, usage: Usage | None) -> None:
-        if usage is None:
-            usage = Usage(0, 0)
+    async def _spent(self, usage: Usage) -> None:
         price = self._config.price
         read, written = max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0)
         usd = (read * price.input_per_mtok + written * price.output_per_mtok) / 1e6 if price is not None else 0.0
@@ -157,9 +171,22 @@ class ExternalModel:
         raise AssertionError("an event nobody sets")
 
 
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def _estimate(request: Any) -> int:
-    """About how many tokens a request has: four characters each, as providers' own rules of thumb say."""
-    return len(str(getattr(request, "messages", request))) // 4
+    """About how many tokens a request has: a quarter of its characters, and so many for each medium."""
+    texts, media = [str(getattr(request, "prompt", "") or "")], 0
+    texts += [str(text) for text in getattr(request, "inputs", ())]
+    for message in getattr(request, "messages", ()):
+        content = message.get("content")
+        for part in content if isinstance(content, (list, tuple)) else [{"text": content}]:
+            text = part.get("text") if isinstance(part, Mapping) else None
+            media += text is None
+            texts.append(str(text or ""))
+    return sum(map(len, texts)) // 4 + media * TOKENS_OF_A_MEDIUM
 
 
 class Externals:
@@ -170,7 +197,11 @@ class Externals:
         self.ledger = ledger
         self._registry = registry
         self._residents: dict[tuple[str, str], Resident] = {}
-        self._turns: dict[tuple[str, str], asyncio.Semaphore] = {}
+        self._turns: dict[tuple[str, str], Turns] = {}
+        self._naps: set[asyncio.Future[None]] = set()
+        self._closed = False
+        self.ending = False
+        """Whether nothing new is begun."""
         self._connections: dict[tuple[str, str | None, str | None], Connection] = {}
 
     def resident(self, task: str, option: str) -> Resident:
@@ -185,25 +216,36 @@ class Externals:
             self._residents[task, option] = found
         return found
 
-    async def turn(self, task: str, option: str, until: float) -> asyncio.Semaphore | None:
-        """Wait for one of the option's ``max_concurrency`` turns; ``None`` where it has no bound.
-
-        Raises ``Overloaded`` where none comes free until then (loop time).
-        """
+    def turns(self, task: str, option: str) -> Turns | None:
+        """What bounds the calls to an option; ``None`` where nothing does."""
         most = self.catalog.tasks[task].options[option].max_concurrency
         if most is None:
             return None
-        turns = self._turns.setdefault((task, option), asyncio.Semaphore(most))
+        found = self._turns.get((task, option))
+        if found is None:
+            found = self._turns[task, option] = Turns(f"{task}/{option}", most)
+        return found
+
+    async def nap(self, until: float) -> None:
+        """Wait until then (loop time). Raises ``ManagerClosed`` where all is ending."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._naps.add(future)
+        alarm = loop.call_at(until, _wake, future)
         try:
-            async with asyncio.timeout_at(until):
-                await turns.acquire()
-        except TimeoutError as error:
-            text = f"{task}/{option}: all of its {most} turns were taken until the deadline (max_concurrency)"
-            raise errors.Overloaded(text) from error
-        return turns
+            await future
+        finally:
+            alarm.cancel()
+            self._naps.discard(future)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.ManagerClosed("the manager was shut down")
 
     def connection(self, name: str, provider: Provider, base_url: str | None, key: str | None) -> Connection:
         """The one client of this provider, address and key."""
+        self._check_open()
         made = self._connections.get((name, base_url, key))
         if made is None:
             settings = self.catalog.providers.get(name)
@@ -227,18 +269,30 @@ class Externals:
 
     async def close(self, drain_s: float) -> None:
         """Let calls end for so many seconds, tell the others to stop, and close the clients."""
-        working = self._working()
-        if working:
-            await asyncio.wait(working, timeout=drain_s)
+        self._closing()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + drain_s
+        while (working := self._working()) and loop.time() < end:
+            await asyncio.wait(working, timeout=end - loop.time())
         for resident in self._residents.values():
             text = f"{resident.request.label} was still answering {drain_s:g} s after the manager began to shut down"
             resident.stop_operations(errors.ManagerClosed(text))
         if working := self._working():
             await asyncio.wait(working, timeout=STOP_BOUND_S)
+        self._closed = True
         connections, self._connections = self._connections, {}
         for connection in connections.values():
             await connection.close()
         await self.ledger.close()
+
+    def _closing(self) -> None:
+        """Refuse who waits: for a turn, or to ask again."""
+        self.ending = True
+        for turns in self._turns.values():
+            turns.close()
+        for nap in self._naps:
+            if not nap.done():
+                nap.set_exception(errors.ManagerClosed("the manager was shut down before this was asked again"))
 
     def _working(self) -> set[asyncio.Task[Any]]:
         return {

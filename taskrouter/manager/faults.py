@@ -11,11 +11,13 @@ FAULTS: tuple[tuple[type[Exception], Fault, Why | None], ...] = (
     (errors.UnsupportedVerb, Fault.UNABLE, None),
     (errors.MediaTooLarge, Fault.UNABLE, None),
     (errors.BadInput, Fault.BAD_REQUEST, None),
+    (errors.KeyMissing, Fault.NO_KEY, None),
     (errors.ProviderAuth, Fault.AUTH, None),
     (errors.ProviderQuota, Fault.QUOTA, None),
     (errors.BudgetSpent, Fault.BUDGET, None),
     (errors.ProviderOverloaded, Fault.OVERLOAD, None),
     (errors.ProviderTimeout, Fault.TIMEOUT, None),
+    (errors.ProviderBrokeOff, Fault.BROKE_OFF, None),
     (errors.ProviderUnreachable, Fault.CONNECTION, None),
     (errors.ProviderFailed, Fault.BROKEN, None),
     (errors.ManagerClosed, Fault.FINAL, None),
@@ -25,6 +27,7 @@ FAULTS: tuple[tuple[type[Exception], Fault, Why | None], ...] = (
     (errors.CoolingDown, Fault.NOT_READY, Why.COOLDOWN),
     (errors.ModelDied, Fault.BROKEN, None),
     (errors.ModelUnavailable, Fault.NOT_READY, None),
+    (errors.ReaderGone, Fault.FINAL, None),
     (errors.CallFailed, Fault.BROKEN, None),
 )
 """The first class that fits decides. What is in none of them is nobody's to route: it is raised as it is."""

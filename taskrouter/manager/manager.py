@@ -159,7 +159,7 @@ class ModelManager(Questions):
             if not task.options[option].is_external:
                 return Lease(self, target, timeout, priority, where)
             task = task.with_selected(option).model_copy(update={"fallback": ()})
-        return RoutedLease(self, task, target, timeout, priority, where)
+        return RoutedLease(self, task, target, timeout, priority, where, only=option is not None)
 
     async def unload_model(self, task_type: str, *, force: bool = False) -> None:
         """Unload the task's model: operations at work finish first (``force``: are told to stop), waiters are refused.
@@ -227,7 +227,10 @@ class ModelManager(Questions):
     async def clear_cooldown(self, task_type: str) -> None:
         """Forget the failures of the task's model, so that the next request tries it again at once."""
         performer = self.enter()
-        performer.post(ClearCooldown(self.target(task_type).key))
+        task = self._task(task_type)
+        self.router.forget(task)
+        if not task.get_selected_config().is_external:
+            performer.post(ClearCooldown(self.target(task_type).key))
 
     async def set_selected_model(self, task_type: str, model_name: str) -> None:
         """Select another option of a task.

@@ -11,14 +11,16 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from taskrouter import errors, telemetry
+from taskrouter.backends.external.content import kinds_of
 from taskrouter.config import ModelConfig, TaskConfig
 from taskrouter.manager.externals import Externals
 from taskrouter.manager.faults import fault_of, refusal
 from taskrouter.manager.residents import Operation, Resident
 from taskrouter.manager.streams import Channel
+from taskrouter.manager.turns import Turns
 from taskrouter.residency import State
 from taskrouter.residency.events import Acquire
-from taskrouter.routing import Candidate, Refused, Request, Routing, Try, Wait
+from taskrouter.routing import Candidate, Decision, Refused, Request, Routing, Try, Wait
 from taskrouter.types import ModelKey, TicketId
 from taskrouter.verbs import Passed, Routed, Why
 
@@ -43,15 +45,16 @@ class Taken:
     ticket: TicketId | None
     target: Target
     routed: Routed
-    turn: asyncio.Semaphore | None = None
-    """What bounds the calls to an external option, of which one was taken."""
+    turns: Turns | None = None
+    """What bounds the calls to an external option, of which one was taken, at ``since`` (loop time)."""
+    since: float = 0.0
 
     def release(self, performer: Performer) -> None:
         """End the lease, or the turn, where there is one."""
         if self.ticket is not None:
             performer.release(self.ticket)
-        if self.turn is not None:
-            self.turn.release()
+        if self.turns is not None:
+            self.turns.release(performer.time() - self.since)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,13 @@ class Router:
         priority: int | None = None,
         claim: bool = False,
         first: Found | None = None,
+        inside: Taken | None = None,
         holding: frozenset[TicketId] = frozenset(),
     ) -> Any:
         """Find an option, do ``work`` with it, and go on to the next where routing says so.
 
-        ``first``: what was found for this caller a moment ago; the options it passed over aren't tried once more.
+        ``first``: what was found for this caller a moment ago; what it waited for in vain isn't waited for once more.
+        ``inside``: the caller holds this already, and asks that option only.
         ``work`` owns the ticket from when it is called. Raises what the only option raised, or ``NoOptionLeft``.
         """
         performer, routing = self._performer, self.routing
@@ -104,43 +109,90 @@ class Router:
         bound = task.max_wait_s if task.max_wait_s is not None else self._manager.inference_config.max_wait_s
         way = Request(arrival + (bound if timeout is None else timeout), task.when_cold)
         if first is not None and first.selected == task.selected:
-            way.failed.update((f"{task.task_name}/{each.option}", each) for each in first.routed.passed)
+            way.failed.update(self._waited_in_vain(task, first))
         raised: dict[str, Exception] = {}
-        latest = self.latest.setdefault(task.task_name, deque(maxlen=KEPT))
+        held = inside
         try:
             while True:
                 now = performer.time()
-                candidates = [self._candidate(task, name, verb, request, now, raised) for name in order_of(task)]
-                match routing.decide(way, candidates, now=now):
+                if self.externals.ending:
+                    raise errors.ManagerClosed(f"{task.task_name} wasn't asked: the manager was shut down")
+                candidates = [
+                    self._candidate(task, name, verb, request, now, raised, held=held) for name in order_of(task)
+                ]
+                decision = routing.decide(way, candidates, now=now)
+                if held is not None and held is not inside and not _is_of(decision, held):
+                    held.release(performer)
+                    held = None
+                match decision:
                     case Wait(until):
-                        await asyncio.sleep(until - now)
+                        await self.externals.nap(until)
                     case Refused(passed, cold):
-                        refused = self._refused(task, passed, raised, cold=cold)
-                        latest.appendleft((datetime.now(UTC), str(refused)))
-                        raise refused
+                        raise self._refused(task, passed, raised, cold=cold)
                     case Try() as tried:
                         if tried.warm:
                             self._warm(task, arrival)
+                        begun: float | None = None
                         try:
-                            taken = await self._take(task, tried, way, arrival, priority, claim, holding, verb)
+                            if held is None:
+                                taken = await self._take(task, tried, way, arrival, priority, claim, holding, verb)
+                                if taken.since > now:
+                                    # While it waited for its turn a limit, a budget or a breaker may have closed.
+                                    held = taken
+                                    routing.put_back(way)
+                                    continue
+                            else:
+                                taken = held
+                            taken, held = replace(taken, routed=Routed(taken.target.option, way.passed)), inside
+                            begun = performer.time()
                             answer = await work(taken)
                         except errors.TaskRouterError as error:
+                            # The deadline bounds waiting and loading: what a call took is not its.
+                            way.deadline += performer.time() - begun if begun is not None else 0.0
                             raised[tried.candidate.option] = error
                             if not self._failed(way, error):
-                                latest.appendleft((datetime.now(UTC), str(error)))
+                                self._told(task, way, str(error))
                                 raise
                             continue
                         if verb is None:
                             routing.left(way)  # nothing was asked: that says nothing of the option's health
                         else:
                             routing.answered(way, now=performer.time())
-                        latest.appendleft((datetime.now(UTC), taken.routed))
+                            self._told(task, way, taken.routed)
                         telemetry.annotate_current(
                             taken.target.attributes, passed=[str(each) for each in way.passed] or None
                         )
                         return answer
+        except errors.NoOptionLeft as error:
+            self._told(task, way, str(error))
+            raise
         finally:
             routing.left(way)
+            if held is not None and held is not inside:
+                held.release(performer)
+
+    def _told(self, task: TaskConfig, way: Request, ended: Routed | str) -> None:
+        """Remember how a request ended, and say on its caller's span who was passed over."""
+        self.latest.setdefault(task.task_name, deque(maxlen=KEPT)).appendleft((datetime.now(UTC), ended))
+        if isinstance(ended, str):
+            passed = [str(each) for each in (*way.passed, *way.failed.values())]
+            telemetry.annotate_current(passed=list(dict.fromkeys(passed)) or None)
+
+    def _waited_in_vain(self, task: TaskConfig, first: Found) -> dict[str, Passed]:
+        """What needn't be waited for again: it wasn't ready in time, and isn't now."""
+        found = {}
+        for each in first.routed.passed:
+            config = task.options.get(each.option)
+            if each.why is not Why.NOT_READY or config is None or config.is_external:
+                continue
+            if self._performer.core.status(self._target(task, each.option).key).state is not State.READY:
+                found[f"{task.task_name}/{each.option}"] = each
+        return found
+
+    def forget(self, task: TaskConfig) -> None:
+        """Take the selected option for healthy."""
+        config = task.get_selected_config()
+        self.routing.forget(f"{task.task_name}/{task.selected}", config.provider if config.is_external else None)
 
     def _failed(self, way: Request, error: errors.TaskRouterError) -> bool:
         fault, why = fault_of(error)
@@ -165,8 +217,10 @@ class Router:
         routed = Routed(option, way.passed)
         if task.options[option].is_external:
             outside = self.externals.resident(task.task_name, option)
-            turn = None if claim else await self.externals.turn(task.task_name, option, tried.ready_by)
-            return Taken(outside, None, target, routed, turn)
+            turns = None if claim else self.externals.turns(task.task_name, option)
+            if turns is not None:
+                await turns.take(tried.ready_by)
+            return Taken(outside, None, target, routed, turns, self._performer.time() if turns is not None else 0.0)
         performer = self._performer
         event = Acquire(
             next(performer.ids), target.key, tried.ready_by, target.priority if priority is None else priority,
@@ -185,7 +239,15 @@ class Router:
         return known
 
     def _candidate(
-        self, task: TaskConfig, name: str, verb: str | None, request: Any, now: float, raised: dict[str, Exception]
+        self,
+        task: TaskConfig,
+        name: str,
+        verb: str | None,
+        request: Any,
+        now: float,
+        raised: dict[str, Exception],
+        *,
+        held: Taken | None,
     ) -> Candidate:
         config = task.options[name]
         whole = f"{task.task_name}/{name}"
@@ -204,14 +266,31 @@ class Router:
             if spent is not None:
                 text = f"the {spent:g} dollars a day for {provider} are spent (providers.{provider}.daily_budget_usd)"
                 barred = Passed(name, Why.BUDGET, text, _to_midnight())
+            if barred is None and verb is not None:
+                barred = self._unable(task, name, config, verb, request)
             retries = config.max_retries if config.max_retries is not None else MAX_RETRIES
-            return Candidate(whole, name, provider, True, 0.0, barred, retries)
+            turns = self.externals.turns(task.task_name, name)
+            mine = held is not None and held.target.option == name
+            start_s = 0.0 if turns is None or mine else turns.expected_s
+            return Candidate(whole, name, provider, True, start_s, barred, retries)
         status = self._performer.core.status(target.key)
         until = status.cooldown_until
         if until is not None and until > now:
             barred = Passed(name, Why.COOLDOWN, f"{status.label} failed to load repeatedly", until - now)
         start_s = self._performer.core.expected_start(target.key, now=now)
         return Candidate(whole, name, None, status.state is State.READY, start_s, barred)
+
+    def _unable(self, task: TaskConfig, name: str, config: ModelConfig, verb: str, request: Any) -> Passed | None:
+        """What a provider's own model is known not to take; another server behind its API says so itself."""
+        if config.api_endpoint is not None:
+            return None
+        takes = self._manager.provider(config.provider or "").takes(config.model_id)
+        if verb not in takes.verbs:
+            return Passed(name, Why.UNABLE, f"{config.provider} can't {verb} with {config.model_id}")
+        kinds = kinds_of(getattr(request, "messages", ()))
+        sampled = {"video"} if "image" in takes.kinds else set()
+        missing = sorted(kinds - takes.kinds - sampled)
+        return Passed(name, Why.UNABLE, f"{config.model_id} takes no {missing[0]}") if missing else None
 
     # --- while the selected one is cold -----
 
@@ -253,8 +332,13 @@ class Router:
 
         def ended(result: asyncio.Future[Any]) -> None:
             error = None if result.cancelled() else result.exception()
-            if isinstance(error, (errors.CallFailed, errors.ModelDied)):
-                self.routing.broke(name, now=self._performer.time())
+            if isinstance(error, (errors.ProviderFailed, errors.ModelDied)):
+                config = self._manager.tasks[taken.target.task].options[taken.target.option]
+                fault, _ = fault_of(error)
+                self.routing.broke(
+                    name, config.provider, fault, str(error), now=self._performer.time(),
+                    retry_after_s=error.retry_after_s,
+                )  # fmt: skip
 
         operation.result.add_done_callback(ended)
 
@@ -266,6 +350,10 @@ def told(at: datetime, ended: Routed | str) -> str:
         passed = "".join(f"; passed over {each}" for each in ended.passed)
         return f"{when} {ended.option} answered{passed}"
     return f"{when} refused: {ended}"
+
+
+def _is_of(decision: Decision, held: Taken) -> bool:
+    return isinstance(decision, Try) and decision.candidate.option == held.target.option
 
 
 def with_route(answer: Any, routed: Routed) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
-from taskrouter.errors import CallFailed
+from taskrouter.errors import ReaderGone
 from taskrouter.manager.residents import Operation
 from taskrouter.verbs import Routed
 
@@ -41,7 +41,7 @@ class Channel:
         _wake(self._reader)
 
     async def put(self, piece: Any, *, idle_s: float, label: str) -> None:
-        """Hand over a piece; wait while the reader is far behind. Raises ``CallFailed`` when nobody reads."""
+        """Hand over a piece; wait while the reader is far behind. Raises ``ReaderGone`` when nobody reads."""
         self._pieces.append(piece)
         _wake(self._reader)
         if len(self._pieces) < HIGH_WATER:
@@ -54,7 +54,7 @@ class Channel:
             async with asyncio.timeout(idle_s):
                 await self._writer
         except TimeoutError:
-            raise CallFailed(
+            raise ReaderGone(
                 f"{label}: the stream was ended because nobody read from it for {idle_s:g} s (memory.stream_idle_s)"
             ) from None
         finally:

@@ -85,7 +85,12 @@ class Writer:
         if self._at_once():
             return False
         with self._changed:
-            # Should the thread have taken the record meanwhile, it tells this waiter after its next, empty round.
+            # The thread may have taken the record meanwhile: then it tells this waiter after its next, empty round. Or
+            # it was told to end, wrote the record, and is gone.
+            if self._thread is None and not (self._incoming or self._writing):
+                return False
+            if not self._started():
+                return False
             self._waiters.append(waiter)
             self._changed.notify()
         return True

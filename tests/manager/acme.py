@@ -23,6 +23,8 @@ class AcmeConnection:
         self.endpoint = endpoint
         self.fails: list[TaskRouterError] = []
         self.delay_s = 0.0
+        self.pause_s = 0.0
+        """Before each piece but the first."""
         self.breaks: TaskRouterError | None = None
         self.asked: list[str] = []
         self.requests: list[Any] = []
@@ -51,6 +53,7 @@ class AcmeConnection:
         for place, sign in enumerate("acme"):
             if place == 2 and self.breaks is not None:
                 raise self.breaks
+            await asyncio.sleep(self.pause_s if place else 0)
             yield ChatChunk(sign)
         yield ChatChunk("", "stop", Usage(1000, 200))
 

@@ -170,7 +170,7 @@ def test_when_every_option_is_passed_over_one_error_has_each_reason(tmp_path: Pa
         reasons = [str(each).partition(" (")[0] for each in left.value.passed]
         assert reasons == ["near: cant_fit", "far: auth"]
         assert "the key is refused" in str(left.value)
-        assert isinstance(left.value.__cause__, errors.ProviderAuth)
+        assert isinstance(left.value.__cause__, errors.InsufficientMemory)
         with pytest.raises(errors.NoOptionLeft, match="far: breaker_open") as left:
             await stage.ask()
         assert left.value.retry_after_s is not None
@@ -288,7 +288,7 @@ def test_a_lease_is_of_one_option_and_an_external_one_takes_no_slot(tmp_path: Pa
             assert (await lease.chat("hi")).text == "acme"
             assert stage.leases() == 0
             assert lease.info["provider"] == "acme"
-            stage.far.fails = [overloaded()]
+            stage.far.fails = [overloaded() for _ in range(9)]
             with pytest.raises(errors.ProviderOverloaded):
                 await lease.chat("hi")
 
@@ -517,5 +517,209 @@ def test_what_was_asked_is_not_kept_by_what_explain_remembers(tmp_path: Path) ->
         await settle()
         gc.collect()
         assert gone() is None
+
+    play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]
+
+
+# --- what a review found ----------------------------------------------------------------------------------------------
+
+
+def test_a_call_that_fails_after_max_wait_s_is_still_asked_elsewhere(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.delay_s = 130
+        stage.far.fails = [overloaded()]
+        answer = await stage.ask("f")
+        assert answer.routed is not None
+        assert (answer.routed.option, now()) == ("near", 130)
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_budget_and_a_limit_hold_inside_a_lease(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        async with stage.manager.lease("e") as lease:
+            for _ in range(2):
+                answer = await lease.chat("hi")
+                assert answer.routed is not None
+                assert answer.routed.option == "far"
+            with pytest.raises(errors.BudgetSpent):
+                await lease.chat("hi")
+            assert len(stage.far.asked) == 2
+            stage.purse.spent = 0
+            stage.far.fails = [errors.ProviderQuota("429", retry_after_s=500)]
+            for _ in range(3):
+                with pytest.raises(errors.ProviderQuota):
+                    await lease.chat("hi")
+            assert len(stage.far.asked) == 3
+            async with stage.manager.lease("e") as inner:
+                assert inner.option == "far"
+
+    settings = {"acme": {"daily_budget_usd": 0.01}}
+    play(Routes(tmp_path, far={"price": PRICE, "max_concurrency": 1}, providers=settings), main)  # type: ignore[arg-type]
+
+
+def test_a_stream_inside_an_external_lease_holds_its_turn_until_it_has_stopped(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        async with stage.manager.lease("e") as lease:
+            async with lease.stream_chat("hi") as chunks:
+                assert "".join([chunk.text async for chunk in chunks]) == "acme"
+            async with lease.stream_chat("hi") as chunks:
+                await anext(chunks)
+            assert (await lease.chat("hi")).text == "acme"
+        assert (await stage.ask("e")).text == "acme"
+
+    play(Routes(tmp_path, far={"max_concurrency": 1}), main)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("why", ["budget", "limit", "key"])
+def test_who_queued_for_a_turn_is_looked_at_again_before_it_is_asked(tmp_path: Path, why: str) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.delay_s = 1
+        if why == "limit":
+            stage.far.fails = [errors.ProviderQuota("429", retry_after_s=1000)]
+        elif why == "key":
+            stage.far.fails = [errors.ProviderAuth("401")]
+        ends = await asyncio.gather(*[stage.ask("e") for _ in range(20)], return_exceptions=True)
+        assert len(stage.far.asked) == (2 if why == "budget" else 1)
+        assert sum(isinstance(end, errors.TaskRouterError) for end in ends) == 20 - 2 * (why == "budget")
+
+    settings = {"acme": {"daily_budget_usd": 0.01}}
+    far = {"price": PRICE, "max_concurrency": 1}
+    play(Routes(tmp_path, far=far, providers=settings), main)  # type: ignore[arg-type]
+
+
+def test_a_busy_option_uses_half_of_the_time_while_another_could_be_asked(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.delay_s = 500
+        busy = spawn(stage.ask("e"))
+        await settle()
+        begun = spawn(stage.ask("f"))
+        await settle()
+        late = await stage.ask("f")
+        assert (late.routed.option, now()) == ("near", 60)
+        assert [each.why for each in late.routed.passed] == [Why.NOT_READY]
+        await busy
+        await begun
+
+    play(Routes(tmp_path, far={"max_concurrency": 1, "timeout_s": 1000}), main)  # type: ignore[arg-type]
+
+
+def test_a_shutdown_refuses_who_waits_to_be_asked(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.ProviderQuota("429", retry_after_s=50)]
+        napping = spawn(stage.ask("e"))
+        await settle()
+        stage.far.delay_s = 3
+        await until(50.5)
+        queued = [spawn(stage.ask("f")) for _ in range(3)]
+        await settle()
+        await stage.manager.shutdown(drain_s=60)
+        ends = await asyncio.gather(napping, *queued, return_exceptions=True)
+        closed = [end for end in ends if isinstance(end, errors.ManagerClosed)]
+        assert len(closed) == 2, ends  # who was at work is answered
+        assert [end.text for end in ends if not isinstance(end, BaseException)] == ["acme", "acme"]
+        assert [each.closed for each in stage.acme.connections] == [1]
+
+    play(Routes(tmp_path, far={"max_concurrency": 1}), main)  # type: ignore[arg-type]
+
+
+def test_a_retry_that_sleeps_is_refused_by_a_shutdown_at_once(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.ProviderQuota("429", retry_after_s=50)]
+        napping = spawn(stage.ask("e"))
+        await settle()
+        await stage.manager.shutdown(drain_s=60)
+        with pytest.raises(errors.ManagerClosed, match="before this was asked again"):
+            await napping
+        assert now() < 1
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_the_first_call_on_a_handle_may_still_be_answered_by_the_option_that_was_cold(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("t")
+        stage.far.fails = [errors.ProviderAuth("no key")]
+        answer = await model.chat("hi")
+        assert answer.routed is not None
+        assert (answer.routed.option, now()) == ("near", 3)
+
+    play(Routes(tmp_path, {"load_s": 3}, when_cold="fallback"), main)  # type: ignore[arg-type]
+
+
+def test_readers_who_stop_reading_speak_against_nobody(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("t")
+        for _ in range(8):
+            async with model.stream_chat("word " * 100) as chunks:
+                await anext(chunks)
+                await asyncio.sleep(200)
+                with pytest.raises(errors.ReaderGone):
+                    _ = [chunk async for chunk in chunks]
+        answer = await model.chat("hi")
+        assert answer.routed is not None
+        assert answer.routed.option == "near"
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_lease_on_a_named_option_is_on_that_option_whatever_else_is_held(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        async with stage.manager.lease("t") as outer, stage.manager.lease("t", option="far") as inner:
+            assert (outer.option, inner.option) == ("near", "far")
+            assert (await inner.chat("hi")).text == "acme"
+            async with stage.manager.lease("t", option="far") as again:
+                assert (await again.chat("hi")).text == "acme"
+
+    play(Routes(tmp_path, far={"max_concurrency": 1}), main)  # type: ignore[arg-type]
+
+
+def test_a_stream_that_falls_silent_is_ended_after_timeout_s(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.pause_s = 60
+        text = ""
+        with pytest.raises(errors.ProviderTimeout, match="sent nothing more for 5 s"):
+            async with (await stage.manager.get_model("e")).stream_chat("hi") as chunks:
+                async for chunk in chunks:
+                    text += chunk.text
+        assert (text, now()) == ("a", 5)
+        assert len(stage.purse.records) == 1
+
+    play(Routes(tmp_path, far={"timeout_s": 5}), main)  # type: ignore[arg-type]
+
+
+def test_a_missing_key_is_said_each_time_and_once_it_is_there_calls_go_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OWN_KEY", raising=False)
+
+    async def main(stage: Routes) -> None:
+        for _ in range(3):
+            with pytest.raises(errors.KeyMissing, match="set OWN_KEY"):
+                await stage.ask("e")
+        monkeypatch.setenv("OWN_KEY", "k1")
+        assert (await stage.ask("e")).text == "acme"
+        stage.far.fails = [errors.ProviderAuth("e/far: the key of OWN_KEY is refused")]
+        with pytest.raises(errors.ProviderAuth):
+            await stage.ask("e")
+        with pytest.raises(errors.CoolingDown, match="last with: e/far: the key of OWN_KEY is refused"):
+            await stage.ask("e")
+        await stage.manager.clear_cooldown("e")
+        assert (await stage.ask("e")).text == "acme"
+
+    far = {"requires_api_key": True, "api_key_env": "OWN_KEY"}
+    play(Routes(tmp_path, far=far), main)  # type: ignore[arg-type]
+
+
+def test_a_refused_request_tells_its_callers_span_every_reason(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.ProviderAuth("t/far: no")]
+        with stage.tracer.start_as_current_span("caller"), pytest.raises(errors.NoOptionLeft):
+            await stage.ask()
+        (span,) = stage.spans("caller")
+        assert span.attributes is not None
+        passed = span.attributes["taskrouter.passed"]
+        assert isinstance(passed, tuple)
+        assert [str(each).partition(" (")[0] for each in passed] == ["near: cant_fit", "far: auth"]
 
     play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]

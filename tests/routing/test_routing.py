@@ -200,7 +200,7 @@ def test_answers_that_break_off_open_the_breaker_too() -> None:
         way = Request(100)
         assert isinstance(core.decide(way, [NEAR], now=0), Try)
         core.answered(way, now=0)
-        core.broke("t/near", now=0)
+        core.broke("t/near", None, Fault.BROKEN, "cut", now=0)
         if whys_or_none(core.decide(probe := Request(100), [NEAR], now=0)):
             break
         core.left(probe)
@@ -222,3 +222,57 @@ def test_a_clock_that_went_back_keeps_no_breaker_open_for_longer() -> None:
     refused = core.decide(Request(100), [NEAR], now=0)
     assert isinstance(refused, Refused)
     assert refused.passed[0].retry_after_s == routing.OPEN_S
+
+
+def test_what_starts_at_once_is_in_time_although_the_clock_is_a_little_late() -> None:
+    core, way = Routing(), Request(10)
+    assert tried(core.decide(way, [cold(), FAR], now=0)) == "near"
+    core.failed(way, Fault.NOT_READY, "not ready in time", now=10.0001)
+    assert tried(core.decide(way, [cold(), FAR], now=10.0001)) == "far"
+
+
+def test_a_longer_limit_is_not_overwritten_by_a_shorter_one() -> None:
+    core, first, second = Routing(), Request(100), Request(100)
+    for way in (first, second):
+        assert tried(core.decide(way, [FAR], now=0)) == "far"
+    core.failed(first, Fault.QUOTA, "429", now=0, retry_after_s=60)
+    core.failed(second, Fault.QUOTA, "429", now=0)
+    assert whys(core.decide(Request(10), [FAR], now=1)) == [Why.RATE_LIMIT]
+
+
+def test_a_sleeping_retry_waits_for_a_limit_that_others_met_meanwhile() -> None:
+    core, first, second = Routing(), Request(100), Request(100)
+    for way in (first, second):
+        assert tried(core.decide(way, [FAR], now=0)) == "far"
+    core.failed(first, Fault.QUOTA, "429", now=0)
+    decision = core.decide(first, [FAR], now=0)
+    assert isinstance(decision, Wait)
+    core.failed(second, Fault.QUOTA, "429", now=0.2, retry_after_s=5)
+    later = core.decide(first, [FAR], now=decision.until)
+    assert isinstance(later, Wait)
+    assert later.until == pytest.approx(5.2)
+    assert tried(core.decide(first, [FAR], now=5.3)) == "far"
+
+
+def test_when_cold_fail_refuses_whether_or_not_the_load_was_measured() -> None:
+    for deadline in (20, 40):
+        decision = Routing().decide(Request(deadline, "fail"), [cold(start_s=30), FAR], now=0)
+        assert isinstance(decision, Refused)
+        assert decision.cold
+
+
+def test_a_try_that_was_put_back_is_decided_anew_and_hands_its_probe_on() -> None:
+    core = Routing()
+    fail(core, NEAR, 0, times=routing.CONSECUTIVE)
+    way = Request(100)
+    assert tried(core.decide(way, [NEAR], now=routing.OPEN_S)) == "near"
+    core.put_back(way)
+    assert not way.over
+    assert tried(core.decide(way, [NEAR], now=routing.OPEN_S)) == "near"
+
+
+def test_a_connection_that_broke_in_mid_answer_is_not_asked_again() -> None:
+    core, way = Routing(), Request(100)
+    core.decide(way, [FAR], now=0)
+    core.failed(way, Fault.BROKE_OFF, "broke", now=0)
+    assert whys(core.decide(way, [FAR], now=0)) == [Why.CONNECTION]

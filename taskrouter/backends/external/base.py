@@ -24,11 +24,13 @@ class Endpoint:
 @dataclass(frozen=True, slots=True)
 class Call:
     """One call: the provider's name of the model, and the bound on the call in seconds (for a stream: on its first
-    byte, and on each pause after it). ``who`` is what errors call the option."""
+    byte, and on each pause after it). ``who`` is what errors call the option,
+    ``key_env`` the environment variable that its key is in."""
 
     who: str
     model_id: str
     timeout_s: float
+    key_env: str = ""
 
 
 @dataclass(frozen=True, slots=True)

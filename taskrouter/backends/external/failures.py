@@ -18,7 +18,9 @@ from taskrouter.errors import (
     CallFailed,
     ContextTooLong,
     MediaTooLarge,
+    Overloaded,
     ProviderAuth,
+    ProviderBrokeOff,
     ProviderFailed,
     ProviderOverloaded,
     ProviderProtocol,
@@ -105,7 +107,7 @@ def of_status(
 def of_sdk(sdk: Any, error: Exception, call: Call, *, key_env: str) -> TaskRouterError:
     """The error of what the ``openai`` and ``anthropic`` SDKs raise, which have the same classes."""
     if isinstance(error, sdk.APITimeoutError):
-        return timed_out(call)
+        return _of_timeout(error, call)
     if isinstance(error, sdk.APIStatusError):
         said = error.body if error.body is not None else error.message
         if error.status_code < 300:  # an error event inside of a stream that had begun well
@@ -114,11 +116,38 @@ def of_sdk(sdk: Any, error: Exception, call: Call, *, key_env: str) -> TaskRoute
     if isinstance(error, sdk.APIResponseValidationError):
         return nonsense(call, error)
     if isinstance(error, sdk.APIConnectionError):
-        cause = error.__cause__ or error
-        return ProviderUnreachable(f"{call.who} can't be reached: {words(str(cause) or type(cause).__name__)}")
+        return _of_connection(error.__cause__ or error, call)
     if isinstance(error, sdk.APIError):
         return of_event(call, error.body if error.body is not None else error.message, key_env=key_env)
     return of_any(error, call)
+
+
+def _of_timeout(error: BaseException, call: Call) -> TaskRouterError:
+    """Whose patience was over: the connection's, our own pool's, or the call's."""
+    names = {type(each).__name__ for each in _behind(error)}
+    if "ConnectTimeout" in names:
+        return ProviderUnreachable(f"{call.who} can't be reached: no connection within providers.*.connect_timeout_s")
+    if "PoolTimeout" in names:
+        return Overloaded(f"{call.who}: all of providers.*.max_connections were in use")
+    return timed_out(call)
+
+
+def _of_connection(error: BaseException, call: Call) -> ProviderUnreachable:
+    """Whether there was a connection: what broke once the request had gone out may have been worked on."""
+    text = words(str(error) or type(error).__name__)
+    names = {type(each).__name__ for each in _behind(error)}
+    # A connection that was kept and that the server had closed says so before a byte of an answer.
+    if names & {"ReadError", "WriteError", "RemoteProtocolError"} and "without sending a response" not in text:
+        return ProviderBrokeOff(f"{call.who}: the connection broke before the answer was whole: {text}")
+    return ProviderUnreachable(f"{call.who} can't be reached: {text}")
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 STATUS_OF_TYPE = {
@@ -154,13 +183,13 @@ def of_any(error: Exception, call: Call) -> TaskRouterError:
     name = f"{type(error).__module__}.{type(error).__qualname__}"
     text = words(str(error) or name)
     if isinstance(error, TimeoutError) or "Timeout" in name:
-        return timed_out(call)
+        return _of_timeout(error, call)
     if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
         return BadInput(f"{call.who}: the request holds what is no text: {text}")
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) or "Validation" in name or "Decod" in name:
         return nonsense(call, error)
-    if "RemoteProtocol" in name or "ReadError" in name:
-        return ProviderUnreachable(f"{call.who}: the connection broke before the answer was whole: {text}")
+    if "RemoteProtocol" in name or "ReadError" in name or "WriteError" in name:
+        return _of_connection(error, call)
     if isinstance(error, OSError) or "Connect" in name or "httpx" in name or "httpcore" in name:
         return ProviderUnreachable(f"{call.who} can't be reached: {text}")
     return ProviderFailed(f"{call.who} failed: {name}: {text}")

@@ -171,8 +171,8 @@ class GoogleConnection:
             headers = dict(getattr(error.response, "headers", None) or {})
             said = error.details
             if error.code == 400 and "API_KEY_INVALID" in json.dumps(said, default=str):
-                return failures.of_status(call, 401, said, headers, key_env=KEY_ENV)
-            return failures.of_status(call, int(error.code or 500), said, headers, key_env=KEY_ENV)
+                return failures.of_status(call, 401, said, headers, key_env=call.key_env or KEY_ENV)
+            return failures.of_status(call, int(error.code or 500), said, headers, key_env=call.key_env or KEY_ENV)
         if isinstance(error, self._errors.UnknownApiResponseError):
             return failures.nonsense(call, error)
         return failures.of_any(error, call)

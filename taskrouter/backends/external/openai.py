@@ -134,7 +134,7 @@ class OpenAIConnection:
         await self._client.close()
 
     def _failure(self, error: Exception, call: Call) -> TaskRouterError:
-        return failures.of_sdk(self._sdk, error, call, key_env=KEY_ENV)
+        return failures.of_sdk(self._sdk, error, call, key_env=call.key_env or KEY_ENV)
 
     def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
         if isinstance(request, ChatRequest):
