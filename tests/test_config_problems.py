@@ -380,3 +380,12 @@ def test_key_its_framework_has_no_use_for_is_a_warning() -> None:
     assert "means nothing to framework fake" in found["tasks.a.options.f.provider"]
     assert "means nothing to framework external_api" in found["tasks.a.options.g.vram_gb"]
     assert "tasks.a.options.g.pinned" in found
+
+
+def test_a_budget_that_an_option_without_a_price_spends_unseen_is_a_warning() -> None:
+    more = "g: {model_id: n, framework: external_api, provider: openai}"
+    budget = "providers: {openai: {daily_budget_usd: 5}}"
+    found = warned(task(more=more, rest=budget))
+    assert "calls to a/g don't count: they have no price" in found["providers.openai.daily_budget_usd"]
+    priced = "g: {model_id: n, framework: external_api, provider: openai, price: {input_per_mtok: 1}}"
+    assert "providers.openai.daily_budget_usd" not in warned(task(more=priced, rest=budget))

@@ -121,7 +121,24 @@ def _warnings(parsed: FileFields, unavailable: tuple[Unavailable, ...], collecto
         found.append(collector.problem(path, f"nothing acts on this key yet ({purpose})", "", at_key=True))
     for path, message in _idle_keys(parsed):
         found.append(collector.problem(path, message, "remove it", at_key=True))
+    for path, message in _blind_budgets(parsed):
+        found.append(collector.problem(path, message, "write price: {input_per_mtok: …}", at_key=True))
     return sorted(found, key=lambda p: (p.line, p.column, p.path))
+
+
+def _blind_budgets(parsed: FileFields) -> Iterator[tuple[Path, str]]:
+    """Budgets that options spend unseen: without a price a call costs nothing."""
+    for name, settings in parsed.providers.items():
+        if settings.daily_budget_usd is None:
+            continue
+        free = [
+            f"{task}/{option}"
+            for task, fields in parsed.tasks.items()
+            for option, each in fields.options.items()
+            if each.framework == EXTERNAL and each.provider == name and each.price is None
+        ]
+        if free:
+            yield ("providers", name, "daily_budget_usd"), f"calls to {', '.join(free)} don't count: they have no price"
 
 
 def _idle_keys(parsed: FileFields) -> Iterator[tuple[Path, str]]:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anthropic as anthropic_sdk
+import httpx2
+import openai as openai_sdk
 import pytest
 
 from taskrouter import errors
 from taskrouter.backends.external.base import Call, Endpoint
-from taskrouter.backends.external.failures import MOST_TEXT, of_any, of_event, of_status, retry_after, typed, words
+from taskrouter.backends.external.failures import (
+    MOST_TEXT,
+    of_any,
+    of_event,
+    of_sdk,
+    of_status,
+    retry_after,
+    typed,
+    words,
+)
 
 from .subjects import KEY
 
@@ -178,3 +190,31 @@ def test_an_engine_s_word_for_a_garbled_answer_is_a_provider_s() -> None:
 
 def test_an_endpoint_does_not_show_its_key() -> None:
     assert KEY not in repr(Endpoint("http://x", KEY))
+
+
+@pytest.mark.parametrize("sdk", [anthropic_sdk, openai_sdk], ids=["anthropic", "openai"])
+@pytest.mark.parametrize(
+    ("cause", "kind", "said"),
+    [
+        (httpx2.ConnectTimeout("late"), errors.ProviderUnreachable, "connect_timeout_s"),
+        (httpx2.PoolTimeout("full"), errors.Overloaded, "max_connections"),
+        (httpx2.ReadTimeout("late"), errors.ProviderTimeout, "timeout_s"),
+        (httpx2.ConnectError("refused"), errors.ProviderUnreachable, "can't be reached"),
+        (httpx2.ReadError("reset"), errors.ProviderBrokeOff, "broke before the answer was whole"),
+        (httpx2.RemoteProtocolError("peer closed connection without sending complete message body"),
+         errors.ProviderBrokeOff, "broke before the answer was whole"),
+        (httpx2.RemoteProtocolError("Server disconnected without sending a response."),
+         errors.ProviderUnreachable, "can't be reached"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)  # fmt: skip
+def test_whose_patience_was_over_and_where_a_connection_broke_is_told(
+    sdk: Any, cause: Exception, kind: type[Exception], said: str
+) -> None:
+    request = httpx2.Request("POST", "http://127.0.0.1/")
+    late = isinstance(cause, httpx2.TimeoutException)
+    error = sdk.APITimeoutError(request) if late else sdk.APIConnectionError(request=request)
+    error.__cause__ = cause
+    found = of_sdk(sdk, error, CALL, key_env="X")
+    assert type(found) is kind
+    assert said in str(found)
