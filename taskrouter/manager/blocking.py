@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from taskrouter.errors import ManagerClosed
-from taskrouter.manager.leases import Lease, Model, hold, let_go
+from taskrouter.manager.handles import Model
+from taskrouter.manager.leases import Lease, hold, let_go
 from taskrouter.manager.streams import Stream
 
 if TYPE_CHECKING:

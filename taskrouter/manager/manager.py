@@ -19,11 +19,13 @@ from taskrouter import errors, telemetry
 from taskrouter.manager import reports
 from taskrouter.manager.asking import check_bounds
 from taskrouter.manager.externals import Externals
+from taskrouter.manager.handles import Model
 from taskrouter.manager.leaks import LeakWatch
-from taskrouter.manager.leases import Lease, Model, RoutedLease, Where, held_lease, holding
+from taskrouter.manager.leases import Lease, Where, held_lease, holding
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.questions import Questions
 from taskrouter.manager.routed import Found, Router, Taken, order_of, told
+from taskrouter.manager.routed_lease import RoutedLease
 from taskrouter.manager.spans import Spans
 from taskrouter.manager.targets import Target
 from taskrouter.manager.views import LiveView

@@ -1,0 +1,134 @@
+"""Handles: a task's model, whichever option and copy of it that is at the moment of each call."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from taskrouter import telemetry
+from taskrouter.manager.asking import Verbs
+from taskrouter.manager.leases import held_of_task, holding, release_from_anywhere, run_call, run_stream
+from taskrouter.manager.residents import Operation, Resident
+from taskrouter.manager.routed import Found, Taken, with_route
+from taskrouter.manager.streams import Channel, Stream
+from taskrouter.residency.events import Acquire
+from taskrouter.types import TicketId
+
+if TYPE_CHECKING:
+    from taskrouter.manager.manager import ModelManager
+    from taskrouter.manager.performing import Performer
+
+
+class Model(Verbs):
+    """A handle on a task. It never dangles: each call resolves the task again, takes a lease and loads if need be.
+
+    What ``get_model`` returned protects the model from eviction for a while (a claim), until the first call or until
+    this handle is collected.
+    """
+
+    __slots__ = ("__weakref__", "_claim", "_first", "_manager", "task")
+
+    def __init__(self, manager: ModelManager, task: str) -> None:
+        self._manager = manager
+        self.task = task
+        self._claim: weakref.finalize[[Performer, TicketId], Model] | None = None
+        self._first: Found | None = None
+
+    def __repr__(self) -> str:
+        return f"<Model {self.task} → {self.option}>"
+
+    @property
+    def option(self) -> str:
+        """The option that is selected for this task now."""
+        return self._manager.tasks[self.task].selected
+
+    def claim(self, performer: Performer, ticket: TicketId) -> None:
+        """Hold this claim until the first call, or until the handle is collected."""
+        self._claim = weakref.finalize(self, release_from_anywhere, performer, ticket)
+        self._claim.atexit = False
+
+    def begin_with(self, found: Found) -> None:
+        """Begin the first call with what was found already, if it comes soon: its caller has waited for it."""
+        self._first = found
+
+    def _take_first(self, performer: Performer) -> Found | None:
+        first, self._first = self._first, None
+        return first if first is not None and performer.time() <= first.until else None
+
+    def _end_claim(self, performer: Performer) -> None:
+        claim, self._claim = self._claim, None
+        alive = claim.detach() if claim is not None else None
+        if alive is not None:
+            performer.release(alive[2][1])
+
+    async def _acquire(self, verb: str) -> tuple[Performer, Resident, Callable[[], None]]:
+        performer = self._manager.enter()
+        target = self._manager.target(self.task)
+        target.check(verb, performer)
+        now = performer.loop.time()
+        ticket = next(performer.ids)
+        event = Acquire(ticket, target.key, now + target.max_wait_s, target.priority, False, None, holding())
+        resident = await performer.acquire(event, task=target.task, option=target.option, verb=verb)
+        self._end_claim(performer)
+        telemetry.annotate_current(target.attributes)
+        return performer, resident, lambda: performer.release(ticket)
+
+    async def _ask(self, verb: str, request: Any) -> Any:
+        target = self._manager.target(self.task)
+        lease = held_of_task(self._manager, target)
+        if lease is not None:
+            return await lease._ask(verb, request)
+        if target.routed:
+            return await self._ask_routed(verb, request)
+        performer, resident, done = await self._acquire(verb)
+        return await run_call(performer, resident, verb, request, done)
+
+    async def _ask_routed(self, verb: str, request: Any) -> Any:
+        performer = self._manager.enter()
+
+        async def work(taken: Taken) -> Any:
+            self._end_claim(performer)
+            answer = await run_call(performer, taken.resident, verb, request, lambda: taken.release(performer))
+            return with_route(answer, taken.routed)
+
+        task = self._manager._task(self.task)
+        first = self._take_first(performer)
+        return await self._manager.router.run(task, verb, request, work, first=first, holding=holding())
+
+    async def _start_routed(self, verb: str, request: Any) -> tuple[Channel, Operation]:
+        performer, router = self._manager.enter(), self._manager.router
+        idle_s = self._manager.stream_idle_s
+
+        async def work(taken: Taken) -> tuple[Channel, Operation]:
+            self._end_claim(performer)
+            done = lambda: taken.release(performer)  # noqa: E731
+            channel, operation = run_stream(performer, taken.resident, verb, request, idle_s, done)
+            try:
+                await router.first_piece(taken, channel, operation)
+            except BaseException:
+                operation.stop()
+                raise
+            return channel, operation
+
+        task = self._manager._task(self.task)
+        first = self._take_first(performer)
+        found: tuple[Channel, Operation] = await router.run(task, verb, request, work, first=first, holding=holding())
+        return found
+
+    def _stream(self, verb: str, request: Any) -> Stream:
+        target = self._manager.target(self.task)
+        lease = held_of_task(self._manager, target)
+        if lease is not None:
+            return lease._stream(verb, request)
+
+        async def start() -> tuple[Channel, Operation]:
+            if self._manager.target(self.task).routed:
+                return await self._start_routed(verb, request)
+            performer, resident, done = await self._acquire(verb)
+            return run_stream(performer, resident, verb, request, self._manager.stream_idle_s, done)
+
+        return Stream(start)
+
+    def _media_limits(self) -> Any:
+        return self._manager.media_limits
