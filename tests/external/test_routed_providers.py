@@ -126,3 +126,23 @@ async def test_what_calls_cost_is_on_disk_once_they_are_answered(
         assert (row.input_tokens, row.output_tokens) == tokens
         assert row.usd == pytest.approx((row.input_tokens + 2 * row.output_tokens) / 1e6)
         assert second.requests == []
+
+
+async def test_a_local_model_that_is_not_ready_in_time_leaves_the_answer_to_a_provider_on_a_real_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real clock is a little past the deadline when the refusal comes; a virtual one never is."""
+    monkeypatch.setenv("OUR_KEY", "test-key-1")
+    async with serving() as wire:
+        near = {"model_id": "near", "framework": "fake", "vram_gb": 0.1, "engine_args": {"bytes": "1MiB", "load_s": 60}}
+        options = {"near": near, "far": option(ANTHROPIC, wire)}
+        task = {"kind": "chat", "selected": "near", "fallback": ["far"], "max_wait_s": 0.2, "options": options}
+        (tmp_path / "models.yaml").write_text(json.dumps({"tasks": {"t": task}}))
+        machine = StillMachine({"cpu": GIB})
+        ledger = SpendLedger(tmp_path / "spend.db")
+        async with ModelManager(tmp_path / "models.yaml", machine=machine, spend=ledger) as manager:
+            wire.script(whole(ANTHROPIC, "here"), whole(ANTHROPIC, "again"))
+            found = await (await manager.get_model("t")).chat("hello")
+            assert found.routed is not None
+            assert [each.why for each in found.routed.passed] == [Why.NOT_READY]
+            assert found.text == "here"
