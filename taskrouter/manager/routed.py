@@ -83,6 +83,8 @@ class Router:
         """How the latest requests of each task ended, the newest first; of errors the words, as they hold all else."""
         self._warming: set[ModelKey] = set()
         self._targets: dict[tuple[str, str], Target] = {}
+        self._cannot: dict[str, frozenset[str]] = {}
+        """The media that local options have refused: they aren't loaded once more to refuse them."""
 
     async def run(
         self,
@@ -150,6 +152,7 @@ class Router:
                             # The deadline bounds waiting and loading: what a call took is not its.
                             way.deadline += performer.time() - begun if begun is not None else 0.0
                             raised[tried.candidate.option] = error
+                            self._learn(task, tried.candidate, request, error)
                             if not self._failed(way, error):
                                 self._told(task, way, str(error))
                                 raise
@@ -170,6 +173,14 @@ class Router:
             routing.left(way)
             if held is not None and held is not inside:
                 held.release(performer)
+
+    def _learn(self, task: TaskConfig, candidate: Candidate, request: Any, error: errors.TaskRouterError) -> None:
+        """Remember what a local model can't take. What a provider's can is known, or depends on a medium's form."""
+        if not isinstance(error, errors.UnsupportedInput) or isinstance(error, errors.ContextTooLong):
+            return
+        kinds = kinds_of(getattr(request, "messages", ()))
+        if len(kinds) == 1 and not task.options[candidate.option].is_external:
+            self._cannot[candidate.name] = self._cannot.get(candidate.name, frozenset()) | kinds
 
     def _told(self, task: TaskConfig, way: Request, ended: Routed | str) -> None:
         """Remember how a request ended, and say on its caller's span who was passed over."""
@@ -273,6 +284,9 @@ class Router:
             mine = held is not None and held.target.option == name
             start_s = 0.0 if turns is None or mine else turns.expected_s
             return Candidate(whole, name, provider, True, start_s, barred, retries)
+        refused = sorted(kinds_of(getattr(request, "messages", ())) & self._cannot.get(whole, frozenset()))
+        if refused:
+            barred = Passed(name, Why.UNABLE, f"it refused {refused[0]} before")
         status = self._performer.core.status(target.key)
         until = status.cooldown_until
         if until is not None and until > now:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from taskrouter import ModelManager, errors, routing
+from taskrouter.backends.fake import FakeModel
 from taskrouter.manager import StillMachine
 from taskrouter.types import GIB
 from taskrouter.verbs import Why
@@ -723,3 +724,34 @@ def test_a_refused_request_tells_its_callers_span_every_reason(tmp_path: Path) -
         assert [str(each).partition(" (")[0] for each in passed] == ["near: cant_fit", "far: auth"]
 
     play(Routes(tmp_path, {"vram_gb": 20}), main)  # type: ignore[arg-type]
+
+
+def test_a_local_model_that_refused_pictures_is_not_loaded_again_to_refuse_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    asked = [{"role": "user", "content": [picture]}]
+    real = FakeModel.call
+
+    async def text_only(self: FakeModel, verb: str, request: Any) -> Any:
+        if not isinstance(request.messages[-1]["content"], str):
+            raise errors.UnsupportedInput("this model takes text only")
+        return await real(self, verb, request)
+
+    monkeypatch.setattr(FakeModel, "call", text_only)
+
+    async def main(stage: Routes) -> None:
+        for _ in range(2):
+            answer = await (await stage.manager.get_model("f")).chat(asked)
+            assert answer.text == "acme"
+        model = await stage.manager.get_model("t")
+        for _ in range(3):
+            answer = await model.chat(asked)
+            assert answer.routed is not None
+            assert [each.why for each in answer.routed.passed] == [Why.UNABLE]
+            await stage.manager.unload_model("t")
+        assert stage.backend.labels("load-start") == ["near"]
+        answer = await model.chat("hi")
+        assert answer.text == "near: hi"
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
