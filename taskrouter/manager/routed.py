@@ -72,7 +72,7 @@ def order_of(task: TaskConfig) -> tuple[str, ...]:
 
 
 class Router:
-    """One manager's routing, performed. ``held`` names the tickets that the caller holds."""
+    """One manager's routing, performed."""
 
     def __init__(self, manager: Configured, performer: Performer, externals: Externals) -> None:
         self._manager = manager
