@@ -21,6 +21,7 @@ from typing import Any
 import aiohttp
 import openai
 
+from bench.engines import MESSAGES, our_calls
 from bench.measure import Row, show
 from taskrouter.backends.engines.backend import free_port
 from taskrouter.manager.manager import ModelManager
@@ -28,7 +29,6 @@ from taskrouter.manager.manager import ModelManager
 CALLS, ROUNDS = 300, 7
 STREAMS = 1000
 ECHO = Path(__file__).with_name("echo_engine.py")
-MESSAGES: Any = [{"role": "user", "content": "hi"}]
 FILE = """
 tasks:
   near:
@@ -57,21 +57,12 @@ async def bare(client: Any, count: int) -> list[float]:
     return taken
 
 
-async def routed(model: Any, count: int) -> list[float]:
-    taken = []
-    for _ in range(count):
-        start = time.perf_counter()
-        await model.chat(MESSAGES)
-        taken.append(time.perf_counter() - start)
-    return taken
-
-
 async def calls(manager: ModelManager, client: Any) -> list[Row]:
     models = [await manager.get_model(task) for task in ("far", "near")]
     took: list[list[float]] = [[], [], []]
     for measured in (False, True):  # the first round warms everything up
         for _ in range(ROUNDS if measured else 1):
-            rounds = [await bare(client, CALLS), *[await routed(model, CALLS) for model in models]]
+            rounds = [await bare(client, CALLS), *[await our_calls(model, CALLS) for model in models]]
             if measured:
                 for all_, one in zip(took, rounds, strict=True):
                     all_ += one
