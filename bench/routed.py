@@ -44,7 +44,7 @@ tasks:
         api_endpoint: http://127.0.0.1:{port}/v1
         price: {{input_per_mtok: 1.0, output_per_mtok: 2.0}}
   far: {{kind: chat, selected: echo, options: {{echo: *echo}}}}
-providers: {{openai: {{daily_budget_usd: 1000, max_connections: 1100}}}}
+providers: {{openai: {{daily_budget_usd: 1000, max_connections: 1100, connect_timeout_s: 60}}}}
 """
 
 
@@ -128,6 +128,7 @@ async def main() -> None:
             limits = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=1100, max_keepalive_connections=1100)
             client = openai.AsyncOpenAI(
                 api_key="none", base_url=f"http://127.0.0.1:{port}/v1", max_retries=0,
+                timeout=openai.Timeout(600, connect=60),  # a thousand connections at once
                 http_client=openai.DefaultAsyncHttpxClient(limits=limits),
             )  # fmt: skip
             async with ModelManager(file) as manager, client:
