@@ -298,3 +298,13 @@ async def test_half_a_character_is_bad_input(subject: Subject) -> None:
         with pytest.raises(errors.BadInput, match="the request holds what is no text"):
             await subject.ask(connection, ChatRequest(({"role": "user", "content": "\ud800"},)))
         assert wire.requests == []
+
+
+@pytest.mark.parametrize("subject", [ANTHROPIC, OPENAI], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), object()])
+async def test_what_json_has_no_word_for_is_bad_input(subject: Subject, value: object) -> None:
+    """Nobody else could answer it, and the provider is not to blame."""
+    async with serving() as wire, subject.connected(wire) as connection:
+        with pytest.raises(errors.BadInput, match="the request holds what JSON has no word for"):
+            await subject.ask(connection, ChatRequest(HELLO, extra={"user": value}))
+        assert wire.requests == []

@@ -6,8 +6,8 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,20 +22,19 @@ from taskrouter.backends.external.content import (
     role_of,
     split_extra,
     with_frames,
-    written,
 )
-from taskrouter.backends.external.openai import http_client, timeouts
+from taskrouter.backends.external.sdk import SDKConnection
 from taskrouter.errors import (
     BadInput,
     MissingDependency,
     ProviderProtocol,
-    TaskRouterError,
     UnsupportedInput,
     UnsupportedVerb,
 )
 from taskrouter.verbs import ChatAnswer, ChatChunk, ChatRequest, Usage
 
 KEY_ENV = "ANTHROPIC_API_KEY"
+MESSAGES = "/v1/messages"
 _DRAIN_S = 1.0
 MAX_TOKENS = 4096
 """Its API wants a bound on every answer; this is ours where the caller gives none."""
@@ -75,67 +74,37 @@ class AnthropicProvider:
         return AnthropicConnection(endpoint)
 
 
-class AnthropicConnection:
-    """One client of the SDK. Its own retries are off: they would wait as long as a server says."""
+class AnthropicConnection(SDKConnection):
+    """One client of Anthropic."""
 
-    bounds_calls = True
+    key_env = KEY_ENV
+    list_bound = 1
 
     def __init__(self, endpoint: Endpoint) -> None:
         try:
             import anthropic
         except ModuleNotFoundError as error:
             raise MissingDependency("provider anthropic needs its SDK: pip install 'taskrouter[anthropic]'") from error
-        self._sdk = anthropic
-        self._endpoint = endpoint
-        self._client = anthropic.AsyncAnthropic(
-            api_key=endpoint.api_key or "none",
-            base_url=endpoint.base_url or "https://api.anthropic.com",
-            max_retries=0,
-            http_client=http_client(anthropic, endpoint),
-        )
+        base_url = endpoint.base_url or "https://api.anthropic.com"
+        super().__init__(anthropic, anthropic.AsyncAnthropic, base_url, endpoint)
 
-    async def call(self, verb: str, request: Any, call: Call) -> Any:
-        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
-            async with asyncio.timeout(call.timeout_s):
-                body = await written(request, lambda: self._body(verb, request, call))
-                message: Any = await self._client.messages.create(**body)
-            if not hasattr(message, "model_dump"):
-                raise failures.nonsense(call, message)
-            return answer_of(_plain(message), call)
-
-    async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
-        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
-            async with asyncio.timeout(call.timeout_s):
-                body = await written(request, lambda: self._body(verb, request, call))
-                stream: Any = await self._client.messages.create(**body, stream=True)
-            async with stream, aclosing(chunks_of(stream, call)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-
-    async def check(self, call: Call) -> None:
-        """Ask for the provider's models, which costs nothing and takes a key."""
-        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
-            models = await self._client.models.list(limit=1, timeout=call.timeout_s)
-            if not isinstance(getattr(models, "data", None), list):
-                raise failures.nonsense(call, models)
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    def _failure(self, error: Exception, call: Call) -> TaskRouterError:
-        return failures.of_sdk(self._sdk, error, call, key_env=call.key_env or KEY_ENV)
-
-    def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
+    def _written(self, verb: str, request: Any, call: Call) -> tuple[str, dict[str, Any]]:
         if not isinstance(request, ChatRequest):
             raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
-        return {**body_of(request, call), "timeout": timeouts(self._sdk, self._endpoint, call)}
+        return MESSAGES, body_of(request, call)
+
+    def _read(self, verb: str, request: Any, data: dict[str, Any], call: Call) -> ChatAnswer:
+        return answer_of(data, call)
+
+    def _chunks(self, events: Any, call: Call) -> AsyncGenerator[ChatChunk, None]:
+        return chunks_of(events, call)
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
 def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
-    """The arguments of ``messages.create``. Raises ``BadInput``."""
+    """The body of a request for a message. Raises ``BadInput``."""
     system: list[str] = []
     messages: list[dict[str, Any]] = []
     every: list[Part] = []
@@ -172,14 +141,12 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         **({"stop_sequences": list(request.stop)} if request.stop else {}),
         **_tools(known, call),
     }
-    # Which of these are arguments of the SDK's is different in its releases; its API takes them beside.
     sampling = {
         "temperature": request.temperature,
         "top_p": request.top_p,
         "output_config": _schema(known.get("response_format"), call),
     }
-    extra = {**{name: value for name, value in sampling.items() if value is not None}, **extra}
-    return {**body, "extra_body": extra} if extra else body
+    return body | {name: value for name, value in sampling.items() if value is not None} | extra
 
 
 def _block(part: Part) -> dict[str, Any]:
@@ -266,16 +233,10 @@ def usage_of(data: Mapping[str, Any]) -> Usage:
     return Usage(read, data.get("output_tokens") or 0)
 
 
-def _plain(found: Any) -> dict[str, Any]:
-    # Without warnings: blocks and events newer than the SDK are no fault, and what is read is checked as it is read.
-    return dict(found.model_dump(mode="json", exclude_unset=True, warnings=False))
-
-
 async def chunks_of(events: Any, call: Call) -> AsyncGenerator[ChatChunk, None]:
     """The pieces of a streamed message; the last one has the usage. Raises ``ProviderProtocol`` where it is cut."""
     read = _Reader()
-    async for event in events:
-        data = _plain(event) if hasattr(event, "model_dump") else event
+    async for data in events:
         try:
             chunk = read.chunk(data)
         except (KeyError, TypeError, AttributeError) as error:

@@ -12,12 +12,14 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from taskrouter.backends.external.base import Takes
 from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
 from taskrouter.residency.messages import size
 from taskrouter.verbs import ChatRequest
+
+T = TypeVar("T")
 
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*);base64,", re.ASCII)
 _AUDIO_TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "ogg": "audio/ogg"}
@@ -169,7 +171,7 @@ def only_text(who: str, parts: Sequence[Part], where: str) -> list[str]:
     return [part.text for part in parts]
 
 
-async def written(request: Any, write: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+async def written(request: Any, write: Callable[[], T]) -> T:
     """What ``write`` makes of a request; in a thread where there are media, which take long to check and sample."""
     if isinstance(request, ChatRequest) and kinds_of(request.messages):
         return await asyncio.to_thread(write)

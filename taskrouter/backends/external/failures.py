@@ -33,6 +33,8 @@ from taskrouter.errors import (
 _TOO_LONG = re.compile(
     r"context[_ ](length|window)|prompt is too long|maximum context|input token count.*exceeds|too many tokens", re.I
 )
+_NO_JSON = re.compile(r"JSON serializable|JSON compliant|Circular reference detected")
+"""What Python's own writer says of a request; the SDKs pass it on."""
 _SECRET = re.compile(r"\b(sk|key|AIza)[-_A-Za-z0-9]{8,}")
 MOST_TEXT = 400
 _SHORTEST_KEY = 8
@@ -186,6 +188,8 @@ def of_any(error: Exception, call: Call) -> TaskRouterError:
         return _of_timeout(error, call)
     if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
         return BadInput(f"{call.who}: the request holds what is no text: {text}")
+    if isinstance(error, (TypeError, ValueError)) and _NO_JSON.search(text):
+        return BadInput(f"{call.who}: the request holds what JSON has no word for: {text}")
     if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) or "Validation" in name or "Decod" in name:
         return nonsense(call, error)
     if "RemoteProtocol" in name or "ReadError" in name or "WriteError" in name:

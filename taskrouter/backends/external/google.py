@@ -25,6 +25,7 @@ from taskrouter.backends.external.content import (
     written,
 )
 from taskrouter.backends.external.google_answers import answer_of, chunks_of, plain
+from taskrouter.backends.external.sdk import BoundedConnection
 from taskrouter.errors import (
     BadInput,
     MissingDependency,
@@ -63,10 +64,8 @@ class GoogleProvider:
         return GoogleConnection(endpoint)
 
 
-class GoogleConnection:
+class GoogleConnection(BoundedConnection):
     """One client of the SDK, which retries nothing unless it is told to."""
-
-    bounds_calls = True
 
     def __init__(self, endpoint: Endpoint) -> None:
         try:
@@ -74,6 +73,7 @@ class GoogleConnection:
             from google.genai import errors, types
         except ModuleNotFoundError as error:
             raise MissingDependency("provider google needs its SDK: pip install 'taskrouter[google]'") from error
+        super().__init__(endpoint.api_key)
         self._errors, self._types = errors, types
         base, version = OWN, "v1beta"
         if endpoint.base_url:
@@ -84,7 +84,7 @@ class GoogleConnection:
         limits = http.Limits(
             max_connections=endpoint.max_connections, max_keepalive_connections=endpoint.max_connections
         )
-        self._key, self._connect_s = endpoint.api_key, endpoint.connect_timeout_s
+        self._connect_s = endpoint.connect_timeout_s
         # No redirects: the SDK's own headers, with the key in them, would go wherever the answer points.
         self._http = http.AsyncClient(
             limits=limits,
@@ -94,18 +94,16 @@ class GoogleConnection:
         options = types.HttpOptions(base_url=base, api_version=version, httpx_async_client=self._http)
         self._client = genai.Client(api_key=endpoint.api_key or "none", vertexai=False, http_options=options)
 
-    async def call(self, verb: str, request: Any, call: Call) -> Any:
-        with failures.typed(call, self._key, lambda error: self._failure(error, call)):
-            if isinstance(request, EmbedRequest):
-                return await self._embed(request, call)
-            async with asyncio.timeout(call.timeout_s):
-                body = await written(request, lambda: self._body(verb, request, call))
-                with _reading(call, []):
-                    answer = await self._client.aio.models.generate_content(**body)
-            return answer_of(plain(answer), call)
+    async def _answer(self, verb: str, request: Any, call: Call) -> Any:
+        if isinstance(request, EmbedRequest):
+            return await self._embed(request, call)
+        body = await written(request, lambda: self._body(verb, request, call))
+        with _reading(call, []):
+            answer = await self._client.aio.models.generate_content(**body)
+        return answer_of(plain(answer), call)
 
     async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
-        with failures.typed(call, self._key, lambda error: self._failure(error, call)):
+        with self._typed(call):
             pieces: Any = None
             responses: list[Any] = []
             try:
@@ -127,10 +125,8 @@ class GoogleConnection:
                     async for _ in pieces:
                         pass
 
-    async def check(self, call: Call) -> None:
-        """Ask for the provider's models, which costs nothing and takes a key."""
-        with failures.typed(call, self._key, lambda error: self._failure(error, call)):
-            await self._client.aio.models.list(config={"page_size": 1})
+    async def _check(self, call: Call) -> None:
+        await self._client.aio.models.list(config={"page_size": 1})
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -144,9 +140,8 @@ class GoogleConnection:
     async def _embed(self, request: EmbedRequest, call: Call) -> Embeddings:
         config: Any = {**request.extra, "http_options": {"timeout": int(call.timeout_s * 1000)}}
         texts: Any = list(request.inputs)
-        async with asyncio.timeout(call.timeout_s):
-            with _reading(call, []):
-                answer = await self._client.aio.models.embed_content(model=call.model_id, contents=texts, config=config)
+        with _reading(call, []):
+            answer = await self._client.aio.models.embed_content(model=call.model_id, contents=texts, config=config)
         found = answer.embeddings or []
         if len(found) != len(request.inputs):
             raise failures.nonsense(call, f"{len(found)} vectors for {len(request.inputs)} texts")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from taskrouter.backends.engines import openai as words
 from taskrouter.backends.external import failures
 from taskrouter.backends.external.base import Call, Endpoint, Takes
-from taskrouter.backends.external.content import check, parts_of, with_frames, written
+from taskrouter.backends.external.content import check, parts_of, with_frames
+from taskrouter.backends.external.sdk import SDKConnection
 from taskrouter.backends.external.sound import sound_file, transcript_of
-from taskrouter.errors import MissingDependency, TaskRouterError, UnsupportedVerb
+from taskrouter.errors import MissingDependency, UnsupportedVerb
 from taskrouter.verbs import ChatAnswer, ChatRequest, EmbedRequest, GenerateRequest, TranscribeRequest, Transcript
 
 KEY_ENV = "OPENAI_API_KEY"
@@ -49,54 +50,53 @@ class OpenAIProvider:
         return OpenAIConnection(endpoint)
 
 
-class OpenAIConnection:
-    """One client of the SDK. Its own retries are off: they would wait as long as a server says."""
+class OpenAIConnection(SDKConnection):
+    """One client of OpenAI, or of a server that speaks its API."""
 
-    bounds_calls = True
+    key_env = KEY_ENV
 
     def __init__(self, endpoint: Endpoint) -> None:
         try:
             import openai
         except ModuleNotFoundError as error:
             raise MissingDependency("provider openai needs its SDK: pip install 'taskrouter[openai]'") from error
-        self._sdk = openai
+        super().__init__(openai, openai.AsyncOpenAI, endpoint.base_url or f"{OWN}/v1", endpoint)
         self._is_openai = endpoint.base_url is None or endpoint.base_url.startswith(OWN)
-        self._endpoint = endpoint
-        self._client = openai.AsyncOpenAI(
-            # One that needs no key still has to be given one.
-            api_key=endpoint.api_key or "none",
-            base_url=endpoint.base_url or f"{OWN}/v1",
-            max_retries=0,
-            http_client=http_client(openai, endpoint),
-        )
 
-    async def call(self, verb: str, request: Any, call: Call) -> Any:
-        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
-            async with asyncio.timeout(call.timeout_s):
-                return await self._call(verb, request, call)
-
-    async def _call(self, verb: str, request: Any, call: Call) -> Any:
+    async def _answer(self, verb: str, request: Any, call: Call) -> Any:
         if isinstance(request, TranscribeRequest):
             return await self._transcribe(request, call)
-        body = await written(request, lambda: self._body(verb, request, call))
-        match request:
-            case ChatRequest():
-                answer = await self._client.chat.completions.create(**body)
-            case GenerateRequest():
-                answer = await self._client.completions.create(**body)
-            case EmbedRequest():
-                answer = await self._client.embeddings.create(**body, encoding_format="float")
-            case _:
-                raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
-        if not hasattr(answer, "model_dump"):
-            raise failures.nonsense(call, answer)
-        data = _plain(answer)
+        return await super()._answer(verb, request, call)
+
+    def _written(self, verb: str, request: Any, call: Call) -> tuple[str, dict[str, Any]]:
+        if isinstance(request, ChatRequest):
+            takes = (OpenAIProvider().takes(call.model_id)) if self._is_openai else _COMPATIBLE
+            request = _checked(request, call, takes)
+        elif not isinstance(request, (GenerateRequest, EmbedRequest)):
+            raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
+        path, body = words.body_of(verb, request, call.model_id)
+        assert body is not None, path
+        if getattr(request, "temperature", None) is None and "temperature" not in request.extra:
+            body.pop("temperature", None)  # models that reason take none
+        if self._is_openai and path == words.CHAT and "max_tokens" in body and "max_tokens" not in request.extra:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+        if path == words.EMBEDDINGS:
+            body.setdefault("encoding_format", "float")
+        return path.removeprefix("/v1"), body
+
+    def _read(self, verb: str, request: Any, data: dict[str, Any], call: Call) -> Any:
         found = words.answer_of(verb, data, call.who)
         if isinstance(request, EmbedRequest) and len(found.vectors) != len(request.inputs):
             raise failures.nonsense(call, f"{len(found.vectors)} vectors for {len(request.inputs)} texts")
         if isinstance(found, ChatAnswer) and (refusal := data["choices"][0]["message"].get("refusal")):
             return replace(found, text=found.text or str(refusal), finish_reason="content_filter")
         return found
+
+    async def _chunks(self, events: Any, call: Call) -> AsyncGenerator[Any, None]:
+        chunks: Any = words.chunks_of(_with_refusals(events), call.who)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
 
     async def _transcribe(self, request: TranscribeRequest, call: Call) -> Transcript:
         form: Any = "verbose_json" if "whisper" in call.model_id else "json"  # later models answer without segments
@@ -106,48 +106,12 @@ class OpenAIConnection:
             file=await asyncio.to_thread(sound_file, request, call.who),
             response_format=form,
             extra_body={**{name: value for name, value in said.items() if value is not None}, **request.extra},
-            timeout=timeouts(self._sdk, self._endpoint, call),
+            timeout=self._timeout(call),
         )
         if not isinstance(getattr(answer, "text", None), str):
             raise failures.nonsense(call, answer)
-        return transcript_of(_plain(answer))
-
-    async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
-        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
-            async with asyncio.timeout(call.timeout_s):
-                body = await written(request, lambda: self._body(verb, request, call))
-                stream: Any = await self._client.chat.completions.create(**body)
-            events = _dumped(stream)
-            chunks: Any = words.chunks_of(events, call.who)
-            async with stream, aclosing(events), aclosing(chunks):
-                async for chunk in chunks:
-                    yield chunk
-
-    async def check(self, call: Call) -> None:
-        """Ask for the provider's models, which costs nothing and takes a key."""
-        with failures.typed(call, self._endpoint.api_key, lambda error: self._failure(error, call)):
-            models = await self._client.models.list(timeout=call.timeout_s)
-            if not isinstance(getattr(models, "data", None), list):
-                raise failures.nonsense(call, models)
-
-    async def close(self) -> None:
-        await self._client.close()
-
-    def _failure(self, error: Exception, call: Call) -> TaskRouterError:
-        return failures.of_sdk(self._sdk, error, call, key_env=call.key_env or KEY_ENV)
-
-    def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
-        if isinstance(request, ChatRequest):
-            takes = (OpenAIProvider().takes(call.model_id)) if self._is_openai else _COMPATIBLE
-            request = _checked(request, call, takes)
-        path, body = words.body_of(verb, request, call.model_id)
-        assert body is not None, path
-        if getattr(request, "temperature", None) is None:
-            body.pop("temperature", None)  # models that reason take none
-        if self._is_openai and path == words.CHAT and "max_tokens" in body:
-            body["max_completion_tokens"] = body.pop("max_tokens")
-        extra = {name: body.pop(name) for name in list(getattr(request, "extra", {})) if name in body}
-        return {**body, "extra_body": extra or None, "timeout": timeouts(self._sdk, self._endpoint, call)}
+        # Without warnings: servers that nearly speak the API are many, and what they say is checked where it is read.
+        return transcript_of(answer.model_dump(mode="json", exclude_unset=True, warnings=False))
 
 
 def _checked(request: ChatRequest, call: Call, takes: Takes) -> ChatRequest:
@@ -183,16 +147,10 @@ def _part(part: Any) -> dict[str, Any]:
             return {"type": f"{part.kind}_url", f"{part.kind}_url": {"url": part.url}}
 
 
-def _plain(answer: Any) -> dict[str, Any]:
-    # Without warnings: servers that nearly speak the API are many, and what they say is checked where it is read.
-    return dict(answer.model_dump(mode="json", exclude_unset=True, warnings=False))
-
-
-async def _dumped(stream: Any) -> AsyncGenerator[Any, None]:
+async def _with_refusals(events: Any) -> AsyncGenerator[Any, None]:
     """Chunks as the API has them; a refusal, which comes in a field of its own, is the text."""
     refused = False
-    async for chunk in stream:
-        data = _plain(chunk) if hasattr(chunk, "model_dump") else chunk
+    async for data in events:
         choices = data.get("choices") if isinstance(data, Mapping) else None
         choice = choices[0] if isinstance(choices, list) and choices else None
         if isinstance(choice, dict):
@@ -203,17 +161,3 @@ async def _dumped(stream: Any) -> AsyncGenerator[Any, None]:
             if refused and choice.get("finish_reason"):
                 choice["finish_reason"] = "content_filter"
         yield data
-
-
-def http_client(sdk: Any, endpoint: Endpoint) -> Any:
-    """The connection pool, for both SDKs that are made alike."""
-    limits = type(sdk.DEFAULT_CONNECTION_LIMITS)(
-        max_connections=endpoint.max_connections, max_keepalive_connections=endpoint.max_connections
-    )
-    # No redirects: the SDKs' own headers, with the key in them, would go wherever the answer points.
-    return sdk.DefaultAsyncHttpxClient(limits=limits, follow_redirects=False)
-
-
-def timeouts(sdk: Any, endpoint: Endpoint, call: Call) -> Any:
-    """A call's bound, on each step of it."""
-    return sdk.Timeout(call.timeout_s, connect=min(endpoint.connect_timeout_s, call.timeout_s))
