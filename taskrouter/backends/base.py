@@ -22,10 +22,17 @@ came."""
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """What checking a model found: its best known footprint, and the verbs it can do (empty: not known)."""
+    """What checking a model found: its best known footprint, and what it can do, as far as that is known.
+
+    ``verbs``: what it can be asked (empty: not known). ``lacks``: what it surely can't take beside text (``image``,
+    ``audio``, ``video``, ``document``, ``tools``), and why; what isn't in it may be asked. ``context``: the most tokens
+    of a request. Who asks for what is lacking is refused before anything is loaded, and routing asks the next option.
+    """
 
     need: Footprint | None = None
     verbs: frozenset[str] = frozenset()
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    context: int | None = None
 
 
 class LoadedModel(Protocol):

@@ -116,7 +116,8 @@ class FakeBackend:
         self._note("preflight", request.key)
         if self._fails(script, request.key, "preflight"):
             raise PreflightFailed(f"{request.label} can't be loaded: it is scripted to fail its preflight")
-        return Preflight(Footprint(script.bytes if script.estimate is None else script.estimate), script.verbs)
+        need = Footprint(script.bytes if script.estimate is None else script.estimate)
+        return Preflight(need, script.verbs, dict.fromkeys(script.lacks, "it is scripted so"), script.context)
 
     async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
         """Take the bytes, take ``load_s`` seconds, and be ready, or fail and give the bytes back."""

@@ -15,6 +15,8 @@ The settings of ``engine_args`` (all optional)::
     exclusive                  true: nothing else on its device starts or is freed while it loads
     cancellable                false: its load can't be cancelled (default true)
     verbs                      what it can be asked (default: everything)
+    lacks                      what its preflight says it can't take: a list of image, audio, video, document, tools
+    context                    the most tokens it takes, as its preflight says
     answer                     what it answers instead of its own: a text for chat, generate, transcribe; labels for
                                classify (one, a list from best to worst, or a mapping to scores); anything for the rest
 """
@@ -29,7 +31,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from taskrouter.config.sizes import parse_size
-from taskrouter.errors import BadInput, PreflightFailed
+from taskrouter.demands import DEMANDS, demands_of
+from taskrouter.errors import BadInput, PreflightFailed, UnsupportedInput
 from taskrouter.types import GIB
 from taskrouter.verbs import (
     VERBS_OF_KIND,
@@ -67,6 +70,8 @@ class FakeScript:
     exclusive: bool = False
     cancellable: bool = True
     verbs: frozenset[str] = ALL_VERBS
+    lacks: frozenset[str] = frozenset()
+    context: int | None = None
     answer: Any = None
 
 
@@ -148,6 +153,13 @@ def _verbs(value: Any) -> frozenset[str]:
     return frozenset(wanted)
 
 
+def _demands(value: Any) -> frozenset[str]:
+    wanted = [value] if isinstance(value, str) else value
+    if not isinstance(wanted, Sequence) or not set(wanted) <= DEMANDS:
+        raise ValueError(f"a list of {', '.join(sorted(DEMANDS))}")
+    return frozenset(wanted)
+
+
 def _anything(value: Any) -> Any:
     return value
 
@@ -168,6 +180,8 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "exclusive": _flag,
     "cancellable": _flag,
     "verbs": _verbs,
+    "lacks": _demands,
+    "context": _count,
     "answer": _anything,
 }
 
@@ -193,6 +207,8 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
         case "chat" | "stream_chat":
             if not isinstance(request, ChatRequest) or not request.messages:
                 raise BadInput(f"{label}: {verb} takes a ChatRequest with at least one message")
+            if refused := sorted(demands_of(request) & script.lacks):
+                raise UnsupportedInput(f"{label} takes no {refused[0]}: it is scripted so")
             return _chat(label, script, _last_user_text(request), _words_in(request), request.max_tokens)
         case "generate":
             if not isinstance(request, GenerateRequest):

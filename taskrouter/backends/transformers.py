@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from taskrouter.backends.base import LoadedModel, Preflight
-from taskrouter.backends.hf.examine import VERBS, examine
+from taskrouter.backends.hf.examine import LACKS, VERBS, Family, examine
 from taskrouter.backends.hf.loading import load_parts
 from taskrouter.backends.hf.model import TransformersModel
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, still_alive
@@ -41,7 +41,8 @@ class TransformersBackend:
     async def preflight(self, request: ModelRequest) -> Preflight:
         """Check the request, fetching what isn't in the cache; the event loop stays free."""
         checkpoint = await run_in_daemon(f"preflight:{request.label}", lambda: examine(request))
-        return Preflight(checkpoint.need, VERBS[checkpoint.family])
+        chats = checkpoint.family is Family.CHAT
+        return Preflight(checkpoint.need, VERBS[checkpoint.family], LACKS if chats else {}, checkpoint.context)
 
     async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
         """Load in a daemon thread. If cancelled all the same, the thread finishes and drops the model."""

@@ -62,14 +62,14 @@ class Model(Verbs):
         if alive is not None:
             performer.release(alive[2][1])
 
-    async def _acquire(self, verb: str) -> tuple[Performer, Resident, Callable[[], None]]:
+    async def _acquire(self, verb: str, request: Any) -> tuple[Performer, Resident, Callable[[], None]]:
         performer = self._manager.enter()
         target = self._manager.target(self.task)
-        target.check(verb, performer)
+        target.check(verb, performer, request)
         now = performer.loop.time()
         ticket = next(performer.ids)
         event = Acquire(ticket, target.key, now + target.max_wait_s, target.priority, False, None, holding())
-        resident = await performer.acquire(event, task=target.task, option=target.option, verb=verb)
+        resident = await performer.acquire(event, task=target.task, option=target.option, verb=verb, request=request)
         self._end_claim(performer)
         telemetry.annotate_current(target.attributes)
         return performer, resident, lambda: performer.release(ticket)
@@ -81,7 +81,7 @@ class Model(Verbs):
             return await lease._ask(verb, request)
         if target.routed:
             return await self._ask_routed(verb, request)
-        performer, resident, done = await self._acquire(verb)
+        performer, resident, done = await self._acquire(verb, request)
         return await run_call(performer, resident, verb, request, done)
 
     async def _ask_routed(self, verb: str, request: Any) -> Any:
@@ -125,7 +125,7 @@ class Model(Verbs):
         async def start() -> tuple[Channel, Operation]:
             if self._manager.target(self.task).routed:
                 return await self._start_routed(verb, request)
-            performer, resident, done = await self._acquire(verb)
+            performer, resident, done = await self._acquire(verb, request)
             return run_stream(performer, resident, verb, request, self._manager.stream_idle_s, done)
 
         return Stream(start)

@@ -107,7 +107,7 @@ class Performer(Posting):
         """Tell those who want to ask what the model can't do, before anything is loaded for them."""
         for ticket in self.waiting_for(key):
             waiter = self._waiters[ticket]
-            error = self.unable(key, waiter.verb)
+            error = self.unable(key, waiter.verb, waiter.request)
             if error is not None and not waiter.future.done():
                 del self._waiters[ticket]
                 waiter.future.set_exception(error)
@@ -116,6 +116,7 @@ class Performer(Posting):
     async def _check(self, request: ModelRequest) -> Footprint | None:
         """Check that a model can be loaded; answers its best known footprint, measured before estimated."""
         found = await self.registry.get(request.framework).preflight(request)
+        self.known[request.key] = found
         if found.verbs:
             self.verbs[request.key] = found.verbs
         await self.machine.take(self.core.placements(request.key))

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from taskrouter import errors
+from taskrouter.backends.base import Preflight
+from taskrouter.demands import demands_of, least_tokens
 from taskrouter.manager.refusals import error_of
 from taskrouter.manager.residents import Resident
 from taskrouter.manager.spans import Spans
@@ -40,6 +42,7 @@ class Waiter:
     future: asyncio.Future[Resident]
     key: ModelKey
     verb: str | None
+    request: Any = None
 
 
 class Posting:
@@ -50,6 +53,8 @@ class Posting:
         self.spans = spans
         self.requests = requests
         self.residents: dict[ModelKey, Resident] = {}
+        self.known: dict[ModelKey, Preflight] = {}
+        """What is known of models before they are loaded."""
         self.verbs: dict[ModelKey, frozenset[str]] = {}
         self.loop = asyncio.get_running_loop()
         self.time = self.loop.time
@@ -107,20 +112,23 @@ class Posting:
         for action in actions:
             self._perform[type(action)](action)
 
-    async def acquire(self, event: Acquire, *, task: str, option: str, verb: str | None = None) -> Resident:
+    async def acquire(
+        self, event: Acquire, *, task: str, option: str, verb: str | None = None, request: Any = None
+    ) -> Resident:
         """Wait until the ticket is granted; raises what it was refused with. Cancelled: the ticket is given up."""
         actions = self.core.handle(event, now=self.time())
         if len(actions) == 1 and type(actions[0]) is Grant:
             return self.residents[event.key]
-        return await self.wait(event, actions, task=task, option=option, verb=verb)
+        return await self.wait(event, actions, task=task, option=option, verb=verb, request=request)
 
     async def wait(
-        self, event: Acquire, actions: list[Action], *, task: str, option: str, verb: str | None = None
-    ) -> Resident:
+        self, event: Acquire, actions: list[Action], *, task: str, option: str, verb: str | None = None,
+        request: Any = None,
+    ) -> Resident:  # fmt: skip
         """Perform what an ``Acquire`` led to, and wait for its ticket as ``acquire`` does."""
         future: asyncio.Future[Resident] = self.loop.create_future()
         ticket = event.ticket
-        self._waiters[ticket] = Waiter(future, event.key, verb)
+        self._waiters[ticket] = Waiter(future, event.key, verb, request)
         traced = self.spans.on and self.spans.waiting(ticket, event.key, task=task, option=option)
         since = self.time() if traced else None
         if actions:
@@ -144,13 +152,25 @@ class Posting:
         """The tickets that wait for this model; looks at everybody who waits."""
         return [ticket for ticket, waiter in self._waiters.items() if waiter.key == key]
 
-    def unable(self, key: ModelKey, verb: str | None) -> errors.UnsupportedVerb | None:
+    def unable(self, key: ModelKey, verb: str | None, request: Any = None) -> errors.TaskRouterError | None:
         """The error where a model is known not to do what is asked of it."""
         verbs = self.verbs.get(key)
-        if verb is None or not verbs or verb in verbs:
+        if verb is not None and verbs and verb not in verbs:
+            can = ", ".join(sorted(verbs))
+            return errors.UnsupportedVerb(f"{self.requests[key].label} can't {verb}; it can be asked to {can}")
+        known = self.known.get(key)
+        if request is None or known is None:
             return None
-        can = ", ".join(sorted(verbs))
-        return errors.UnsupportedVerb(f"{self.requests[key].label} can't {verb}; it can be asked to {can}")
+        if known.lacks and (lacking := sorted(demands_of(request) & known.lacks.keys())):
+            return errors.UnsupportedInput(
+                f"{self.requests[key].label} takes no {lacking[0]}: {known.lacks[lacking[0]]}"
+            )
+        if known.context is not None and (least := least_tokens(request)) > known.context:
+            return errors.ContextTooLong(
+                f"the request has at least {least} tokens, and the context of {self.requests[key].label} is "
+                f"{known.context}. Send less."
+            )
+        return None
 
     # --- telling callers ----------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from taskrouter import errors, telemetry
-from taskrouter.backends.external.content import kinds_of
 from taskrouter.config import ModelConfig, TaskConfig
+from taskrouter.demands import demands_of, least_tokens
 from taskrouter.manager.externals import Externals
 from taskrouter.manager.faults import fault_of, refusal
 from taskrouter.manager.residents import Operation, Resident
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
     from taskrouter.manager.performing import Performer
     from taskrouter.manager.targets import Target
 
+UNABLE = (errors.UnsupportedVerb, errors.UnsupportedInput)
 KEPT = 32
 """Requests of each task whose way is remembered."""
 MAX_RETRIES = 2
 """How often an external option is asked again where the file doesn't say."""
-CHARACTERS_PER_TOKEN = 8
-"""More than any tokenizer's average: a text is passed over for its length only where it is surely too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ class Router:
         self._warming: set[ModelKey] = set()
         self._targets: dict[tuple[str, str], Target] = {}
         self._cannot: dict[str, frozenset[str]] = {}
-        """The media that local options have refused: they aren't loaded once more to refuse them."""
+        """What local options have refused, though nobody knew before: they aren't loaded once more to refuse it."""
 
     async def run(
         self,
@@ -137,7 +136,9 @@ class Router:
                         begun: float | None = None
                         try:
                             if held is None:
-                                taken = await self._take(task, tried, way, arrival, priority, claim, holding, verb)
+                                taken = await self._take(
+                                    task, tried, way, arrival, priority, claim, holding, verb, request
+                                )
                                 if taken.since > now:
                                     # While it waited for its turn a limit, a budget or a breaker may have closed.
                                     held = taken
@@ -178,7 +179,7 @@ class Router:
         """Remember what a local model can't take. What a provider's can is known, or depends on a medium's form."""
         if not isinstance(error, errors.UnsupportedInput) or isinstance(error, errors.ContextTooLong):
             return
-        kinds = kinds_of(getattr(request, "messages", ()))
+        kinds = demands_of(request)
         if len(kinds) == 1 and not task.options[candidate.option].is_external:
             self._cannot[candidate.name] = self._cannot.get(candidate.name, frozenset()) | kinds
 
@@ -222,6 +223,7 @@ class Router:
         claim: bool,
         holding: frozenset[TicketId],
         verb: str | None,
+        request: Any,
     ) -> Taken:
         option = tried.candidate.option
         target = self._target(task, option)
@@ -237,7 +239,7 @@ class Router:
             next(performer.ids), target.key, tried.ready_by, target.priority if priority is None else priority,
             claim, arrival, holding,
         )  # fmt: skip
-        resident = await performer.acquire(event, task=target.task, option=option, verb=verb)
+        resident = await performer.acquire(event, task=target.task, option=option, verb=verb, request=request)
         return Taken(resident, event.ticket, target, routed)
 
     # --- how the options are now -----
@@ -265,9 +267,9 @@ class Router:
         try:
             target = self._target(task, name)
             if verb is not None:
-                target.check(verb, self._performer)
+                target.check(verb, self._performer, request)
         except errors.TaskRouterError as error:
-            why = Why.UNABLE if isinstance(error, errors.UnsupportedVerb) else Why.UNAVAILABLE
+            why = Why.UNABLE if isinstance(error, UNABLE) else Why.UNAVAILABLE
             raised.setdefault(name, error)
             return Candidate(whole, name, barred=Passed(name, why, str(error)))
         barred = _too_long(name, config, request)
@@ -284,7 +286,7 @@ class Router:
             mine = held is not None and held.target.option == name
             start_s = 0.0 if turns is None or mine else turns.expected_s
             return Candidate(whole, name, provider, True, start_s, barred, retries)
-        refused = sorted(kinds_of(getattr(request, "messages", ())) & self._cannot.get(whole, frozenset()))
+        refused = sorted(demands_of(request) & self._cannot.get(whole, frozenset()))
         if refused:
             barred = Passed(name, Why.UNABLE, f"it refused {refused[0]} before")
         status = self._performer.core.status(target.key)
@@ -301,7 +303,7 @@ class Router:
         takes = self._manager.provider(config.provider or "").takes(config.model_id)
         if verb not in takes.verbs:
             return Passed(name, Why.UNABLE, f"{config.provider} can't {verb} with {config.model_id}")
-        kinds = kinds_of(getattr(request, "messages", ()))
+        kinds = demands_of(request) - {"tools"}
         sampled = {"video"} if "image" in takes.kinds else set()
         missing = sorted(kinds - takes.kinds - sampled)
         return Passed(name, Why.UNABLE, f"{config.model_id} takes no {missing[0]}") if missing else None
@@ -380,12 +382,7 @@ def with_route(answer: Any, routed: Routed) -> Any:
 def _too_long(name: str, config: ModelConfig, request: Any) -> Passed | None:
     if not isinstance(config.max_context, int):
         return None
-    texts = [getattr(request, "prompt", "")]
-    for message in getattr(request, "messages", ()):
-        content = message.get("content")
-        parts = content if isinstance(content, (list, tuple)) else [{"text": content}]
-        texts += [part.get("text") or "" for part in parts if isinstance(part, dict)]
-    least = sum(len(text) for text in texts if isinstance(text, str)) // CHARACTERS_PER_TOKEN
+    least = least_tokens(request)
     if least <= config.max_context:
         return None
     return Passed(name, Why.UNABLE, f"the request has at least {least} tokens, its max_context is {config.max_context}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from taskrouter.errors import UnsupportedVerb
 from taskrouter.telemetry import Attributes
@@ -30,11 +30,14 @@ class Target:
     attributes: Attributes
     routed: bool = False
 
-    def check(self, verb: str, performer: Performer) -> None:
-        """Raise ``UnsupportedVerb`` where the task's kind, or what is known of the model, says it can't do that."""
+    def check(self, verb: str, performer: Performer, request: Any = None) -> None:
+        """Raise ``UnsupportedVerb`` where the task's kind, or what is known of the model, says it can't do that.
+
+        With the request also ``UnsupportedInput`` and ``ContextTooLong``.
+        """
         if self.kind is not None and verb not in VERBS_OF_KIND[self.kind] and verb not in PASS_THROUGH:
             can = ", ".join(sorted(VERBS_OF_KIND[self.kind]))
             raise UnsupportedVerb(f"the task {self.task!r} is of kind {self.kind}, which can't {verb}; it can: {can}")
-        error = performer.unable(self.key, verb)
+        error = performer.unable(self.key, verb, request)
         if error is not None:
             raise error

@@ -14,6 +14,7 @@ import pytest
 from taskrouter.backends.engines import vllm_flags
 from taskrouter.backends.engines.interpreter import PARSERS
 from taskrouter.backends.engines.launch import Checkpoint, Launch
+from taskrouter.backends.engines.vllm import VllmAdapter
 from taskrouter.errors import PreflightFailed
 from taskrouter.types import GIB
 from tests.engines.command_lines import (
@@ -234,3 +235,16 @@ def test_its_parser_script_runs_alone(engine_python: Callable[[str], str]) -> No
             env={**os.environ, "HF_HUB_OFFLINE": "0"},  # offline it looks the model up, and there is none here
         )  # fmt: skip
         assert json.loads(ran.stdout.splitlines()[-1])["ok"] is ok
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lacking"),
+    [
+        ({}, {"tools"}), ({"enable-auto-tool-choice": True}, {"tools"}),
+        ({"enable_auto_tool_choice": True, "tool-call-parser": "hermes"}, set()),
+        ({"limit-mm-per-prompt": {"image": 0, "video": 1}}, {"tools", "image"}),
+        ({"limit_mm_per_prompt": 3}, {"tools"}),
+    ],
+)  # fmt: skip
+def test_what_its_arguments_leave_out_is_known(arguments: dict[str, Any], lacking: set[str]) -> None:
+    assert VllmAdapter().lacks(request("vllm", engine_args=arguments)).keys() == lacking

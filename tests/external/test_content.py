@@ -13,7 +13,6 @@ from taskrouter.backends.external.content import (
     Part,
     arguments,
     check,
-    kinds_of,
     parts_of,
     split_extra,
     with_frames,
@@ -86,16 +85,6 @@ def test_bytes_are_those_of_the_medium() -> None:
 def test_a_sound_has_the_type_of_its_format(form: str, media_type: str) -> None:
     (part,) = of({"type": "input_audio", "input_audio": {"data": "YWI=", "format": form}})
     assert (part.kind, part.media_type) == ("audio", media_type)
-
-
-def test_kinds_are_told_without_reading() -> None:
-    messages: list[dict[str, Any]] = [
-        {"content": "x"}, {"content": None}, {},
-        {"content": [{"type": "text"}, {"type": "image_url"}, {"type": "file"}, {"type": "new"}, 7, {}]},
-        {"content": ({"type": "video_url"}, {"type": "audio_url"}, {"type": ["x"]})},
-    ]  # fmt: skip
-    assert kinds_of(messages) == {"image", "document", "video", "audio"}
-    assert kinds_of([{"content": "x"}]) == frozenset()
 
 
 def test_limits_hold_at_their_edge() -> None:

@@ -153,6 +153,10 @@ def one(content: Any, role: Any = "user", **options: Any) -> ChatRequest:
         (one(None), "content wants text"),
         (one([{"type": "text", "text": "w1"}, {"type": "image_url"}]), "part of type 'image_url'.*text only"),
         (one(["w1"]), "part of type 'str'"),
+        (
+            one("w1", extra={"tools": [], "top_k": 3}),
+            "extra has tools, top_k, which Transformers models here don't take",
+        ),
         (one("w1 " * 126), f"come to 128 tokens, and the model's context is {CONTEXT}"),
         (one("w1", max_tokens=0), "max_tokens wants a whole number at least 1, not 0"),
         (one("w1", temperature=-0.1), "temperature wants"),

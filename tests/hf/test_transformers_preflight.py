@@ -14,11 +14,12 @@ import pytest
 
 from taskrouter.backends.hf import examine as examine_module
 from taskrouter.backends.transformers import TransformersBackend
+from taskrouter.demands import DEMANDS
 from taskrouter.errors import CheckpointCorrupt, CheckpointMissing, MissingDependency, PreflightFailed
 from taskrouter.memory.estimate import WORKING_FLOOR
 from taskrouter.types import CPU, Footprint, Traits
 
-from .checkpoints import CHARGES, request
+from .checkpoints import CHARGES, CONTEXT, request
 
 pytestmark = pytest.mark.anyio
 Spoil = Callable[[], Path]
@@ -40,6 +41,8 @@ async def test_each_architecture_brings_its_verbs_and_an_estimate(
 ) -> None:
     found = [await backend.preflight(request(folder)) for folder in (chat_folder, image_folder, audio_folder)]
     assert [each.verbs for each in found] == [{"chat", "stream_chat"}, {"classify"}, {"classify"}]
+    assert found[0].lacks.keys() == DEMANDS
+    assert (found[0].context, found[1].lacks, found[1].context) == (CONTEXT, {}, None)
     header = int.from_bytes((chat_folder / "model.safetensors").read_bytes()[:8], "little")
     weights = (chat_folder / "model.safetensors").stat().st_size - 8 - header
     assert found[0].need == Footprint(weights + WORKING_FLOOR)

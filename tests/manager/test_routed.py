@@ -13,6 +13,7 @@ import pytest
 from taskrouter import ModelManager, errors, routing
 from taskrouter.backends.fake import FakeModel
 from taskrouter.manager import StillMachine
+from taskrouter.manager.handles import Model
 from taskrouter.types import GIB
 from taskrouter.verbs import Why
 from tests.manager.acme import OPTION, Acme, AcmeConnection, Purse
@@ -755,3 +756,46 @@ def test_a_local_model_that_refused_pictures_is_not_loaded_again_to_refuse_them(
         assert answer.text == "near: hi"
 
     play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+
+
+@pytest.mark.parametrize(
+    ("near", "asked", "extra", "why"),
+    [
+        ({"lacks": ["image"]}, [{"role": "user", "content": [PICTURE]}], None, "takes no image: it is scripted so"),
+        ({"lacks": ["tools"]}, "hi", {"tools": [{"type": "function"}]}, "takes no tools: it is scripted so"),
+        ({"context": 10}, "x" * 88, None, "has at least 11 tokens, and the context of near is 10"),
+    ],
+)
+def test_what_a_local_model_can_not_do_is_known_before_it_is_loaded(
+    tmp_path: Path, near: dict[str, Any], asked: Any, extra: Any, why: str
+) -> None:
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("f")
+        stage.far.fails = [overloaded()]
+        with pytest.raises(errors.NoOptionLeft, match=why):
+            await model.chat(asked, extra=extra)
+        for _ in range(2):  # as its preflight finds it; then as it is known
+            answer = await Model(stage.manager, "t").chat(asked, extra=extra)
+            assert answer.text == "acme"
+            assert answer.routed is not None
+            assert [each.why for each in answer.routed.passed] == [Why.UNABLE]
+        assert stage.backend.labels("load-start") == []
+        assert (await Model(stage.manager, "t").chat("hi")).text == "near: hi"
+
+    play(Routes(tmp_path, near, far={"max_retries": 0}), main)  # type: ignore[arg-type]
+
+
+def test_the_only_option_says_what_it_can_not_do_before_it_is_loaded(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        for _ in range(2):
+            with pytest.raises(errors.UnsupportedInput, match=r"^a takes no image: it is scripted so$"):
+                await Model(stage.manager, "a").chat([{"role": "user", "content": [PICTURE]}])
+        with pytest.raises(errors.ContextTooLong, match="at least 11 tokens"):
+            async with Model(stage.manager, "a").stream_chat("x" * 88) as chunks:
+                [chunk async for chunk in chunks]
+        assert stage.backend.labels("load-start") == []
+
+    play(Stage(tmp_path, {"a": {"kind": "chat", "lacks": ["image"], "context": 10}}), main)

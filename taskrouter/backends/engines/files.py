@@ -10,6 +10,7 @@ from taskrouter.errors import PreflightFailed
 from taskrouter.memory.checkpoint import read_config, read_weights
 from taskrouter.memory.estimate import QUANTIZED_BYTES, ceiling, kv_cache_bytes, quantized_bytes
 from taskrouter.memory.hub import locate
+from taskrouter.memory.senses import lacks
 from taskrouter.types import ModelRequest
 
 PICKLES = ("pt", "bin", "npcache", "mistral")
@@ -51,7 +52,7 @@ def find(request: ModelRequest) -> Checkpoint:
     if _latent(config):
         # Multi-head latent attention has nothing to split: every device keeps all of it.
         per_token *= request.devices if isinstance(request.devices, int) else max(len(request.devices), 1)
-    return Checkpoint(str(folder.resolve()), weight_bytes, per_token, ceiling(config))
+    return Checkpoint(str(folder.resolve()), weight_bytes, per_token, ceiling(config), lacks(folder, config))
 
 
 def _dtype(request: ModelRequest, config: dict[str, Any]) -> str | None:

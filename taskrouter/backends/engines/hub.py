@@ -17,6 +17,12 @@ from taskrouter.backends.engines.supervisor import Supervisor
 from taskrouter.memory.devices import DeviceInfo, discover
 from taskrouter.types import CPU, Footprint, ModelRequest, Traits
 
+STRETCHES = frozenset(
+    {"max_model_len", "context_length", "hf_overrides", "hf_config_path", "rope_scaling", "rope_parameters"}
+    | {"json_model_override_args", "model_loader_extra_config", "config"}
+)
+"""Arguments by which a model may be given another context than its configuration says."""
+
 
 class HubAdapter:
     """Preflight and start of such an engine; what it is told and what it says are its own module's."""
@@ -48,6 +54,10 @@ class HubAdapter:
     def verbs(self, request: ModelRequest) -> frozenset[str]:
         return POOLING if self.pooling(request) else GENERATIVE
 
+    def lacks(self, request: ModelRequest) -> Mapping[str, str]:
+        """What it can't be asked as the option starts it, and why."""
+        return {}
+
     async def preflight(self, request: ModelRequest, supervisor: Supervisor) -> Preflight:
         """The interpreter has the engine; the files are whole; the engine's own parser takes the arguments."""
         engine = await installed(request, self.distributions, supervisor)
@@ -57,7 +67,8 @@ class HubAdapter:
         launch = self._launch(request, checkpoint, start, engine.python)
         await check_arguments(request, engine, launch, launch.argv[self.flags_from :], supervisor)
         need = type(self).needer(request, checkpoint, on_gpu=start.on_gpu, max_concurrency=request.max_concurrency)
-        return Preflight(Footprint(need), self.verbs(request))
+        lacks = {**checkpoint.lacks, **self.lacks(request)}
+        return Preflight(Footprint(need), self.verbs(request), lacks, _context(request, checkpoint))
 
     async def examine(self, request: ModelRequest) -> Checkpoint:
         return await asyncio.to_thread(find, request)
@@ -81,6 +92,14 @@ class HubAdapter:
 
     async def progress(self, api: Api) -> object:
         raise NotImplementedError
+
+
+def _context(request: ModelRequest, checkpoint: Checkpoint) -> int | None:
+    """The most tokens of a request; ``None`` where the engine's own arguments may have changed that."""
+    if isinstance(request.max_context, int):
+        return request.max_context
+    said = {name.replace("-", "_").lstrip("_") for name in request.engine_args}
+    return None if said & STRETCHES else checkpoint.ceiling
 
 
 def _nominal(request: ModelRequest, devices: tuple[DeviceInfo, ...]) -> tuple[Place, ...]:

@@ -20,12 +20,15 @@ class Checkpoint:
         Bytes of KV cache per token over all devices together; 0 where that isn't known.
     ceiling
         The model's own longest context in tokens; ``None`` where its configuration doesn't say.
+    lacks
+        What it surely can't take beside text, and why.
     """
 
     folder: str
     weight_bytes: int
     kv_bytes_per_token: int = 0
     ceiling: int | None = None
+    lacks: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from taskrouter.backends.engines import vllm_flags
 from taskrouter.backends.engines.adapter import KvCache
@@ -29,8 +31,18 @@ class VllmAdapter(HubAdapter):
     launcher = staticmethod(vllm_flags.launch)
     needer = staticmethod(vllm_flags.need)
 
+    def lacks(self, request: ModelRequest) -> Mapping[str, str]:
+        said, found = _said(request), {}
+        if not (said.get("enable_auto_tool_choice") and said.get("tool_call_parser")):
+            found["tools"] = "vLLM wants engine_args enable-auto-tool-choice and tool-call-parser for them"
+        limits = said.get("limit_mm_per_prompt")
+        for kind, most in limits.items() if isinstance(limits, Mapping) else ():
+            if most == 0:
+                found[str(kind)] = "engine_args.limit-mm-per-prompt is 0 for it"
+        return found
+
     def pooling(self, request: ModelRequest) -> bool:
-        said = {name.replace("-", "_").lstrip("_"): value for name, value in request.engine_args.items()}
+        said = _said(request)
         return said.get("runner") == "pooling" or said.get("convert") in ("embed", "classify", "reward")
 
     async def kv_cache(self, api: Api, checkpoint: Checkpoint, lines: list[str]) -> KvCache | None:
@@ -65,6 +77,11 @@ class VllmBackend(EngineBackend):
 
     def __init__(self) -> None:
         super().__init__(VllmAdapter())
+
+
+def _said(request: ModelRequest) -> dict[str, Any]:
+    """The engine's own arguments, however they are spelt."""
+    return {name.replace("-", "_").lstrip("_"): value for name, value in request.engine_args.items()}
 
 
 def _number(text: str | None) -> int:

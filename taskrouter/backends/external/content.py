@@ -10,11 +10,12 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from taskrouter.backends.external.base import Takes
+from taskrouter.demands import KIND_OF_PART, kinds_of
 from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
 from taskrouter.residency.messages import size
 from taskrouter.verbs import ChatRequest
@@ -23,14 +24,6 @@ T = TypeVar("T")
 
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*);base64,", re.ASCII)
 _AUDIO_TYPES = {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "ogg": "audio/ogg"}
-KIND_OF_PART = {
-    "text": "text",
-    "image_url": "image",
-    "input_audio": "audio",
-    "audio_url": "audio",
-    "video_url": "video",
-    "file": "document",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +44,6 @@ class Part:
     @property
     def url(self) -> str:
         return f"data:{self.media_type};base64,{self.data}"
-
-
-def kinds_of(messages: Iterable[Mapping[str, Any]]) -> frozenset[str]:
-    """What a conversation holds beside text: ``image``, ``audio``, ``video``, ``document``. Never raises."""
-    found = set()
-    for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, (list, tuple)) else ():
-            kind = KIND_OF_PART.get(str(part.get("type"))) if isinstance(part, Mapping) else None
-            if kind not in (None, "text"):
-                found.add(str(kind))
-    return frozenset(found)
 
 
 def role_of(message: Mapping[str, Any], where: str) -> str:

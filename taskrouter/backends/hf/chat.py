@@ -42,6 +42,10 @@ def chat(
     Raises ``BadInput`` for messages the template doesn't take, a prompt longer than the context, or nonsensical
     sampling.
     """
+    if request.extra:
+        raise UnsupportedInput(
+            f"extra has {', '.join(sorted(request.extra))}, which Transformers models here don't take."
+        )
     _check_sampling(request)
     prompt = _prompt(parts, request, context)
     pieces: list[str] = []

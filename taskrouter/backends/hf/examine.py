@@ -43,6 +43,10 @@ VERBS: Mapping[Family, frozenset[str]] = {
     Family.AUDIO: frozenset({"classify"}),
 }
 
+_TEXT = "Transformers models here chat in text"
+LACKS: Mapping[str, str] = {**dict.fromkeys(("image", "audio", "video", "document"), _TEXT), "tools": _TEXT}
+"""What a chat can't hold."""
+
 NEEDS: Mapping[Family, tuple[str, ...]] = {
     Family.CHAT: ("torch", "transformers", "jinja2"),
     Family.IMAGE: ("torch", "transformers", "PIL", "numpy"),
