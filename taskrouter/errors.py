@@ -171,6 +171,10 @@ class OutOfMemory(LoadFailed):
     status_hint = 507
 
 
+class SleepFailed(LoadFailed):
+    """The model could not be put to sleep, or did not wake; it is unloaded, and the next request loads it again."""
+
+
 class ModelDied(ModelUnavailable):
     """The model died while serving; the next request loads it again."""
 

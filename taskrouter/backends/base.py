@@ -4,7 +4,7 @@ A backend is found by its framework's name through the entry-point group ``taskr
 a class whose constructor takes no argument. One instance serves all models of that framework in this process. Being
 imported must be cheap: libraries such as torch are imported by ``preflight`` or ``load``, never by the module.
 
-Putting models to sleep (``demote``, ``promote``) has its place here beside ``load`` and ``unload``.
+A backend whose traits say ``can_sleep`` for some of its requests is a ``Sleeper`` too.
 """
 
 from __future__ import annotations
@@ -103,6 +103,36 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Give up what the backend itself holds (threads, clients). Idempotent; called once all models are unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asleep:
+    """What a model takes that went to sleep: ``ram_bytes`` of host RAM, and what stayed on its devices."""
+
+    ram_bytes: int
+    residue: Charges = field(default_factory=dict)
+
+
+class Sleeper(Protocol):
+    """What a backend can do beside, where its traits say ``can_sleep``: let a model's weights wait in host RAM.
+
+    The same object sleeps and wakes, on the devices it was loaded on; ``unload`` takes it awake or asleep, and
+    ``wait_dead`` goes on meaning what it means. Answers after a wake equal those before the sleep.
+    """
+
+    async def demote(self, model: LoadedModel, *, timeout_s: float) -> Asleep:
+        """Put an idle model to sleep, and see its device bytes free, for at most ``timeout_s`` seconds.
+
+        Must leave the event loop free. Never sent while a call is at work; isn't cancelled. Raises ``SleepFailed``
+        where it can't: then the model is as it was, or dead, and is unloaded next.
+        """
+
+    async def promote(self, model: LoadedModel, charges: Charges) -> None:
+        """Wake a sleeping model within these bytes: once it returns, the model answers.
+
+        Must leave the event loop free; isn't cancelled. Raises ``OutOfMemory``, or ``SleepFailed``: then the model is
+        asleep, or dead, and is unloaded next.
+        """
 
 
 @dataclass(frozen=True, slots=True)
