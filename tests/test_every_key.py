@@ -50,6 +50,7 @@ SHOWN_BY = {
     "tasks.*.options.*.price.output_per_mtok": "test_what_calls_cost_is_recorded_from_the_options_price",
     "providers.*.api_key_env": "test_the_key_is_read_when_it_is_needed_from_the_variable_that_the_file_names",
     "providers.*.daily_budget_usd": "test_a_spent_budget_passes_its_provider_over",
+    "providers.*.requests_per_minute": "test_a_written_limit_is_waited_for_or_passed_on_and_never_met",
     "providers.*.max_connections": "test_the_pool_of_a_provider_is_the_files",
     "providers.*.connect_timeout_s": "test_the_pool_of_a_provider_is_the_files",
     "media.roots": "test_the_limits_of_the_file_reach_every_call",

@@ -142,6 +142,7 @@ class ProviderConfig(Section):
 
     api_key_env: EnvName | None = Field(None, description="The environment variable that holds the key.")
     daily_budget_usd: Annotated[Real, Field(ge=0)] | None = Field(None, description="Most dollars a day (UTC).")
+    requests_per_minute: Count | None = Field(None, description="Most requests sent to it in any minute.")
     max_connections: Count = Field(100, description="Most connections to it at one time.")
     connect_timeout_s: Seconds = Field(5.0, description="Bound on connecting to it.")
 

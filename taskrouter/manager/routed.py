@@ -108,7 +108,7 @@ class Router:
         performer, routing = self._performer, self.routing
         arrival = performer.time()
         bound = task.max_wait_s if task.max_wait_s is not None else self._manager.inference_config.max_wait_s
-        way = Request(arrival + (bound if timeout is None else timeout), task.when_cold)
+        way = Request(arrival + (bound if timeout is None else timeout), task.when_cold, asks=verb is not None)
         if first is not None and first.selected == task.selected:
             way.failed.update(self._waited_in_vain(task, first))
         raised: dict[str, Exception] = {}
@@ -285,7 +285,9 @@ class Router:
             turns = self.externals.turns(task.task_name, name)
             mine = held is not None and held.target.option == name
             start_s = 0.0 if turns is None or mine else turns.expected_s
-            return Candidate(whole, name, provider, True, start_s, barred, retries)
+            settings = self.externals.catalog.providers.get(provider)
+            per_minute = settings.requests_per_minute if settings is not None else None
+            return Candidate(whole, name, provider, True, start_s, barred, retries, per_minute)
         refused = sorted(demands_of(request) & self._cannot.get(whole, frozenset()))
         if refused:
             barred = Passed(name, Why.UNABLE, f"it refused {refused[0]} before")

@@ -799,3 +799,25 @@ def test_the_only_option_says_what_it_can_not_do_before_it_is_loaded(tmp_path: P
         assert stage.backend.labels("load-start") == []
 
     play(Stage(tmp_path, {"a": {"kind": "chat", "lacks": ["image"], "context": 10}}), main)
+
+
+def test_a_written_limit_is_waited_for_or_passed_on_and_never_met(tmp_path: Path) -> None:
+    limits = {"acme": {"requests_per_minute": 2}}
+
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("e")
+        begun = now()
+        await asyncio.gather(*[model.chat("hi") for _ in range(5)])
+        assert now() - begun == 120  # two at once, two after a minute, one after another
+        late = [spawn(model.chat("hi")) for _ in range(8)]
+        with pytest.raises(errors.ProviderQuota, match="all of its 2 requests a minute were sent") as caught:
+            await late[-1]  # max_wait_s is 120
+        assert caught.value.retry_after_s is not None
+        for each in late[:3]:
+            each.cancel()
+        answer = await (await stage.manager.get_model("f")).chat("hi")
+        assert (answer.text, [each.why for each in answer.routed.passed]) == ("near: hi", [Why.RATE_LIMIT])
+        await asyncio.gather(*late, return_exceptions=True)
+        assert stage.far.most_at_work <= 2
+
+    play(Routes(tmp_path, providers=limits), main)  # type: ignore[arg-type]

@@ -276,3 +276,56 @@ def test_a_connection_that_broke_in_mid_answer_is_not_asked_again() -> None:
     core.decide(way, [FAR], now=0)
     core.failed(way, Fault.BROKE_OFF, "broke", now=0)
     assert whys(core.decide(way, [FAR], now=0)) == [Why.CONNECTION]
+
+
+PACED = Candidate("t/far", "far", "acme", per_minute=2)
+
+
+def test_a_written_limit_is_kept_and_who_comes_later_waits_for_the_next_free_instant() -> None:
+    core = Routing()
+    for now in (0, 1):
+        assert tried(core.decide(Request(100), [PACED], now=now)) == "far"
+    third, fourth, fifth = Request(100), Request(100), Request(100)
+    assert [core.decide(way, [PACED], now=2) for way in (third, fourth)] == [Wait(60), Wait(61)]
+    assert whys(core.decide(fifth, [PACED], now=2)) == [Why.RATE_LIMIT]  # the next one is at 120
+    assert third.booked == {"acme": 60}
+    assert fourth.booked == {"acme": 61}
+    assert core.decide(third, [PACED], now=30) == Wait(60)
+    assert tried(core.decide(third, [PACED], now=60)) == "far"
+    core.left(fourth)  # its instant is another's
+    assert core.decide(Request(100), [PACED], now=60) == Wait(61)
+
+
+def test_a_written_limit_passes_requests_on_to_the_next_option() -> None:
+    core = Routing()
+    for _ in range(2):
+        core.decide(Request(100), [PACED], now=0)
+    way = Request(100)
+    assert tried(core.decide(way, [PACED, CLOUD], now=20)) == "cloud"
+    (passed,) = way.passed
+    assert (passed.why, passed.retry_after_s) == (Why.RATE_LIMIT, 40)
+    assert passed.text == "all of its 2 requests a minute were sent (providers.acme.requests_per_minute)"
+    assert way.booked == {}
+    refused = core.decide(Request(30), [PACED], now=20)
+    assert whys(refused) == [Why.RATE_LIMIT]
+
+
+def test_a_lease_is_no_request_and_what_was_not_sent_does_not_count() -> None:
+    core = Routing()
+    for _ in range(9):
+        assert tried(core.decide(Request(100, asks=False), [PACED], now=0)) == "far"
+    for _ in range(9):
+        way = Request(100)
+        assert tried(core.decide(way, [PACED], now=0)) == "far"
+        core.put_back(way)
+
+
+def test_an_instant_that_is_long_past_is_not_used_any_more() -> None:
+    core, way = Routing(), Request(1000)
+    for _ in range(2):
+        core.decide(Request(100), [PACED], now=0)
+    assert core.decide(way, [PACED], now=10) == Wait(60)
+    # While it was away, one was sent, and one waits.
+    assert tried(core.decide(Request(1000), [PACED], now=70)) == "far"
+    assert core.decide(Request(1000), [PACED], now=70) == Wait(120)
+    assert core.decide(way, [PACED], now=90) == Wait(130)

@@ -19,8 +19,10 @@ PROVIDERS = {"a": None, "b": "acme", "c": "acme"}
 class Traffic(RuleBasedStateMachine):
     """Requests begin, options fail and answer, callers leave, time passes."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(per_minute=st.none() | st.integers(1, 4))
+    def begin(self, per_minute: int | None) -> None:
+        self.per_minute = per_minute
+        self.sent: list[float] = []
         self.core = Routing()
         self.now = 0.0
         self.working: list[tuple[Request, Candidate]] = []
@@ -32,9 +34,12 @@ class Traffic(RuleBasedStateMachine):
     def candidates(self, **more: Any) -> list[Candidate]:
         spent = Passed("c", Why.BUDGET, "spent") if self.spent >= self.cap else None
         return [
-            Candidate(f"t/{name}", name, PROVIDERS[name], max_retries=1, barred=spent if name == "c" else None, **more)
+            Candidate(
+                f"t/{name}", name, PROVIDERS[name], max_retries=1, barred=spent if name == "c" else None,
+                per_minute=self.per_minute, **more,
+            )
             for name in OPTIONS
-        ]
+        ]  # fmt: skip
 
     def go_on(self, way: Request) -> None:
         decision = self.core.decide(way, self.candidates(), now=self.now)
@@ -44,6 +49,8 @@ class Traffic(RuleBasedStateMachine):
                 self.tries[id(way)][candidate.name] = count
                 assert count <= candidate.max_retries + 1, "asked more often than allowed"
                 assert decision.ready_by >= self.now
+                if candidate.provider is not None:
+                    self.sent.append(self.now)
                 self.working.append((way, candidate))
             case Wait(until):
                 assert self.now <= until <= way.deadline
@@ -90,6 +97,23 @@ class Traffic(RuleBasedStateMachine):
         self.core.left(way)
         self.end(way)
 
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave_waiting(self, data: st.DataObject) -> None:
+        way, _ = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        self.core.left(way)
+        self.end(way)
+
+    @precondition(lambda self: self.working)
+    @rule(data=st.data())
+    def put_back(self, data: st.DataObject) -> None:
+        way, candidate = self.working.pop(data.draw(st.integers(0, len(self.working) - 1)))
+        self.core.put_back(way)
+        self.tries[id(way)][candidate.name] -= 1
+        if candidate.provider is not None and way.sent is not None:
+            self.sent.remove(way.sent)
+        self.go_on(way)
+
     @rule(seconds=st.floats(0, 200))
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
@@ -104,6 +128,11 @@ class Traffic(RuleBasedStateMachine):
     def nobody_is_lost(self) -> None:
         if hasattr(self, "core"):
             assert self.begun == self.ended + len(self.working) + len(self.waiting)
+            if self.per_minute is not None:
+                late = self.sent[self.per_minute :]
+                assert all(b - a >= 60 - routing.LATE_S for a, b in zip(self.sent, late, strict=False)), (
+                    "a written limit was passed"
+                )
             in_flight = sum(candidate.option == "c" for _, candidate in self.working)
             assert self.spent <= self.cap + max(in_flight, self.most_over)
             self.most_over = max(in_flight, self.most_over) if self.spent < self.cap else self.most_over

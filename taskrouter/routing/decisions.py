@@ -1,87 +1,22 @@
-"""Which option of a task answers a request: the selected one, then its fallbacks, in order. Pure: ``now`` is handed in.
-
-1. An option is passed over while it can't serve: it can't be used or can't fit, is cooling down, its breaker is open,
-   its provider's limit or budget is spent, it can't do what is asked, or it would start after the deadline.
-2. The first that is left is tried. What it fails with has a rule (``RULES``): try elsewhere, try it again, neither; and
-   whether it speaks against the option (its breaker), or its whole provider (a rate limit).
-3. When nothing else is left, an option whose failure allows it is tried again, after its ``Retry-After`` or a growing,
-   jittered pause, up to ``max_retries`` times and never past the deadline.
-4. When all are passed over, the request is refused with every reason.
-
-A **breaker** opens after ``CONSECUTIVE`` failures in a row, or where half of at least ``LEAST`` calls within
-``WINDOW_S`` failed. Open, it admits nobody for ``OPEN_S`` seconds, doubled with each failed probe; then one request at
-a time is the probe: an answer closes it, and a caller who leaves hands the probe on. So no breaker stays open that
-nobody may probe.
-
-Every ``Try`` is followed by exactly one of ``answered``, ``failed`` or ``left``; all state of health is in ``Routing``.
-"""
+"""Deciding which option answers, and the health and limits that this is decided by."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TypeAlias
 
+from taskrouter.routing.breaker import Breaker
+from taskrouter.routing.faults import RULES, Fault
+from taskrouter.routing.pace import Pace
 from taskrouter.verbs import Passed, Why
 
-CONSECUTIVE = 5
-LEAST, RATE, WINDOW_S = 10, 0.5, 30.0
-OPEN_S, LONGEST_OPEN_S = 5.0, 120.0
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 TICK_S = 0.001
+LATE_S = 1.0
+"""What was booked for an instant is used so much later at most."""
 LONGEST_LIMITED_S = 3600.0
 """The longest that a ``Retry-After`` is believed."""
-
-
-class Fault(Enum):
-    """What a try ended in, told apart by what it says of the option."""
-
-    BAD_REQUEST = "bad_request"
-    UNABLE = "unable"
-    AUTH = "auth"
-    QUOTA = "quota"
-    BUDGET = "budget"
-    OVERLOAD = "overload"
-    TIMEOUT = "timeout"
-    CONNECTION = "connection"
-    BROKE_OFF = "broke_off"
-    BROKEN = "broken"
-    NO_KEY = "no_key"
-    NOT_READY = "not_ready"
-    FINAL = "final"
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """``elsewhere``: the next option may be asked. ``again``: so may this one. ``counts``: it speaks against the
-    option; ``trips``: so much that its breaker opens at once. ``limits``: the provider takes nothing for a while."""
-
-    why: Why
-    elsewhere: bool = True
-    again: bool = False
-    counts: bool = False
-    trips: bool = False
-    limits: bool = False
-
-
-RULES: Mapping[Fault, Rule] = {
-    Fault.BAD_REQUEST: Rule(Why.FAILED, elsewhere=False),
-    Fault.UNABLE: Rule(Why.UNABLE),
-    Fault.AUTH: Rule(Why.AUTH, counts=True, trips=True),
-    Fault.QUOTA: Rule(Why.RATE_LIMIT, again=True, limits=True),
-    Fault.BUDGET: Rule(Why.BUDGET),
-    Fault.OVERLOAD: Rule(Why.OVERLOADED, again=True, counts=True),
-    Fault.TIMEOUT: Rule(Why.TIMEOUT, counts=True),
-    Fault.CONNECTION: Rule(Why.CONNECTION, again=True, counts=True),
-    Fault.BROKE_OFF: Rule(Why.CONNECTION, counts=True),
-    Fault.BROKEN: Rule(Why.FAILED, counts=True),
-    Fault.NO_KEY: Rule(Why.AUTH),
-    Fault.NOT_READY: Rule(Why.NOT_READY),
-    Fault.FINAL: Rule(Why.FAILED, elsewhere=False),
-}
-"""A bad request is bad everywhere; a call that broke in mid-answer (``FINAL``) can't be taken back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +24,8 @@ class Candidate:
     """One option as it is now.
 
     ``name`` identifies it over all tasks, ``option`` within its task. ``ready``: loaded, or external; ``start_s`` is
-    when it could start on this request (seconds from now). ``barred`` is what keeps it from being used at all.
+    when it could start on this request (seconds from now). ``barred`` is what keeps it from being used at all;
+    ``per_minute`` the requests its provider may be sent in any minute, where that is written.
     """
 
     name: str
@@ -99,6 +35,7 @@ class Candidate:
     start_s: float = 0.0
     barred: Passed | None = None
     max_retries: int = 0
+    per_minute: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,63 +68,23 @@ Decision: TypeAlias = Try | Wait | Refused
 
 @dataclass(slots=True)
 class Request:
-    """One request's way through the options. ``passed`` are those passed over before the one that is tried."""
+    """One request's way through the options. ``passed`` are those passed over before the one that is tried.
+
+    ``asks``: each try is a request to the provider, and not only a lease. ``booked`` are the instants that wait for it
+    at providers with a written limit, ``sent`` the last one it used.
+    """
 
     deadline: float
     when_cold: str = "wait"
+    asks: bool = True
     failed: dict[str, Passed] = field(default_factory=dict)
     tries: dict[str, int] = field(default_factory=dict)
     again_at: dict[str, float] = field(default_factory=dict)
     passed: tuple[Passed, ...] = ()
     trying: Candidate | None = None
     over: bool = False
-
-
-class Breaker:
-    """The health of one option. Closed until it fails too much; ``probe`` is the request that may try it meanwhile."""
-
-    __slots__ = ("consecutive", "last", "open_s", "opened_at", "probe", "results")
-
-    def __init__(self) -> None:
-        self.consecutive = 0
-        self.results: deque[tuple[float, bool]] = deque(maxlen=100)
-        self.opened_at: float | None = None
-        self.open_s = OPEN_S
-        self.probe: Request | None = None
-        self.last = ""
-        """What it failed with last, in words."""
-
-    def __repr__(self) -> str:
-        return f"<Breaker {'closed' if self.opened_at is None else 'open'} {self.consecutive} in a row>"
-
-    def wait_s(self, now: float) -> float:
-        """Seconds until a request is admitted; 0 where one is now."""
-        if self.opened_at is None:
-            return 0.0
-        left = self.opened_at + self.open_s - now
-        if left > 0:
-            return min(left, self.open_s)  # a clock that went back must not keep it open for longer
-        return 0.0 if self.probe is None else OPEN_S
-
-    def succeeded(self, now: float) -> None:
-        self.consecutive = 0
-        self.results.append((now, True))
-        if self.opened_at is not None:
-            self.results.clear()
-        self.opened_at, self.open_s, self.probe = None, OPEN_S, None
-
-    def failed(self, now: float, request: Request | None, *, trips: bool) -> None:
-        self.consecutive += 1
-        self.results.append((now, False))
-        if self.opened_at is not None:
-            if self.probe is request is not None:
-                self.probe, self.opened_at = None, now
-                self.open_s = min(2 * self.open_s, LONGEST_OPEN_S)
-            return
-        recent = [good for at, good in self.results if now - at <= WINDOW_S]
-        too_many = len(recent) >= LEAST and recent.count(False) >= RATE * len(recent)
-        if trips or self.consecutive >= CONSECUTIVE or too_many:
-            self.opened_at, self.probe = now, None
+    booked: dict[str, float] = field(default_factory=dict)
+    sent: float | None = None
 
 
 class Routing:
@@ -196,6 +93,7 @@ class Routing:
     def __init__(self) -> None:
         self._breakers: dict[str, Breaker] = {}
         self._limited: dict[str, tuple[float, str]] = {}
+        self._paces: dict[str, Pace] = {}
 
     def __repr__(self) -> str:
         unwell = [name for name, breaker in self._breakers.items() if breaker.opened_at is not None]
@@ -233,7 +131,8 @@ class Routing:
             before = _place(candidates, open_[0].option)
             request.passed = tuple(each for each in request.passed if _place(candidates, each.option) < before)
             return self._try(request, open_, now, warm=warm)
-        return self._again(request, candidates, now) or self._over(request, request.passed)
+        wait = self._again(request, candidates, now) or self._book(request, candidates, now)
+        return wait or self._over(request, request.passed)
 
     def _again(self, request: Request, candidates: Sequence[Candidate], now: float) -> Decision | None:
         """With nobody else left: ask one again whose pause is over, or wait for the first whose pause will be."""
@@ -252,6 +151,51 @@ class Routing:
         soonest = min(waits, default=None)
         return None if soonest is None or soonest > request.deadline else Wait(max(soonest, now + TICK_S))
 
+    def _book(self, request: Request, candidates: Sequence[Candidate], now: float) -> Wait | None:
+        """With nobody else left: wait for the first free instant of a provider that is only sent so many requests."""
+        found: tuple[float, str] | None = None
+        for candidate in candidates:
+            provider = candidate.provider or ""
+            pace = self._pace(request, candidate)
+            if pace is None or candidate.name in request.failed:
+                continue
+            why = self._passed(request, candidate, now, paced=False)
+            if why is None:
+                at = self._free_at(request, provider, now)
+                if at <= request.deadline and (found is None or at < found[0]):
+                    found = at, provider
+        if found is None:
+            return None
+        at, provider = found
+        if provider not in request.booked:
+            at = request.booked[provider] = self._paces[provider].take(now)
+        return Wait(max(at, now + TICK_S))
+
+    def _pace(self, request: Request, candidate: Candidate) -> Pace | None:
+        """What bounds how often this option is asked, where this request asks at all."""
+        most, provider = candidate.per_minute, candidate.provider
+        if most is None or provider is None or not request.asks:
+            return None
+        pace = self._paces.get(provider)
+        if pace is None:
+            pace = self._paces[provider] = Pace(most)
+        pace.per_minute = most
+        return pace
+
+    def _free_at(self, request: Request, provider: str, now: float) -> float:
+        """When the provider may be sent this request: what it booked, unless that is long past."""
+        pace, at = self._paces[provider], request.booked.get(provider)
+        if at is not None and now - at > LATE_S:
+            pace.give_back(request.booked.pop(provider))
+            at = None
+        return pace.at(now) if at is None else at
+
+    def _give_back(self, request: Request) -> None:
+        """Instants that were booked and aren't used are others'."""
+        for provider, at in request.booked.items():
+            self._paces[provider].give_back(at)
+        request.booked.clear()
+
     def _try(self, request: Request, open_: list[Candidate], now: float, *, warm: bool) -> Try:
         first = open_[0]
         # What would be asked next must have time to start, should this one not be ready in time.
@@ -261,12 +205,18 @@ class Routing:
             # Busy, not cold: its queue may use half of the time while somebody else could be asked.
             ready_by = min(ready_by, now + (request.deadline - now) / 2)
         request.trying = first
+        pace = self._pace(request, first)
+        if pace is not None:
+            at = request.booked.pop(first.provider or "", None)
+            request.sent = pace.take(now) if at is None else at
         breaker = self._breakers.get(first.name)
         if breaker is not None and breaker.opened_at is not None:
             breaker.probe = request
         return Try(first, max(ready_by, now), warm)
 
-    def _passed(self, request: Request, candidate: Candidate, now: float, *, again: bool = False) -> Passed | None:
+    def _passed(
+        self, request: Request, candidate: Candidate, now: float, *, again: bool = False, paced: bool = True
+    ) -> Passed | None:
         if candidate.name in request.failed and not again:
             return request.failed[candidate.name]
         if candidate.barred is not None:
@@ -288,6 +238,13 @@ class Routing:
         if candidate.start_s > left:
             text = f"it could start in about {candidate.start_s:.1f} s, and {left:.1f} s are left"
             return Passed(candidate.option, Why.TOO_SLOW, text, None)
+        pace = self._pace(request, candidate) if paced else None
+        if pace is not None:
+            at = self._free_at(request, candidate.provider or "", now)
+            if at > now:
+                name = f"providers.{candidate.provider}.requests_per_minute"
+                text = f"all of its {pace.per_minute} requests a minute were sent ({name})"
+                return Passed(candidate.option, Why.RATE_LIMIT, text, at - now)
         return None
 
     # --- how a try ended -----
@@ -296,6 +253,7 @@ class Routing:
         """The option answered (a refusal is an answer)."""
         candidate = self._ended(request)
         request.over = True
+        self._give_back(request)
         breaker = self._breakers.get(candidate.name)
         if breaker is not None:
             breaker.succeeded(now)
@@ -330,6 +288,7 @@ class Routing:
             self._limit(candidate.provider, at, text)
         if not rule.elsewhere:
             request.over = True
+            self._give_back(request)
             return False
         request.failed[candidate.name] = Passed(candidate.option, why or rule.why, text, retry_after_s)
         if rule.again and tries <= candidate.max_retries:
@@ -367,6 +326,9 @@ class Routing:
     def put_back(self, request: Request) -> None:
         """The option wasn't asked after all: decide anew."""
         if request.trying is not None:
+            provider, at = request.trying.provider or "", request.sent
+            if at is not None and provider in self._paces:
+                self._paces[provider].give_back(at)
             self.left(request)
             request.over = False
 
@@ -377,6 +339,7 @@ class Routing:
             breaker = self._breakers.get(candidate.name)
             if breaker is not None and breaker.probe is request:
                 breaker.probe = None
+        self._give_back(request)
         request.over = True
 
     @staticmethod
@@ -385,8 +348,8 @@ class Routing:
         assert candidate is not None, "what ends was begun"
         return candidate
 
-    @staticmethod
-    def _over(request: Request, passed: tuple[Passed, ...], *, cold: bool = False) -> Refused:
+    def _over(self, request: Request, passed: tuple[Passed, ...], *, cold: bool = False) -> Refused:
+        self._give_back(request)
         request.over = True
         return Refused(passed, cold)
 
