@@ -1,4 +1,4 @@
-"""``transcribe`` through the ``openai`` SDK: what is sent, what comes back, what is refused."""
+"""``transcribe`` through the SDKs: what is sent, what comes back, what is refused."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from taskrouter.backends.external.openai import OpenAIProvider
 from taskrouter.samples.manifest import MEDIA
 from taskrouter.verbs import Segment, TranscribeRequest, Transcript, Usage
 
+from . import google_wire
+from .subjects import GOOGLE
 from .wire import Wire, answer, serving
 
 pytestmark = pytest.mark.anyio
@@ -87,3 +89,27 @@ async def test_what_is_too_large_or_not_there_is_not_sent(tmp_path: Path, monkey
         with pytest.raises(errors.BadInput):
             await transcribed(wire, str(tmp_path / "nothing.wav"))
         assert wire.requests == []
+
+
+async def test_google_s_models_are_asked_for_a_transcript() -> None:
+    request = TranscribeRequest(MEDIA / "beeps.wav", language="en", prompt="Beeps:")
+    async with serving() as wire, GOOGLE.connected(wire) as connection:
+        wire.script(answer(google_wire.text(" beep beep\n")))
+        found = await connection.call("transcribe", request, GOOGLE.call())
+        assert (found.text, found.language, found.usage) == ("beep beep", "en", Usage(13, 7))
+        (seen,) = wire.requests
+    (wish,), (sound_,) = [[part for part in seen.json["contents"][0]["parts"] if name in part] for name in (
+        "text", "inlineData")]  # fmt: skip
+    assert "Transcribe this recording" in wish["text"]
+    assert "'en'" in wish["text"]
+    assert wish["text"].endswith("Beeps:")
+    assert base64.urlsafe_b64decode(sound_["inlineData"]["data"]) == (MEDIA / "beeps.wav").read_bytes()
+    assert sound_["inlineData"]["mimeType"] == "audio/wav"
+
+
+@pytest.mark.parametrize("reason", ["MAX_TOKENS", "SAFETY"])
+async def test_half_a_transcript_is_none(reason: str) -> None:
+    async with serving() as wire, GOOGLE.connected(wire) as connection:
+        wire.script(answer(google_wire.response({"text": "beep"}, finish_reason=reason)))
+        with pytest.raises(errors.UnsupportedInput, match="gave no whole transcript"):
+            await connection.call("transcribe", TranscribeRequest(b"RIFF"), GOOGLE.call())

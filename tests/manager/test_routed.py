@@ -816,6 +816,7 @@ def test_a_written_limit_is_waited_for_or_passed_on_and_never_met(tmp_path: Path
         for each in late[:3]:
             each.cancel()
         answer = await (await stage.manager.get_model("f")).chat("hi")
+        assert answer.routed is not None
         assert (answer.text, [each.why for each in answer.routed.passed]) == ("near: hi", [Why.RATE_LIMIT])
         await asyncio.gather(*late, return_exceptions=True)
         assert stage.far.most_at_work <= 2

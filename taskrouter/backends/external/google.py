@@ -26,6 +26,7 @@ from taskrouter.backends.external.content import (
 )
 from taskrouter.backends.external.google_answers import answer_of, chunks_of, plain
 from taskrouter.backends.external.sdk import BoundedConnection
+from taskrouter.backends.external.sound import sound_file
 from taskrouter.errors import (
     BadInput,
     MissingDependency,
@@ -33,11 +34,12 @@ from taskrouter.errors import (
     UnsupportedInput,
     UnsupportedVerb,
 )
-from taskrouter.verbs import ChatRequest, Embeddings, EmbedRequest
+from taskrouter.verbs import ChatRequest, Embeddings, EmbedRequest, TranscribeRequest, Transcript
 
 KEY_ENV = "GOOGLE_API_KEY"
 OWN = "https://generativelanguage.googleapis.com"
-_VERBS = frozenset({"chat", "stream_chat", "embed"})
+_VERBS = frozenset({"chat", "stream_chat", "embed", "transcribe"})
+TRANSCRIBE = "Transcribe this recording word for word. Answer with the transcript and nothing else."
 _TAKES = Takes(
     _VERBS,
     frozenset({"image", "audio", "video", "document"}),
@@ -97,6 +99,8 @@ class GoogleConnection(BoundedConnection):
     async def _answer(self, verb: str, request: Any, call: Call) -> Any:
         if isinstance(request, EmbedRequest):
             return await self._embed(request, call)
+        if isinstance(request, TranscribeRequest):
+            return await self._transcribe(request, call)
         body = await written(request, lambda: self._body(verb, request, call))
         with _reading(call, []):
             answer = await self._client.aio.models.generate_content(**body)
@@ -146,6 +150,19 @@ class GoogleConnection(BoundedConnection):
         if len(found) != len(request.inputs):
             raise failures.nonsense(call, f"{len(found)} vectors for {len(request.inputs)} texts")
         return Embeddings(tuple(tuple(each.values or ()) for each in found), None, plain(answer))
+
+    async def _transcribe(self, request: TranscribeRequest, call: Call) -> Transcript:
+        """Its API has no call for this: its models are asked for it."""
+        name, data = await asyncio.to_thread(sound_file, request, call.who)
+        wish = TRANSCRIBE + (f" It is in the language {request.language!r}." if request.language else "")
+        wish += f" What went before, for names and spelling: {request.prompt}" if request.prompt else ""
+        sound = {"data": base64.b64encode(data).decode(), "format": name.rpartition(".")[2]}
+        parts = ({"type": "text", "text": wish}, {"type": "input_audio", "input_audio": sound})
+        asked = ChatRequest(({"role": "user", "content": parts},), extra=request.extra)
+        answer = await self._answer("chat", asked, call)
+        if answer.finish_reason != "stop":
+            raise UnsupportedInput(f"{call.who} gave no whole transcript: it ended with {answer.finish_reason}")
+        return Transcript(answer.text.strip(), request.language, None, (), answer.usage, answer.raw)
 
     def _body(self, verb: str, request: Any, call: Call) -> dict[str, Any]:
         if not isinstance(request, ChatRequest):
