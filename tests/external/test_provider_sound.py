@@ -17,6 +17,7 @@ from taskrouter.samples.manifest import MEDIA
 from taskrouter.verbs import Segment, TranscribeRequest, Transcript, Usage
 
 from . import google_wire
+from .asking import camel
 from .subjects import GOOGLE
 from .wire import Wire, answer, serving
 
@@ -98,7 +99,7 @@ async def test_google_s_models_are_asked_for_a_transcript() -> None:
         found = await connection.call("transcribe", request, GOOGLE.call())
         assert (found.text, found.language, found.usage) == ("beep beep", "en", Usage(13, 7))
         (seen,) = wire.requests
-    (wish,), (sound_,) = [[part for part in seen.json["contents"][0]["parts"] if name in part] for name in (
+    (wish,), (sound_,) = [[part for part in camel(seen.json)["contents"][0]["parts"] if name in part] for name in (
         "text", "inlineData")]  # fmt: skip
     assert "Transcribe this recording" in wish["text"]
     assert "'en'" in wish["text"]
