@@ -12,7 +12,7 @@ import pytest
 from taskrouter import errors
 from taskrouter.verbs import ChatRequest, EmbedRequest, GenerateRequest, RawRequest
 
-from . import google_wire
+from . import anthropic_wire, google_wire
 from .asking import camel, refused
 from .subjects import ANTHROPIC, GOOGLE, HELLO, OPENAI, Subject
 from .wire import answer, serving
@@ -233,6 +233,40 @@ async def test_a_signature_of_google_s_goes_back_with_its_call() -> None:
     sent = await GOOGLE.sent(ChatRequest((*turns, result)))
     (part,) = sent["contents"][1]["parts"]
     assert base64.urlsafe_b64decode(part["thoughtSignature"]) == b"\xfb\xff signed \xfe"
+
+
+THOUGHTS = [
+    {"type": "thinking", "thinking": "Let me look.", "signature": "c2ln"},
+    {"type": "redacted_thinking", "data": "aGk="},
+]
+CALLED = {"type": "tool_use", "id": "t1", "name": "look", "input": {}}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_thoughts_of_anthropic_s_go_back_with_the_call_they_led_to(streamed: bool) -> None:
+    if streamed:
+        deltas = [{"type": "thinking_delta", "thinking": "Let me "}, {"type": "thinking_delta", "thinking": "look."},
+                  {"type": "signature_delta", "signature": "c2ln"}]  # fmt: skip
+        begin = {"type": "thinking", "thinking": "", "signature": ""}
+        events = [anthropic_wire.start(), *anthropic_wire.block(0, begin, deltas),
+                  *anthropic_wire.block(1, THOUGHTS[1], []), *anthropic_wire.block(2, CALLED, []),
+                  *anthropic_wire.end("tool_use")]  # fmt: skip
+        (call,) = [call for piece in await ANTHROPIC.stream_chat(ANTHROPIC.stream(events)) for call in piece.tool_calls]
+    else:
+        asked = anthropic_wire.message(*THOUGHTS, CALLED, stop_reason="tool_use")
+        (call,) = (await ANTHROPIC.chat(answer(asked))).tool_calls
+    turns = ({"role": "user", "content": "x"}, {"role": "assistant", "content": "I look.", "tool_calls": [call]})
+    result = {"role": "tool", "tool_call_id": "t1", "content": "y"}
+    sent = await ANTHROPIC.sent(ChatRequest((*turns, result)))
+    assert sent["messages"][1]["content"] == [*THOUGHTS, {"type": "text", "text": "I look."}, CALLED]
+
+
+@pytest.mark.usefixtures("openai_itself")
+async def test_what_others_want_back_with_a_call_does_not_go_to_openai() -> None:
+    call = {"id": "t1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    turn = {"role": "assistant", "content": "I look.", "tool_calls": [{**call, "extra_content": {"google": {}}}]}
+    sent = await OPENAI.sent(ChatRequest(({"role": "user", "content": "x"}, turn)))
+    assert sent["messages"][1]["tool_calls"] == [call]
 
 
 # --- refused before it is sent ----------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ FINISH = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
+_THOUGHTS = ("thinking", "redacted_thinking")
 _VERBS = frozenset({"chat", "stream_chat"})
 _TAKES = Takes(
     _VERBS,
@@ -122,6 +123,7 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         for number, asked in enumerate(message.get("tool_calls") or ()):
             identity, name, given = arguments(asked, f"{where}.tool_calls[{number}]")
             blocks.append({"type": "tool_use", "id": identity, "name": name, "input": given})
+            blocks = _thoughts_of(asked) + blocks
         role = "assistant" if role == "assistant" else "user"
         if not blocks:
             raise BadInput(f"{where} is empty, which {call.who} doesn't take")
@@ -147,6 +149,14 @@ def body_of(request: ChatRequest, call: Call) -> dict[str, Any]:
         "output_config": _schema(known.get("response_format"), call),
     }
     return body | {name: value for name, value in sampling.items() if value is not None} | extra
+
+
+def _thoughts_of(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The thoughts that led to a call, signed: models that think want them back with it."""
+    try:
+        return [dict(block) for block in asked["extra_content"]["anthropic"]["thinking_blocks"]]
+    except (KeyError, TypeError, ValueError):
+        return []
 
 
 def _block(part: Part) -> dict[str, Any]:
@@ -212,9 +222,16 @@ def answer_of(data: Any, call: Call) -> ChatAnswer:
         text = "".join(block["text"] for block in blocks if block["type"] == "text")
         thought = "".join(block["thinking"] for block in blocks if block["type"] == "thinking")
         calls = tuple(_call(block) for block in blocks if block["type"] == "tool_use")
+        if calls and (thoughts := [block for block in blocks if block["type"] in _THOUGHTS]):
+            calls[0].update(_kept(thoughts))
         return ChatAnswer(text, _finish(data["stop_reason"]), usage_of(data["usage"]), calls, thought or None, data)
     except (KeyError, TypeError, AttributeError) as error:
         raise failures.nonsense(call, data) from error
+
+
+def _kept(thoughts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where a call keeps what has to come back with it; Google's API, like OpenAI's, has such a place."""
+    return {"extra_content": {"anthropic": {"thinking_blocks": thoughts}}}
 
 
 def _call(block: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,6 +276,7 @@ class _Reader:
 
     usage: dict[str, Any] = field(default_factory=dict)
     tools: dict[int, int] = field(default_factory=dict)
+    thoughts: dict[int, dict[str, Any]] = field(default_factory=dict)
     reason: str | None = None
     ended: bool = False
 
@@ -271,8 +289,13 @@ class _Reader:
                 block = data["content_block"]
                 function = {"name": block["name"], "arguments": ""}
                 piece = {"index": place, "id": block["id"], "type": "function", "function": function}
+                if place == 0 and self.thoughts:
+                    piece |= _kept(list(self.thoughts.values()))
                 return ChatChunk("", tool_calls=(piece,), raw=data)
+            case "content_block_start" if data["content_block"]["type"] in _THOUGHTS:
+                self.thoughts[data["index"]] = dict(data["content_block"])
             case "content_block_delta":
+                self._think(data["index"], data["delta"])
                 return _delta(data, self.tools)
             case "message_delta":
                 self.reason = data["delta"].get("stop_reason") or self.reason
@@ -281,6 +304,13 @@ class _Reader:
                 self.ended = True
                 return ChatChunk("", _finish(self.reason), usage_of(self.usage), raw=data)
         return None
+
+    def _think(self, place: int, delta: Mapping[str, Any]) -> None:
+        thought = self.thoughts.get(place)
+        if thought is not None:
+            for name in ("thinking", "signature"):
+                if name in delta:
+                    thought[name] = thought.get(name, "") + delta[name]
 
 
 def _delta(data: Mapping[str, Any], tools: Mapping[int, int]) -> ChatChunk | None:

@@ -72,6 +72,8 @@ class OpenAIConnection(SDKConnection):
         if isinstance(request, ChatRequest):
             takes = (OpenAIProvider().takes(call.model_id)) if self._is_openai else _COMPATIBLE
             request = _checked(request, call, takes)
+            if self._is_openai:
+                request = replace(request, messages=tuple(map(_own_fields, request.messages)))
         elif not isinstance(request, (GenerateRequest, EmbedRequest)):
             raise UnsupportedVerb(f"{call.who} can't {verb}; it can: {', '.join(sorted(_VERBS))}")
         path, body = words.body_of(verb, request, call.model_id)
@@ -132,6 +134,15 @@ def _checked(request: ChatRequest, call: Call, takes: Takes) -> ChatRequest:
         tuple(messages), request.max_tokens, request.temperature, request.top_p, request.stop, request.seed,
         request.extra,
     )  # fmt: skip
+
+
+def _own_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message without what other providers want back with their tool calls: OpenAI refuses fields it doesn't know."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, (list, tuple)) or not all(isinstance(call, Mapping) for call in calls):
+        return message
+    kept = [{name: value for name, value in call.items() if name != "extra_content"} for call in calls]
+    return {**message, "tool_calls": kept}
 
 
 def _part(part: Any) -> dict[str, Any]:
