@@ -38,9 +38,9 @@ async def lease(known: int) -> float:
     return (time.perf_counter() - start) / COUNT
 
 
-async def eviction() -> float:
+async def eviction(policy: str = "lru") -> float:
     """Seconds for the event that finds a victim among 100 resident models, commits and evicts; the median."""
-    core = house(200, 100, Settings(min_residency_s=0))
+    core = house(200, 100, Settings(min_residency_s=0, policy=policy))
     for number in range(100):
         load(core, number, 0.0)
     taken = []
@@ -59,9 +59,10 @@ async def eviction() -> float:
 
 
 async def main() -> None:
-    base, few, many, evict = await in_turns(
-        lambda: baseline_lock(COUNT), lambda: lease(10), lambda: lease(10_000), eviction
-    )
+    base, few, many, evict, weigh = await in_turns(
+        lambda: baseline_lock(COUNT), lambda: lease(10), lambda: lease(10_000), eviction,
+        lambda: eviction("cost_aware"),
+    )  # fmt: skip
     name = "asyncio.Lock + move_to_end"
     show(
         "residency core",
@@ -69,5 +70,6 @@ async def main() -> None:
             Row("Acquire + Release, 10 known models", few * 1e6, "µs", name, base * 1e6, "≤ 5 ×"),
             Row("Acquire + Release, 10,000 known models", many * 1e6, "µs", "10 known models", few * 1e6, "about 1 ×"),
             Row("a decision that evicts, 100 resident", evict * 1e6, "µs", "", None, "≤ 100 µs"),
+            Row("the same under cost_aware", weigh * 1e6, "µs", "lru", evict * 1e6, "≤ 100 µs"),
         ],
     )

@@ -40,6 +40,7 @@ SHOWN_BY = {
     "tasks.*.options.*.api_endpoint": "test_an_external_option_is_described_and_its_key_is_never_shown",
     "tasks.*.options.*.requires_api_key": "test_an_external_option_is_described_and_its_key_is_never_shown",
     "inference.max_memory_per_model": "test_option_over_the_limit_for_one_model_is_refused",
+    "memory.policy": "test_the_policy_of_the_file_decides_who_goes",
     "memory.share": "test_a_gpu_may_be_shared_where_the_file_says_so",
     "tasks.*.fallback": "test_an_option_that_can_not_fit_is_passed_over_and_the_answer_says_so",
     "tasks.*.when_cold": "test_when_cold_decides_what_a_request_does_while_the_selected_one_loads",
@@ -107,3 +108,27 @@ def test_the_limits_of_the_file_reach_every_call(tmp_path: Path, monkeypatch: py
     limits = asked[0].limits
     assert (limits.max_bytes, limits.max_pixels, limits.max_seconds) == (3 << 20, 77, 5.0)
     assert limits.roots == (str((tmp_path / "pictures").resolve()),)
+
+
+@pytest.mark.parametrize(("policy", "gone"), [("lru", "slow"), ("cost_aware", "quick")])
+def test_the_policy_of_the_file_decides_who_goes(tmp_path: Path, policy: str, gone: str) -> None:
+    """Of two that would do, the least recently used, or the one that is back sooner."""
+    load_s = {"slow": 0.2, "quick": 0.0, "new": 0.0}
+    options = {
+        name: {"model_id": name, "framework": "fake", "vram_gb": 4, "engine_args": {"bytes": "4GiB", "load_s": seconds}}
+        for name, seconds in load_s.items()
+    }
+    tasks = {name: {"selected": name, "options": {name: option}} for name, option in options.items()}
+    file = tmp_path / "models.yaml"
+    memory = {"policy": policy, "min_residency_s": 0, "claim_s": 0.01}
+    inference = {"warmup_on_startup": False, "offload_threshold": 1.0}
+    file.write_text(yaml.safe_dump({"tasks": tasks, "memory": memory, "inference": inference}))
+
+    async def main() -> set[str]:
+        async with ModelManager(file, machine=StillMachine({"cuda:0": 8 << 30})) as manager:
+            for name in ("slow", "slow", "quick", "new"):
+                async with manager.lease(name):
+                    pass
+            return {"slow", "quick"} - set(manager.loaded_models)
+
+    assert asyncio.run(main()) == {gone}

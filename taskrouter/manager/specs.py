@@ -29,7 +29,7 @@ class Use:
 def settings(catalog: Catalog) -> Settings:
     memory = catalog.memory
     return Settings(
-        policy=memory.policy if memory.policy == "lru" else "lru",
+        policy=memory.policy,
         max_models=memory.max_models,
         claim_s=memory.claim_s,
         min_residency_s=None if memory.min_residency_s == "auto" else float(memory.min_residency_s),

@@ -156,7 +156,7 @@ class Residency(Lifecycle):
 
     def lru(self) -> ModelKey | None:
         """The idle, unpinned model used longest ago, or ``None``."""
-        for model in self._plans.by_use():
+        for model in self._plans.by_use(self._now):
             if model.state is State.READY and not model.leases and not model.spec.pinned:
                 return model.key
         return None

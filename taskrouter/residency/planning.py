@@ -7,17 +7,19 @@ one that needs the cheapest evictions, then the tightest fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from math import inf
 
 from taskrouter.residency.accounts import Account
 from taskrouter.residency.books import Settings, State
-from taskrouter.residency.policy import Missing, Policy, by_priority, drop_unneeded, take
+from taskrouter.residency.policy import POLICIES, Missing, by_priority, drop_unneeded, take, worth_at
 from taskrouter.residency.records import Model, Want
 from taskrouter.types import DeviceId, ModelKey, TicketId
 
+PRIORITY_WORTH = 1e3
+"""What one step of priority is worth: more than a hundred models by their use, each of which is worth at most 8."""
 MENDABLE = ("too_large", "no_room", "pinned", "own_lease")
 """Why a model can't fit, the hardest to mend first."""
 
@@ -70,7 +72,17 @@ class Reserved:
 class Planner:
     """Reads the core's books and answers plans. ``wake`` collects the next instant at which an answer could change."""
 
-    __slots__ = ("accounts", "freeing", "loading", "policy", "priorities_differ", "resident", "settings", "wake")
+    __slots__ = (
+        "accounts",
+        "by_worth",
+        "freeing",
+        "loading",
+        "policy",
+        "priorities_differ",
+        "resident",
+        "settings",
+        "wake",
+    )
 
     def __init__(
         self,
@@ -79,14 +91,14 @@ class Planner:
         freeing: Mapping[ModelKey, Model],
         loading: Mapping[ModelKey, Model],
         settings: Settings,
-        policy: Policy,
     ) -> None:
         self.accounts = accounts
         self.resident = resident
         self.freeing = freeing
         self.loading = loading
         self.settings = settings
-        self.policy = policy
+        self.policy = POLICIES[settings.policy]
+        self.by_worth = settings.policy != "lru"
         self.priorities_differ = False
         self.wake = inf
 
@@ -106,10 +118,18 @@ class Planner:
             until = max(until, min(model.last_claim, arrival) + settings.claim_s)
         return until
 
-    def by_use(self) -> list[Model]:
-        """Resident models, lower priority first, then oldest use first."""
+    def by_use(self, now: float) -> list[Model]:
+        """Resident models in the order in which they go: lower priority first, then oldest use (or least worth)."""
         models = list(self.resident.values())
+        if self.by_worth:
+            models.sort(key=lambda model: worth_at(model, now))
         return by_priority(models) if self.priorities_differ else models
+
+    def cost(self, victims: Iterable[Model], now: float) -> float:
+        """What evicting these costs: seconds until all are back, under ``cost_aware`` by how soon they are asked."""
+        if self.by_worth:
+            return sum(worth_at(victim, now) for victim in victims)
+        return sum(victim.back_s for victim in victims)
 
     def frozen(self, model: Model) -> bool:
         """Whether an exclusive load is under way on one of its devices: nothing there may be freed meanwhile."""
@@ -152,7 +172,7 @@ class Planner:
             plan = self._find_on(want, devices, reserved, now=now, count_models=count_models)
             if plan is None:
                 continue
-            cost = (int(plan.mode), sum(victim.load_s for victim in plan.victims), plan.leftover)
+            cost = (int(plan.mode), self.cost(plan.victims, now), plan.leftover)
             if best_cost is None or cost < best_cost:
                 best, best_cost = plan, cost
         return best
@@ -211,7 +231,7 @@ class Planner:
         busy: list[tuple[float, Model]] = []
 
         def idle() -> Iterator[Model]:
-            for model in self._victims(want, reserved):
+            for model in victims:
                 plan.considered += 1
                 if model.leases:
                     busy.append((now + model.busy_for(now), model))
@@ -230,12 +250,12 @@ class Planner:
                     if self.preemptible(model) and model not in reserved.models:
                         yield model
 
-        candidates: Iterable[Model] = idle()
+        victims = self.policy.order(self._victims(want, reserved), missing, now)
         if self.priorities_differ:
-            candidates = by_priority(candidates)
+            victims = by_priority(victims)
         if replaces is not None:
-            candidates = sorted(candidates, key=lambda model: model.key != replaces)
-        chosen = self.policy(candidates, missing)
+            victims = sorted(victims, key=lambda model: model.key != replaces)
+        chosen = self.policy.choose(idle(), missing, self._worths(now, replaces))
         if not missing or hopeless or first is None or first.background:
             return chosen
         busy.sort(key=lambda entry: (entry[1].spec.priority, entry[0]))
@@ -254,6 +274,17 @@ class Planner:
             missing,
         )
         return chosen
+
+    def _worths(self, now: float, replaces: ModelKey | None) -> Callable[[Model], float]:
+        """What each victim is worth: what is replaced nothing, and more the higher its priority, whatever its use."""
+        least = min((model.spec.priority for model in self.resident.values()), default=0)
+
+        def worth(model: Model) -> float:
+            if model.key == replaces:
+                return 0.0
+            return worth_at(model, now) + max(model.spec.priority - least, 0) * PRIORITY_WORTH
+
+        return worth
 
     def preemptible(self, model: Model) -> bool:
         """Whether a load under way may be cancelled for its bytes: nobody waits for it, and it can be stopped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum
 from heapq import heappop, heappush
 from math import inf
@@ -13,6 +14,10 @@ from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec,
 LEASE_PRIOR_S = 1.0
 UNLOAD_PRIOR_S = 1.0
 READ_BYTES_PER_S = GIB // 2
+USES = 8
+"""The latest leases of a model whose instants are kept, also while it isn't resident."""
+LEAST_S = 0.001
+"""A load that was measured to take no time at all still takes some."""
 ALPHA = 0.2
 """Weight of the newest sample in the moving averages of lease, load and unload seconds."""
 
@@ -66,12 +71,17 @@ class Want:
 
 
 class Model:
-    """One model's life. ``draws`` says which want was promised how many of its bytes once they are free."""
+    """One model's life.
+
+    ``back_s``: the seconds until it could serve again, were it evicted. ``draws`` says which want was promised how many
+    of its bytes once they are free.
+    """
 
     __slots__ = (
         "_latest",
         "_latest_left",
         "_queue",
+        "back_s",
         "background",
         "cancelling",
         "charges",
@@ -109,6 +119,7 @@ class Model:
         "unload_s",
         "unload_started",
         "used",
+        "uses",
         "want",
     )
 
@@ -129,6 +140,7 @@ class Model:
         self.retiring = False
         self.background = False
         self.used = False
+        self.uses: deque[float] = deque(maxlen=USES)
         self.oom_grown = False
         self.keep_alive_armed = False
         self.last_used: float | None = None
@@ -139,6 +151,7 @@ class Model:
         self.lease_s = LEASE_PRIOR_S
         self.unload_s = UNLOAD_PRIOR_S
         self.load_s = 0.0
+        self.back_s = LEAST_S
         self.load_measured = False
         self.measured = False
         self.failures = 0
@@ -254,10 +267,12 @@ class Model:
         """Without a measurement, a load takes the backend's start time and reading the weights at 0.5 GiB/s."""
         if not self.load_measured:
             self.load_s = self.spec.traits.start_s + self.need.device_bytes / READ_BYTES_PER_S
+            self.back_s = max(self.load_s, LEAST_S)
 
     def measured_load(self, seconds: float) -> None:
         self.load_s = seconds if not self.load_measured else (1 - ALPHA) * self.load_s + ALPHA * seconds
         self.load_measured = True
+        self.back_s = max(self.load_s, LEAST_S)
 
     def measured_unload(self, seconds: float) -> None:
         self.unload_s += ALPHA * (seconds - self.unload_s)

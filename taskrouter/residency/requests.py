@@ -26,6 +26,7 @@ class Requests(Scheduling):
                 model.last_claim = now
             else:
                 model.leases[event.ticket] = now
+                model.uses.append(now)
             model.last_used = now
             model.used = True
             self._resident.move_to_end(event.key)

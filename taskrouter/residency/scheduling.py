@@ -234,7 +234,7 @@ class Scheduling(Commits):
             if excess <= 0:
                 continue
             excess -= sum(model.unowned(device) for model in self._freeing.values())
-            for model in self._plans.by_use():
+            for model in self._plans.by_use(now):
                 if excess <= 0:
                     break
                 held = model.charges.get(device, 0)

@@ -12,7 +12,6 @@ from taskrouter.residency.books import MODEL_SLOTS, DeviceBooks, Settings, State
 from taskrouter.residency.events import Action, Grant, Refusal, Refuse
 from taskrouter.residency.messages import size
 from taskrouter.residency.planning import Planner
-from taskrouter.residency.policy import POLICIES
 from taskrouter.residency.records import Model, Ticket, Want
 from taskrouter.types import DeviceId, DeviceSpec, ModelKey, ModelSpec, TicketId
 
@@ -51,9 +50,7 @@ class Store:
         self._short = False
         self._closed = False
         self._out: list[Action] = []
-        self._plans = Planner(
-            self._accounts, self._resident, self._freeing, self._loading, settings, POLICIES[settings.policy]
-        )
+        self._plans = Planner(self._accounts, self._resident, self._freeing, self._loading, settings)
         for spec in models:
             self._add(spec)
 
@@ -116,6 +113,7 @@ class Store:
             model.last_claim = now
         else:
             model.leases[id] = now
+            model.uses.append(now)
         model.last_used = now
         model.used = True
         self._resident.move_to_end(model.key)

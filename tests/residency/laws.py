@@ -226,6 +226,8 @@ def overtaken(world: World, wanted: ModelKey, slack: Callable[[Bytes, list[Job]]
         State.DRAINING in (before[key].state, world.state(key)) for key in world.lives if key in before
     ):
         return  # somebody's plan is committed, and what it was promised can't be told from outside
+    if any(job.kind == "unload" and job.wanted is None for job in world.jobs):
+        return  # nor can who was promised the bytes of an unload that was begun for nobody
     cold = [key for key, waiters in world.waiting.items() if key not in world.lives and real(waiters)]
     for key in sorted(cold, key=lambda key: rank(world, key))[:1]:  # only the oldest waits for nobody's reservation
         waiters = world.waiting[key]

@@ -73,7 +73,11 @@ def furnish(choose: Choose) -> House:
                 declared=choose([True, True, False]),
             )
         )
-    settings = Settings(max_models=choose([0, 0, 0, 0, 1, 2]), min_residency_s=choose([None, None, None, 0.0, 5.0]))
+    settings = Settings(
+        policy=choose(["lru", "cost_aware"]),
+        max_models=choose([0, 0, 0, 0, 1, 2]),
+        min_residency_s=choose([None, None, None, 0.0, 5.0]),
+    )
     return devices, models, settings
 
 

@@ -12,7 +12,7 @@ from taskrouter.residency import Residency, events, messages
 from taskrouter.residency.accounts import Account
 from taskrouter.residency.books import MODEL_SLOTS, Settings, State
 from taskrouter.residency.events import Reason, Refusal
-from taskrouter.residency.policy import Missing, by_priority, drop_unneeded, lru, take
+from taskrouter.residency.policy import Missing, by_priority, drop_unneeded, oldest, take
 from taskrouter.residency.records import Model
 from taskrouter.types import CPU, GIB, MIB, DeviceId, DeviceReading, DeviceSpec, Footprint, ModelKey, TicketId
 
@@ -35,6 +35,11 @@ def holding(charges: dict[DeviceId, int], name: str = "m") -> Model:
 bytes_held = st.dictionaries(st.sampled_from(DEVICES), st.integers(0, 9))
 models = st.lists(bytes_held.map(holding), max_size=7)
 lacks = st.dictionaries(st.sampled_from(DEVICES), st.integers(1, 20))
+
+
+def worthless(model: Model) -> float:
+    """No model is worth more than another."""
+    return 0.0
 
 
 def suffices(chosen: tuple[Model, ...] | list[Model], lacking: Missing) -> bool:
@@ -79,12 +84,12 @@ def test_a_candidate_that_frees_nothing_where_it_is_missing_is_passed_by() -> No
 def test_what_is_still_missing_is_told() -> None:
     missing = {GPU0: 9, CPU: 2}
     model = holding({GPU0: 4, CPU: 2})
-    assert lru([model], missing) == [model]
+    assert oldest([model], missing, worthless) == [model]
     assert missing == {GPU0: 5}
 
 
 def test_nothing_missing_takes_nobody() -> None:
-    assert lru([holding({GPU0: 8})], {}) == []
+    assert oldest([holding({GPU0: 8})], {}, worthless) == []
 
 
 def test_lower_priority_goes_first_and_equals_keep_their_order() -> None:
