@@ -11,14 +11,20 @@ from taskrouter.types import Charges, DeviceId, ModelKey
 MODEL_SLOTS = DeviceId("models")
 """``max_models`` is a device on which each resident model charges 1."""
 
+HOST_BUDGET = DeviceId("host")
+"""``host_budget`` is a device on which each sleeping model charges its RAM, beside what it charges on ``cpu``."""
+
 
 class State(Enum):
-    """Where a model is in its life. (Asleep in host RAM has its place between READY and DISK.)"""
+    """Where a model is in its life. HOST: asleep, its weights in host RAM."""
 
     DISK = "disk"
     LOADING = "loading"
     READY = "ready"
     DRAINING = "draining"
+    DEMOTING = "demoting"
+    HOST = "host"
+    PROMOTING = "promoting"
     UNLOADING = "unloading"
     STUCK = "stuck"
     COOLDOWN = "cooldown"
@@ -31,11 +37,12 @@ class Settings:
     ageing_s: what one step of priority is worth in waiting time. claim_s: how long a claim protects. min_residency_s:
     how long a just loaded model is protected; ``None``: once its load time, at most ``residency_cap_s``.
     failures_to_cooldown: consecutive failed loads after which a model is refused at once, for ``cooldown_s`` the first
-    time, doubled each time up to ``cooldown_cap_s``.
+    time, doubled each time up to ``cooldown_cap_s``. host_budget: bytes of host RAM for sleeping models; 0: none sleep.
     """
 
     policy: str = "lru"
     max_models: int = 0
+    host_budget: int = 0
     ageing_s: float = 3.0
     claim_s: float = 5.0
     min_residency_s: float | None = None
@@ -76,6 +83,7 @@ class ModelStatus:
     last_used: float | None
     loaded_at: float | None
     load_s: float
+    wake_s: float
     cooldown_until: float | None
     residue: Charges
     need_bytes: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from taskrouter.residency.books import State
-from taskrouter.residency.events import CancelLoad, Load, Preflight, Reason, Unload
+from taskrouter.residency.events import CancelLoad, Load, Preflight, Promote, Reason, Unload
 from taskrouter.residency.planning import Plan
 from taskrouter.residency.records import Model, Phase, Want
 from taskrouter.residency.store import Store
@@ -91,6 +91,8 @@ class Commits(Store):
         for victim in plan.victims:
             if victim.state is State.LOADING:
                 self._cancel_load(victim)  # A warm-up nobody waits for gives way now; it has nothing to drain.
+            elif victim.state is State.HOST:
+                self._unload(victim, Reason.ROOM, now, wanted=want.model.key)  # Nor has one that sleeps.
             else:
                 victim.state = State.DRAINING
                 victim.drain_for = want
@@ -117,16 +119,19 @@ class Commits(Store):
     def _unload_victims(self, want: Want, now: float) -> None:
         want.phase = Phase.EVICTING
         self._evicting[want.model.key] = want
-        self._take_group(want.model)
+        if want.model.state is not State.HOST:
+            self._take_group(want.model)
         for victim in want.victims:
             if victim.state is State.LOADING:
                 if not victim.cancelling:
                     self._cancel_load(victim)
                 continue
+            if victim.state in (State.UNLOADING, State.DEMOTING):
+                continue
             if victim.spec.selected and victim.used:
                 want.evicted.append(victim)
             first = want.model.first()
-            self._unload(
+            self._put_away(
                 victim,
                 Reason.ROOM,
                 now,
@@ -155,7 +160,8 @@ class Commits(Store):
             # Foreign growth or residue ate what was promised: plan again with what there is.
             self._back_to_blocked(want, now)
             return
-        exclusive = model.spec.traits.exclusive_on_device
+        wakes = model.state is State.HOST
+        exclusive = model.spec.traits.exclusive_on_device and not wakes
         for other in (*self._loading.values(), *self._freeing.values()):
             if set(other.devices).isdisjoint(want.devices):
                 continue
@@ -165,9 +171,14 @@ class Commits(Store):
         self._withdraw(want)
         for device, amount in want.need.items():
             self._accounts[device].charged += amount
-        model.charges = want.need
-        model.devices = want.devices
-        model.state = State.LOADING
+        if wakes:
+            model.charges = {d: model.charges.get(d, 0) + want.need.get(d, 0) for d in {*model.charges, *want.need}}
+            model.state = State.PROMOTING
+            del self._asleep[model.key]
+        else:
+            model.charges = want.need
+            model.devices = want.devices
+            model.state = State.LOADING
         model.load_started = now
         model.background = want.restoring or (first is not None and first.background)
         model.used = want.restoring and model.used
@@ -176,10 +187,12 @@ class Commits(Store):
         del self._evicting[model.key]
         model.want = None
         model.made_room = want.evicted
-        self._take_group(model)
+        if not wakes:
+            self._take_group(model)
         reason = Reason.RESTORE if want.restoring else Reason.WARMUP if first and first.background else Reason.REQUEST
+        action = Promote if wakes else Load
         self._out.append(
-            Load(model.key, model.generation, model.devices, dict(model.charges), reason, first.id if first else None)
+            action(model.key, model.generation, model.devices, dict(model.charges), reason, first.id if first else None)
         )
 
     def _back_to_blocked(self, want: Want, now: float) -> None:
@@ -210,6 +223,19 @@ class Commits(Store):
         self._begin_freeing(model, now)
         self._out.append(Unload(model.key, model.generation, dict(model.charges), reason, wanted, ticket, considered))
 
+    def _put_away(
+        self,
+        model: Model,
+        reason: Reason,
+        now: float,
+        *,
+        wanted: ModelKey | None = None,
+        ticket: TicketId | None = None,
+        considered: int = 0,
+    ) -> None:
+        """Take an idle model off its devices: to sleep where that is better (``Sleeping``), else unload it."""
+        self._unload(model, reason, now, wanted=wanted, ticket=ticket, considered=considered)
+
     def _begin_freeing(self, model: Model, now: float) -> None:
         model.state = State.UNLOADING
         model.drain_for = None
@@ -219,6 +245,7 @@ class Commits(Store):
             del self._granted[claim]
         model.claims.clear()
         self._resident.pop(model.key, None)
+        self._asleep.pop(model.key, None)
         self._retiring.pop(model.key, None)
         self._freeing[model.key] = model
 
@@ -231,11 +258,11 @@ class Commits(Store):
 
     def _want(self, model: Model, now: float, *, restoring: bool = False) -> None:
         """Somebody waits for a cold model: check first that it can be loaded at all (law 3)."""
-        if model.state is not State.DISK or model.want is not None:
+        if model.state not in (State.DISK, State.HOST) or model.want is not None:
             return
         want = model.want = self._wants[model.key] = Want(model, restoring=restoring)
-        want.phase = Phase.PREFLIGHT
-        if not model.preflighting:
+        want.phase = Phase.PREFLIGHT if model.state is State.DISK else Phase.BLOCKED
+        if model.state is State.DISK and not model.preflighting:
             model.preflighting = True
             model.generation += 1
             self._out.append(Preflight(model.key, model.generation))

@@ -22,7 +22,8 @@ Passes look for room with ``planning``, which changes nothing. The states of a m
 
     DISK ─Load→ LOADING ─Loaded→ READY ⇄ DRAINING
      ↑             │ ↘ STUCK        └──────┴─Unload→ UNLOADING ─Unloaded→ DISK
-     └─────────────┴── failed, cancelled    repeated failure: COOLDOWN → DISK
+     │             │                └──────┴─Demote→ DEMOTING ─Demoted→ HOST ─Promote→ PROMOTING ─Promoted→ READY
+     └─────────────┴── failed, cancelled    repeated failure: COOLDOWN → DISK; a failed sleep or wake: UNLOADING
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from taskrouter.residency.events import (
     Acquire,
     Action,
     ClearCooldown,
+    Demoted,
+    DemoteFailed,
     Died,
     Event,
     GiveUp,
@@ -48,6 +51,8 @@ from taskrouter.residency.events import (
     Pin,
     Preflighted,
     PreflightFailed,
+    Promoted,
+    PromoteFailed,
     Reclaimed,
     Reconfigure,
     Release,
@@ -56,12 +61,12 @@ from taskrouter.residency.events import (
     Tick,
     Unloaded,
 )
-from taskrouter.residency.lifecycle import Lifecycle
 from taskrouter.residency.records import Model, Phase
+from taskrouter.residency.waking import Waking
 from taskrouter.types import DeviceId, ModelKey
 
 
-class Residency(Lifecycle):
+class Residency(Waking):
     """The one mutator. ``handle`` takes an event and the time and answers what is to be done; it does no I/O."""
 
     def handle(self, event: Event, *, now: float) -> list[Action]:
@@ -132,13 +137,16 @@ class Residency(Lifecycle):
     def _retire(self, model: Model, now: float) -> None:
         if model.want is not None:
             self._drop(model.want, now)
-        if model.state in (State.LOADING, State.STUCK):
+        if model.state in (State.LOADING, State.STUCK, State.DEMOTING, State.PROMOTING):
             model.retiring = True
             if model.spec.traits.cancellable and not model.cancelling and model.state is State.LOADING:
                 self._cancel_load(model)
         elif model.state in (State.READY, State.DRAINING):
             model.retiring = True
             model.state = State.DRAINING
+            self._retiring[model.key] = model
+        elif model.state is State.HOST:
+            model.retiring = True
             self._retiring[model.key] = model
         self._dirty = True
 
@@ -177,7 +185,7 @@ class Residency(Lifecycle):
             state=model.state,
             generation=model.generation,
             devices=model.devices,
-            charges=dict(model.charges),
+            charges=self._held(model),
             leases=len(model.leases),
             claims=len(model.claims),
             waiting=model.queued,
@@ -185,11 +193,20 @@ class Residency(Lifecycle):
             last_used=model.last_used,
             loaded_at=model.loaded_at,
             load_s=model.load_s,
+            wake_s=model.wake_s,
             cooldown_until=model.cooldown_until,
             residue=dict(model.residue),
             need_bytes=model.need.device_bytes,
             measured=model.measured,
         )
+
+    @staticmethod
+    def _held(model: Model) -> dict[DeviceId, int]:
+        """What it is charged, the RAM it is being put to sleep in included."""
+        held = dict(model.charges)
+        for device, amount in model.sleep_charges.items():
+            held[device] = held.get(device, 0) + amount
+        return held
 
     def expected_start(self, key: ModelKey, *, now: float) -> float:
         """Seconds until a request that comes now could start: the queue, and the load as it was measured before.
@@ -201,6 +218,9 @@ class Residency(Lifecycle):
             if model.slots is None or len(model.leases) + model.queued < model.slots:
                 return 0.0
             return (model.queued + 1) * model.lease_s / model.slots
+        if model.state in (State.HOST, State.PROMOTING, State.DEMOTING):
+            since = model.load_started if model.state is State.PROMOTING else now
+            return max(since + model.wake_s - now, 0.0) if model.wake_measured else 0.0
         if not model.load_measured:
             return 0.0
         if model.state is State.LOADING:
@@ -230,9 +250,11 @@ class Residency(Lifecycle):
         """Assert that the books are true to the records. For tests and debugging; costs O(models)."""
         for device, account in self._accounts.items():
             models = self._models.values()
-            assert account.charged == sum(m.charges.get(device, 0) for m in models), f"{device} charged"
+            charged = sum(m.charges.get(device, 0) + m.sleep_charges.get(device, 0) for m in models)
+            assert account.charged == charged, f"{device} charged"
             assert account.residue == sum(m.residue.get(device, 0) for m in models), f"{device} residue"
             committed = [w for w in self._wants.values() if w.phase in (Phase.DRAINING, Phase.EVICTING)]
+            committed += [m.bed for m in models if m.bed is not None]
             promised = sum(self._owed(want).get(device, 0) for want in committed)
             assert account.promised == promised, f"{device} promised {account.promised}, owed {promised}"
         for model in self._models.values():
@@ -241,13 +263,17 @@ class Residency(Lifecycle):
         assert len(self._tickets) == sum(m.queued for m in self._models.values()), "tickets"
 
     def _check_model(self, model: Model) -> None:
-        holds = model.state in (State.LOADING, State.STUCK, State.READY, State.DRAINING, State.UNLOADING)
+        holds = model.state not in (State.DISK, State.COOLDOWN)
         assert holds or not model.charges, f"{model} charges without being there"
         assert holds == bool(model.devices), f"{model} has devices {model.devices}"
         assert model.state in (State.READY, State.DRAINING) or not model.leases, f"{model} leased"
         assert (model.key in self._resident) == (model.state in (State.READY, State.DRAINING)), f"{model} resident"
-        assert (model.key in self._loading) == (model.state in (State.LOADING, State.STUCK)), f"{model} loading"
-        assert (model.key in self._freeing) == (model.state is State.UNLOADING or model.cancelling), f"{model} freeing"
+        loading = model.state in (State.LOADING, State.STUCK, State.PROMOTING)
+        assert (model.key in self._loading) == loading, f"{model} loading"
+        freeing = model.state in (State.UNLOADING, State.DEMOTING) or model.cancelling
+        assert (model.key in self._freeing) == freeing, f"{model} freeing"
+        assert (model.key in self._asleep) == (model.state is State.HOST), f"{model} asleep"
+        assert model.state is State.DEMOTING or not (model.bed or model.sleep_charges), f"{model} has a bed"
         for device in model.charges:
             assert model.unowned(device) >= 0, f"{model} promised more than it holds"
         for want, draw in model.draws.items():
@@ -258,8 +284,8 @@ class Residency(Lifecycle):
             live = owner is not None and self._wants.get(owner.model.key) is owner and owner.phase is Phase.DRAINING
             assert live or model.retiring, f"{model} drains for nobody"
         if model.want is not None:
-            assert model.state is State.DISK, f"{model} wanted though it is there"
-        elif model.state is State.DISK:
+            assert model.state in (State.DISK, State.HOST), f"{model} wanted though it is there"
+        elif model.state in (State.DISK, State.HOST):
             assert not model.queued, f"{model} has waiters and nobody wants it"
 
 
@@ -275,6 +301,10 @@ _HANDLERS: Mapping[type, _Handler] = {
     LoadFailed: Residency._on_load_failed,
     LoadCancelled: Residency._on_load_cancelled,
     LoadStuck: Residency._on_load_stuck,
+    Demoted: Residency._on_demoted,
+    DemoteFailed: Residency._on_demote_failed,
+    Promoted: Residency._on_promoted,
+    PromoteFailed: Residency._on_promote_failed,
     Unloaded: Residency._on_unloaded,
     Reclaimed: Residency._on_reclaimed,
     Died: Residency._on_died,

@@ -44,6 +44,8 @@ class Reason(Enum):
     ROOM = "room_needed"
     IDLE = "keep_alive_passed"
     SHRUNK = "device_shrank"
+    HOST_ROOM = "host_room_needed"
+    SLEEP_FAILED = "sleep_failed"
 
 
 T = TypeVar("T")
@@ -148,6 +150,42 @@ class LoadStuck:
 
 
 @message
+class Demoted:
+    """The model sleeps: ``ram_bytes`` of host RAM hold it, ``residue`` is what stayed on its devices."""
+
+    key: ModelKey
+    generation: int
+    ram_bytes: int
+    residue: Charges = field(default_factory=dict)
+
+
+@message
+class DemoteFailed:
+    """The model could not be put to sleep; it is unloaded next."""
+
+    key: ModelKey
+    generation: int
+    error: Exception
+
+
+@message
+class Promoted:
+    """The model woke, and is ready."""
+
+    key: ModelKey
+    generation: int
+
+
+@message
+class PromoteFailed:
+    """The model did not wake; it is unloaded next, and loaded again for who waits."""
+
+    key: ModelKey
+    generation: int
+    error: Exception
+
+
+@message
 class Unloaded:
     """The model's bytes were seen free, or the bound on seeing so has passed: then ``residue`` is what is missing."""
 
@@ -229,6 +267,10 @@ Event: TypeAlias = (
     | LoadFailed
     | LoadCancelled
     | LoadStuck
+    | Demoted
+    | DemoteFailed
+    | Promoted
+    | PromoteFailed
     | Unloaded
     | Reclaimed
     | Died
@@ -274,6 +316,35 @@ class CancelLoad:
 
     key: ModelKey
     generation: int
+
+
+@message
+class Demote:
+    """Put the idle model to sleep and see its device bytes free → ``Demoted`` or ``DemoteFailed``.
+
+    ``ram_bytes`` is what its sleep is expected to take; the rest is as in ``Unload``.
+    """
+
+    key: ModelKey
+    generation: int
+    charges: Charges
+    ram_bytes: int
+    reason: Reason
+    wanted: ModelKey | None = None
+    ticket: TicketId | None = None
+    considered: int = 0
+
+
+@message
+class Promote:
+    """Wake the sleeping model on its devices, within these bytes → ``Promoted`` or ``PromoteFailed``."""
+
+    key: ModelKey
+    generation: int
+    devices: tuple[DeviceId, ...]
+    charges: Charges
+    reason: Reason
+    ticket: TicketId | None
 
 
 @message
@@ -337,4 +408,4 @@ class WakeAt:
     when: float | None
 
 
-Action: TypeAlias = Preflight | Load | CancelLoad | Unload | Kill | Grant | Refuse | WakeAt
+Action: TypeAlias = Preflight | Load | CancelLoad | Demote | Promote | Unload | Kill | Grant | Refuse | WakeAt

@@ -87,9 +87,14 @@ class Lifecycle(Requests):
             self._learn(model, event.measured)
             model.measured = True
             self._recharge(model)
+        model.state = State.READY
+        self._moved_in(model, now)
+
+    def _moved_in(self, model: Model, now: float) -> None:
+        """It is ready: serve who waits, unless it was told to go meanwhile."""
         model.loaded_at = model.last_used = model.idle_since = now
         model.made_room = []
-        model.state = State.READY
+        model.expect_back()
         self._resident[model.key] = model
         self._dirty = True
         for want in list(model.draws):
@@ -112,6 +117,15 @@ class Lifecycle(Requests):
         for device in {*charges, *model.charges}:
             self._accounts[device].charged += charges.get(device, 0) - model.charges.get(device, 0)
         model.charges = charges
+        # A cancelled load that ended well may hold less than was drawn on it: the rest is owed from elsewhere.
+        for device in charges:
+            over = -model.unowned(device)
+            for draw in model.draws.values():
+                cut = min(max(over, 0), draw.get(device, 0))
+                if cut:
+                    draw[device] -= cut
+                    self._accounts[device].promised += cut
+                    over -= cut
 
     def _on_load_failed(self, event: LoadFailed, now: float) -> None:
         model = self._living(event.key, event.generation, State.LOADING, State.STUCK)
@@ -195,7 +209,7 @@ class Lifecycle(Requests):
         group = model.spec.traits.serial_group
         if group is not None:
             for want in list(self._wants.values()):
-                if want.model.spec.traits.serial_group == group:
+                if want.model.spec.traits.serial_group == group and want.model.state is not State.HOST:
                     self._refuse_waiting(want.model, messages.stuck(want.model, model))
                     self._drop(want, now)
         self._dirty = True
@@ -222,15 +236,19 @@ class Lifecycle(Requests):
             if amount > 0:
                 self._accounts[device].residue += amount
                 model.residue[device] = model.residue.get(device, 0) + amount
-        for want, draw in model.draws.items():
+        owners, model.draws = model.draws, {}
+        for want, draw in owners.items():
             for device, amount in draw.items():
                 self._accounts[device].promised += amount
             want.sources.discard(model)
-        model.draws = {}
         model.charges = {}
         model.devices = ()
         model.loaded_at = None
         model.state = State.DISK
+        model.expect_back()
+        for want in owners:
+            if want.model.bed is want:
+                self._lie_down(want)
         self._dirty = True
 
     def _on_reclaimed(self, event: Reclaimed, now: float) -> None:

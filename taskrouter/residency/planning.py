@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import chain
 from math import inf
 
 from taskrouter.residency.accounts import Account
-from taskrouter.residency.books import Settings, State
+from taskrouter.residency.books import HOST_BUDGET, Settings, State
 from taskrouter.residency.policy import POLICIES, Missing, by_priority, drop_unneeded, take, worth_at
 from taskrouter.residency.records import Model, Want
-from taskrouter.types import DeviceId, ModelKey, TicketId
+from taskrouter.types import CPU, DeviceId, ModelKey, TicketId
 
 PRIORITY_WORTH = 1e3
 """What one step of priority is worth: more than a hundred models by their use, each of which is worth at most 8."""
@@ -74,6 +75,7 @@ class Planner:
 
     __slots__ = (
         "accounts",
+        "asleep",
         "by_worth",
         "freeing",
         "loading",
@@ -90,12 +92,14 @@ class Planner:
         resident: Mapping[ModelKey, Model],
         freeing: Mapping[ModelKey, Model],
         loading: Mapping[ModelKey, Model],
+        asleep: Mapping[ModelKey, Model],
         settings: Settings,
     ) -> None:
         self.accounts = accounts
         self.resident = resident
         self.freeing = freeing
         self.loading = loading
+        self.asleep = asleep
         self.settings = settings
         self.policy = POLICIES[settings.policy]
         self.by_worth = settings.policy != "lru"
@@ -112,7 +116,8 @@ class Planner:
             until = model.loaded_at + settings.min_residency_s
         else:
             until = min(
-                model.loaded_at + min(model.load_s, settings.residency_cap_s), model.idle_since + 0.2 * model.load_s
+                model.loaded_at + min(model.brought_s, settings.residency_cap_s),
+                model.idle_since + 0.2 * model.brought_s,
             )
         if model.claims:
             until = max(until, min(model.last_claim, arrival) + settings.claim_s)
@@ -155,6 +160,19 @@ class Planner:
                 continue
             yield model
 
+    def sleepers(self, reserved: Reserved | None = None) -> list[Model]:
+        """Sleeping models that may be forgotten for their bytes, oldest use first: nobody waits for them."""
+        found = [
+            model
+            for model in self.asleep.values()
+            if not model.spec.pinned
+            and model.want is None
+            and not model.draws
+            and (reserved is None or model not in reserved.models)
+        ]
+        found.sort(key=lambda model: model.last_used or 0.0)
+        return found
+
     def held_by(self, want: Want) -> frozenset[ModelKey]:
         """Models on which somebody who waits for this want holds a lease."""
         if not want.model.holders:
@@ -164,11 +182,18 @@ class Planner:
 
     # --- plans --------------------------------------------------------------------------------------------------------
 
-    def find(self, want: Want, reserved: Reserved, *, now: float, count_models: bool) -> Plan | None:
-        """The best plan for this want, or ``None`` where nothing would suffice outside the older reservations."""
+    def find(
+        self, want: Want, reserved: Reserved, *, now: float, count_models: bool, cold: bool = False
+    ) -> Plan | None:
+        """The best plan for this want, or ``None`` where nothing would suffice outside the older reservations.
+
+        ``cold``: for a model that sleeps, the best plan to load it anew.
+        """
+        model = want.model
         best: Plan | None = None
         best_cost: tuple[int, float, int] | None = None
-        for devices in want.model.spec.placements:
+        # Who sleeps wakes where it was.
+        for devices in (model.devices,) if model.state is State.HOST and not cold else model.spec.placements:
             plan = self._find_on(want, devices, reserved, now=now, count_models=count_models)
             if plan is None:
                 continue
@@ -181,7 +206,7 @@ class Planner:
         self, want: Want, devices: tuple[DeviceId, ...], reserved: Reserved, *, now: float, count_models: bool
     ) -> Plan | None:
         model = want.model
-        need = model.charges_on(devices, count_models=count_models)
+        need = model.missing_on(devices, count_models=count_models)
         plan = Plan(Mode.FREE, devices, need, {}, {}, [], 0, 0)
         missing: Missing = {}
         for device, amount in need.items():
@@ -226,19 +251,25 @@ class Planner:
         first = want.model.first()
         arrival = first.arrival if first else now
         latest = want.model.latest_deadline() if first else inf
-        hopeless = latest < now + want.model.load_s
+        hopeless = latest < now + want.model.comes_s
         replaces = first.replaces if first else None
         busy: list[tuple[float, Model]] = []
 
         def idle() -> Iterator[Model]:
             for model in victims:
                 plan.considered += 1
+                if model.state is State.HOST:
+                    if self.frozen(model):
+                        busy.append((now, model))
+                    else:
+                        yield model
+                    continue
                 if model.leases:
                     busy.append((now + model.busy_for(now), model))
                     continue
                 free_at = self.idle_at(model, arrival)
                 if hopeless:
-                    free_at = max(free_at, model.idle_since + max(model.load_s, want.model.load_s))
+                    free_at = max(free_at, model.idle_since + max(model.load_s, want.model.comes_s))
                 if free_at > now or self.frozen(model):
                     if not hopeless and free_at > now:
                         self.wake = min(self.wake, free_at)
@@ -250,7 +281,13 @@ class Planner:
                     if self.preemptible(model) and model not in reserved.models:
                         yield model
 
-        victims = self.policy.order(self._victims(want, reserved), missing, now)
+        residents: Iterable[Model] = self._victims(want, reserved)
+        if self.asleep:
+            # For RAM those that sleep go first; what they leave on a device is the last that is taken.
+            early = not missing.keys().isdisjoint((CPU, HOST_BUDGET))
+            sleepers = self.sleepers(reserved)
+            residents = chain(sleepers, residents) if early else chain(residents, sleepers)
+        victims = self.policy.order(residents, missing, now)
         if self.priorities_differ:
             victims = by_priority(victims)
         if replaces is not None:
@@ -300,6 +337,8 @@ class Planner:
     def _mode(self, victim: Model, want: Want, now: float) -> Mode:
         if victim.state is State.LOADING:
             return Mode.IDLE if self.preemptible(victim) else Mode.RESERVE
+        if victim.state is State.HOST:
+            return Mode.RESERVE if self.frozen(victim) else Mode.IDLE
         first = want.model.first()
         if victim.leases or self.idle_at(victim, first.arrival if first else now) > now:
             return Mode.DRAIN
@@ -308,20 +347,26 @@ class Planner:
     # --- what can never be --------------------------------------------------------------------------------------------
 
     def blocked_for_ever(
-        self, model: Model, holding: frozenset[TicketId], *, count_models: bool
+        self,
+        model: Model,
+        holding: frozenset[TicketId],
+        *,
+        count_models: bool,
+        placements: tuple[tuple[DeviceId, ...], ...] | None = None,
     ) -> tuple[str, DeviceId, int, int] | None:
         """Why no waiting would help: ``(what, device, needed bytes, bytes that could be had)``; ``None``: it could fit.
 
         ``what`` is ``too_large``, ``pinned``, ``own_lease`` or ``no_room`` (residue, a stuck load). Foreign use never
-        counts. Of several device sets the one easiest to mend is named, and of these the one with the most room.
+        counts. Of several device sets (``placements``; by default all of the model's) the one easiest to mend is named,
+        and of these the one with the most room.
         """
         worst: tuple[str, DeviceId, int, int] | None = None
-        for devices in model.spec.placements:
+        for devices in placements or model.spec.placements:
             verdict: tuple[str, DeviceId, int, int] | None = None
             for device, amount in model.charges_on(devices, count_models=count_models).items():
                 account = self.accounts[device]
                 fixed = {"no_room": account.residue, "pinned": 0, "own_lease": 0}
-                for other in (*self.resident.values(), *self.loading.values()):
+                for other in (*self.resident.values(), *self.loading.values(), *self.asleep.values()):
                     held = other.charges.get(device, 0)
                     if other is model or not held:
                         continue

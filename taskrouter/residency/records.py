@@ -8,10 +8,14 @@ from heapq import heappop, heappush
 from math import inf
 
 from taskrouter.residency.books import MODEL_SLOTS, State
-from taskrouter.residency.events import Acquire
+from taskrouter.residency.events import Acquire, Unload
 from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId
 
 LEASE_PRIOR_S = 1.0
+WAKE_PRIOR_S, COPY_BYTES_PER_S = 0.2, 4 * GIB
+"""A wake that was never measured: some overhead, and a copy over the bus."""
+MOST_SLEEP_FAILURES = 2
+"""After so many failures to sleep or to wake in a row a model isn't put to sleep any more."""
 UNLOAD_PRIOR_S = 1.0
 READ_BYTES_PER_S = GIB // 2
 USES = 8
@@ -53,10 +57,11 @@ class Want:
     """A cold model somebody waits for (or that is being restored), and its plan once that is committed.
 
     ``victims`` are the models the plan unloads, ``sources`` every model whose bytes it still waits for (victims and
-    unloads under way); ``need`` is what it will be charged per device.
+    unloads under way); ``need`` is what it will be charged per device. A model that is to sleep wants its bed in RAM in
+    the same way; ``why`` then says for whom it makes room.
     """
 
-    __slots__ = ("considered", "devices", "evicted", "model", "need", "phase", "restoring", "sources", "victims")
+    __slots__ = ("considered", "devices", "evicted", "model", "need", "phase", "restoring", "sources", "victims", "why")
 
     def __init__(self, model: Model, *, restoring: bool = False) -> None:
         self.model = model
@@ -68,6 +73,7 @@ class Want:
         self.sources: set[Model] = set()
         self.evicted: list[Model] = []
         self.considered = 0
+        self.why: Unload | None = None
 
 
 class Model:
@@ -83,6 +89,8 @@ class Model:
         "_queue",
         "back_s",
         "background",
+        "bed",
+        "brought_s",
         "cancelling",
         "charges",
         "claims",
@@ -113,6 +121,11 @@ class Model:
         "queued",
         "residue",
         "retiring",
+        "sleep_bytes",
+        "sleep_charges",
+        "sleep_failures",
+        "sleep_measured",
+        "sleeps",
         "slots",
         "spec",
         "state",
@@ -120,6 +133,8 @@ class Model:
         "unload_started",
         "used",
         "uses",
+        "wake_measured",
+        "wake_s",
         "want",
     )
 
@@ -153,6 +168,15 @@ class Model:
         self.load_s = 0.0
         self.back_s = LEAST_S
         self.load_measured = False
+        self.brought_s = 0.0
+        self.sleeps = False
+        self.sleep_bytes = 0
+        self.sleep_measured = False
+        self.sleep_charges: dict[DeviceId, int] = {}
+        self.sleep_failures = 0
+        self.bed: Want | None = None
+        self.wake_s = WAKE_PRIOR_S
+        self.wake_measured = False
         self.measured = False
         self.failures = 0
         self.cooldown_until: float | None = None
@@ -254,6 +278,13 @@ class Model:
             charges[MODEL_SLOTS] = 1
         return charges
 
+    def missing_on(self, devices: tuple[DeviceId, ...], *, count_models: bool) -> dict[DeviceId, int]:
+        """What it needs there beside what it holds already, which is something while it sleeps."""
+        charges = self.charges_on(devices, count_models=count_models)
+        if self.state is not State.HOST:
+            return charges
+        return {device: max(amount - self.charges.get(device, 0), 0) for device, amount in charges.items()}
+
     def unowned(self, device: DeviceId) -> int:
         """Bytes on their way to being free that nobody was promised."""
         held = self.charges.get(device, 0)
@@ -264,15 +295,54 @@ class Model:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     def expect_load(self) -> None:
-        """Without a measurement, a load takes the backend's start time and reading the weights at 0.5 GiB/s."""
+        """Without a measurement, a load takes the backend's start time and reading the weights at 0.5 GiB/s.
+
+        A sleep takes all its device bytes of RAM, and a wake copies them at 4 GiB/s.
+        """
         if not self.load_measured:
             self.load_s = self.spec.traits.start_s + self.need.device_bytes / READ_BYTES_PER_S
-            self.back_s = max(self.load_s, LEAST_S)
+        if not self.wake_measured:
+            self.wake_s = WAKE_PRIOR_S + self.need.device_bytes / COPY_BYTES_PER_S
+        if not self.sleep_measured:
+            spanned = max(map(len, self.spec.placements), default=1)
+            self.sleep_bytes = max(self.need.device_bytes * spanned, self.need.ram_bytes)
+        self.expect_back()
 
     def measured_load(self, seconds: float) -> None:
         self.load_s = seconds if not self.load_measured else (1 - ALPHA) * self.load_s + ALPHA * seconds
         self.load_measured = True
-        self.back_s = max(self.load_s, LEAST_S)
+        self.brought_s = self.load_s
+        self.expect_back()
+
+    def measured_wake(self, seconds: float) -> None:
+        self.wake_s = seconds if not self.wake_measured else (1 - ALPHA) * self.wake_s + ALPHA * seconds
+        self.wake_measured = True
+        self.brought_s = self.wake_s
+        self.expect_back()
+
+    @property
+    def comes_s(self) -> float:
+        """Seconds it takes to be ready from where it is: a wake, or a load."""
+        return self.wake_s if self.state is State.HOST else self.load_s
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether sleeping is possible, and better than being loaded anew."""
+        return (
+            self.sleeps
+            and self.sleep_failures < MOST_SLEEP_FAILURES
+            and self.wake_s < self.load_s
+            and CPU not in self.devices
+        )
+
+    def expect_back(self) -> None:
+        """What its eviction would cost: a wake where it may sleep, else a load; asleep, what its RAM saves."""
+        seconds = self.load_s
+        if self.state is State.HOST:
+            seconds = self.load_s - self.wake_s
+        elif self.may_sleep:
+            seconds = self.wake_s
+        self.back_s = max(seconds, LEAST_S)
 
     def measured_unload(self, seconds: float) -> None:
         self.unload_s += ALPHA * (seconds - self.unload_s)

@@ -36,7 +36,7 @@ class Requests(Scheduling):
             text = f"There is no model {event.key}. Reload the configuration."
             self._out.append(Refuse((event.ticket,), Refusal(Reason.UNKNOWN_MODEL, event.key, text)))
             return
-        joins = model.want is not None or model.state is State.LOADING
+        joins = model.want is not None or model.state in (State.LOADING, State.PROMOTING)
         if not joins or event.holding or not event.deadline > now or self._closed:
             # One more behind others that wait for the same model already is no new question.
             refusal = self._refused_at_once(model, event, now)
@@ -60,6 +60,7 @@ class Requests(Scheduling):
             culprit = self._groups.get(model.spec.traits.serial_group or "")
             if culprit is not None and culprit.state is State.STUCK:
                 return messages.stuck(model, culprit)
+        if model.state in (State.DISK, State.UNLOADING, State.DEMOTING, State.HOST):
             verdict = self._plans.blocked_for_ever(model, event.holding, count_models=self._counts_models)
             if verdict is not None:
                 return messages.no_room(self, model, *verdict)
@@ -71,7 +72,7 @@ class Requests(Scheduling):
         static = float("inf") if event.background else arrival - self.settings.ageing_s * event.priority
         ticket = Ticket(event, model, arrival, (static, arrival, self._seq))
         want = model.want
-        hopeless = want is not None and model.latest_deadline() < now + model.load_s
+        hopeless = want is not None and model.latest_deadline() < now + model.comes_s
         self._tickets[event.ticket] = ticket
         leads = model.enqueue(ticket)
         self._timer(event.deadline, ticket)

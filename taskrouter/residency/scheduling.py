@@ -19,11 +19,12 @@ from heapq import heapify, heappop, nsmallest
 from math import inf
 
 from taskrouter.residency import messages
-from taskrouter.residency.books import State
-from taskrouter.residency.commits import Commits
+from taskrouter.residency.books import HOST_BUDGET, State
 from taskrouter.residency.events import Reason, Refuse, WakeAt
 from taskrouter.residency.planning import Mode, Plan, Reserved
 from taskrouter.residency.records import Model, Phase, Ticket, Want
+from taskrouter.residency.sleeping import Sleeping
+from taskrouter.types import CPU
 
 PASS_LIMIT = 64
 """Wants looked at in one pass; those behind are younger than 64 others and can wait for the next."""
@@ -35,7 +36,7 @@ MOST_PASSES = 1000
 """Passes at one instant. Each but the last refuses, grants, lifts or commits something, so they end by themselves."""
 
 
-class Scheduling(Commits):
+class Scheduling(Sleeping):
     """Who of those that wait may act now."""
 
     # --- one settling: passes, expiries, the next wake-up -------------------------------------------------------------
@@ -110,7 +111,8 @@ class Scheduling(Commits):
         reserved = Reserved()
         for want in list(self._evicting.values()):
             self._start_if_settled(want, now)
-            if want.phase is Phase.EVICTING and want.model.spec.traits.exclusive_on_device:
+            exclusive = want.model.spec.traits.exclusive_on_device and want.model.state is State.DISK
+            if want.phase is Phase.EVICTING and exclusive:
                 reserved.devices.update(want.devices)
         open_wants = [want for want in self._wants.values() if want.phase is not Phase.EVICTING]
         if len(open_wants) > 1:
@@ -153,6 +155,8 @@ class Scheduling(Commits):
                 reserved.warming_up = True
             elif reserved.warming_up:
                 return
+        if plan is None and self._colder(want, reserved, now):
+            return
         if plan is None:  # 2
             self._refuse_impossible(want, now)
             if free_only and self._wants.get(model.key) is want and want.phase is Phase.BLOCKED:
@@ -167,12 +171,28 @@ class Scheduling(Commits):
         elif plan.mode is Mode.DRAIN and able and self._time_to_drain(want, plan, now):  # 5
             self._drain(want, plan, now)
         else:  # 6
-            reserved.add(plan, exclusive=model.spec.traits.exclusive_on_device)
+            reserved.add(plan, exclusive=model.spec.traits.exclusive_on_device and model.state is State.DISK)
+
+    def _colder(self, want: Want, reserved: Reserved, now: float) -> bool:
+        """Who can't wake where it sleeps, but could be loaded elsewhere, is forgotten and loaded there."""
+        model = want.model
+        if model.state is not State.HOST or not model.foreground or self._plans.frozen(model):
+            return False
+        plan = self._plans.find(want, reserved, now=now, count_models=self._counts_models, cold=True)
+        if plan is None:
+            return False
+        if plan.mode > Mode.IDLE and not self._plans.blocked_for_ever(
+            model, frozenset(), count_models=self._counts_models, placements=(model.devices,)
+        ):
+            return False  # what keeps it from waking may pass sooner
+        self._drop(want, now)
+        self._unload(model, Reason.ROOM, now, wanted=model.key)
+        return True
 
     def _able(self, want: Want, plan: Plan, reserved: Reserved) -> bool:
         """Whether nothing but bytes stands between this want and acting: its group and its devices are not taken."""
-        traits = want.model.spec.traits
-        holder = self._groups.get(traits.serial_group) if traits.serial_group is not None else None
+        group = want.model.spec.traits.serial_group if want.model.state is not State.HOST else None
+        holder = self._groups.get(group) if group is not None else None
         if holder is not None and holder is not want.model:
             return False
         if not reserved.devices.isdisjoint(plan.devices):
@@ -187,11 +207,11 @@ class Scheduling(Commits):
         lease = max(max(victim.lease_s, victim.busy_for(now)) if victim.leases else 0.0 for victim in plan.victims)
         unload = max(victim.unload_s for victim in plan.victims)
         busy = max(victim.busy_for(now) for victim in plan.victims)
-        first = self._first_in_time(want.model, now + busy + unload + want.model.load_s)
+        first = self._first_in_time(want.model, now + busy + unload + want.model.comes_s)
         if first is None:
             return False
         wait = min(first.deadline - first.arrival, LONGEST_WAIT_S)
-        drain_at = min(first.arrival + wait / 2, first.deadline - 1.5 * (lease + unload + want.model.load_s))
+        drain_at = min(first.arrival + wait / 2, first.deadline - 1.5 * (lease + unload + want.model.comes_s))
         if drain_at > now:
             self._plans.wake = min(self._plans.wake, drain_at)
             return False
@@ -209,14 +229,16 @@ class Scheduling(Commits):
 
     def _unload_retiring(self, now: float) -> None:
         for model in list(self._retiring.values()):
-            if model.state is State.DRAINING and not model.leases and not self._plans.frozen(model):
+            gone = model.state in (State.DRAINING, State.HOST) and not model.leases
+            if gone and not self._plans.frozen(model):
                 self._unload(model, Reason.SHUTDOWN if self._closed else Reason.RETIRED, now)
 
     def _keep_alive(self, model: Model, now: float) -> None:
         """A keep-alive timer fired: unload a model that has really been idle that long, else look again then."""
         model.keep_alive_armed = False
         seconds = model.spec.keep_alive_s
-        if seconds is None or model.state is not State.READY or model.leases or model.spec.pinned:
+        sleeps = model.state is State.HOST and model.want is None and not model.draws
+        if seconds is None or not (model.state is State.READY or sleeps) or model.leases or model.spec.pinned:
             return
         since = max(model.idle_since, model.last_claim if model.claims else -inf)
         if since + seconds <= now and not self._plans.frozen(model):
@@ -234,15 +256,20 @@ class Scheduling(Commits):
             if excess <= 0:
                 continue
             excess -= sum(model.unowned(device) for model in self._freeing.values())
-            for model in self._plans.by_use(now):
+            in_ram = device in (CPU, HOST_BUDGET)
+            awake, sleepers = self._plans.by_use(now), self._plans.sleepers()
+            for model in [*sleepers, *awake] if in_ram else [*awake, *sleepers]:
                 if excess <= 0:
                     break
                 held = model.charges.get(device, 0)
-                if held and model.state is State.READY and not model.leases and not model.spec.pinned:
-                    if self._plans.frozen(model):
-                        continue
-                    excess -= held
+                idle = model.state is State.HOST or (model.state is State.READY and not model.leases)
+                if not held or not idle or model.spec.pinned or self._plans.frozen(model):
+                    continue
+                excess -= held
+                if in_ram or model.state is State.HOST:
                     self._unload(model, Reason.SHRUNK, now)
+                else:
+                    self._put_away(model, Reason.SHRUNK, now)
 
     def _refuse_impossible(self, want: Want, now: float) -> None:
         """No plan was found: refuse at once those for whom there never will be one as things stand."""
@@ -273,8 +300,9 @@ class Scheduling(Commits):
             return
         while self._restore:
             _, model = self._restore.popitem()
-            if model.state in (State.DISK, State.UNLOADING) and model.spec.selected:
-                if model.state is State.DISK:
+            gone = (State.DISK, State.HOST)
+            if model.state in (*gone, State.UNLOADING, State.DEMOTING) and model.spec.selected:
+                if model.state in gone:
                     self._want(model, now, restoring=True)
                 else:
                     self._restore[model.key] = model

@@ -8,12 +8,12 @@ from heapq import heappush
 from math import inf
 
 from taskrouter.residency.accounts import Account
-from taskrouter.residency.books import MODEL_SLOTS, DeviceBooks, Settings, State
+from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, DeviceBooks, Settings, State
 from taskrouter.residency.events import Action, Grant, Refusal, Refuse
 from taskrouter.residency.messages import size
 from taskrouter.residency.planning import Planner
 from taskrouter.residency.records import Model, Ticket, Want
-from taskrouter.types import DeviceId, DeviceSpec, ModelKey, ModelSpec, TicketId
+from taskrouter.types import CPU, DeviceId, DeviceSpec, ModelKey, ModelSpec, TicketId
 
 
 class Store:
@@ -30,7 +30,11 @@ class Store:
         if settings.max_models:
             count = settings.max_models
             self._accounts[MODEL_SLOTS] = Account(DeviceSpec(MODEL_SLOTS, total=count, budget=count))
+        if settings.host_budget:
+            most = settings.host_budget
+            self._accounts[HOST_BUDGET] = Account(DeviceSpec(HOST_BUDGET, total=most, budget=most))
         self._models: dict[ModelKey, Model] = {}
+        self._asleep: dict[ModelKey, Model] = {}
         self._resident: OrderedDict[ModelKey, Model] = OrderedDict()
         self._loading: dict[ModelKey, Model] = {}
         self._freeing: dict[ModelKey, Model] = {}
@@ -50,7 +54,7 @@ class Store:
         self._short = False
         self._closed = False
         self._out: list[Action] = []
-        self._plans = Planner(self._accounts, self._resident, self._freeing, self._loading, settings)
+        self._plans = Planner(self._accounts, self._resident, self._freeing, self._loading, self._asleep, settings)
         for spec in models:
             self._add(spec)
 
@@ -60,6 +64,8 @@ class Store:
             model = self._models[spec.key] = Model(spec)
         else:
             model.configure(spec)
+        model.sleeps = spec.traits.can_sleep and HOST_BUDGET in self._accounts and CPU in self._accounts
+        model.expect_back()
         if spec.priority:
             self._plans.priorities_differ = True
         return model
@@ -136,6 +142,7 @@ class Store:
         """Models that hold bytes and are not about to lose them, oldest use first. For messages; read only."""
         yield from self._resident.values()
         yield from self._loading.values()
+        yield from self._asleep.values()
 
     def residue_on(self, device: DeviceId) -> str:
         """Who left residue on a device, for people."""

@@ -53,7 +53,7 @@ class Ticket:
 
 @dataclass(slots=True)
 class Job:
-    """An action under way; ``kind`` is preflight, load or unload (a ``Kill`` is an unload of the dead)."""
+    """An action under way; ``kind`` is preflight, load, demote, promote or unload (a ``Kill`` unloads the dead)."""
 
     kind: str
     key: ModelKey
@@ -80,6 +80,9 @@ class Life:
     dead: bool = False
     cancelled: bool = False
     idle_since: float = 0.0
+    asleep: bool = False
+    awake: Bytes = field(default_factory=dict)
+    """What it held when it last went to sleep."""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 from .laws import RESIDENT, drain_floor, feasible, real, slots_of
 
+INJECTED = (
+    ev.Observed, ev.Loaded, ev.Unloaded, ev.LoadFailed, ev.LoadCancelled, ev.Demoted, ev.Promoted,
+)  # fmt: skip
+"""Events by which a device may come to be overbooked."""
+
 
 def audit(world: World, step: Step) -> None:
     world.core.check()
@@ -73,7 +78,10 @@ def books(world: World, step: Step) -> None:
         assert books.charged + books.residue >= world.used(device), f"{device}: {books}, {world.used(device)} in use"
         room = world.allowed(device) - books.charged - books.promised - books.residue
         assert books.free == room, f"{device}: free {books.free}, by the formula {room}"
-        injected = isinstance(step.event, ev.Observed | ev.Loaded | ev.Unloaded | ev.LoadFailed | ev.LoadCancelled)
+        injected = isinstance(
+            step.event,
+            ev.Observed | ev.Loaded | ev.Unloaded | ev.LoadFailed | ev.LoadCancelled | ev.Demoted | ev.Promoted,
+        )
         if not injected and device in step.free_before:
             least = min(0, step.free_before[device])
             assert books.free >= least, f"{device} is overbooked by {step.event}: {books.free} free"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from taskrouter.residency import events as ev
-from taskrouter.residency.books import MODEL_SLOTS, State
-from taskrouter.types import DeviceReading, ModelKey, TicketId
+from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, State
+from taskrouter.types import CPU, DeviceId, DeviceReading, ModelKey, TicketId
 
 if TYPE_CHECKING:
     from .account import Bytes, Job, Step, Ticket
@@ -73,6 +73,46 @@ def on_cancel(world: World, action: ev.CancelLoad) -> None:
         assert job.reason is not ev.Reason.REQUEST or world.tickets[world.step.event.ticket].ask.key == action.key
 
 
+def on_demote(world: World, action: ev.Demote) -> None:
+    key = action.key
+    life = world.lives.get(key)
+    assert life is not None, f"Demote of {key}, which isn't there"
+    assert life.loaded_at is not None, f"Demote of {key}, which isn't loaded"
+    assert life.generation == action.generation, f"Demote of {key} names another life"
+    assert not life.asleep, f"Demote of {key}, which sleeps"
+    assert not life.dead, f"Demote of {key}, which is dead"
+    assert not any(job.key == key and job.kind != "preflight" for job in world.jobs), f"Demote of {key}, which is at it"
+    assert not world.live(key), f"Demote of {key} under leases"
+    assert world.specs[key].traits.can_sleep, f"{key} can't sleep"
+    for device in (CPU, HOST_BUDGET):
+        assert world.used(device) + action.ram_bytes <= world.allowed(device), f"no room on {device} for {key} to sleep"
+    beside_nobody_exclusive(world, key, life.devices)
+
+
+def on_promote(world: World, action: ev.Promote) -> None:
+    key = action.key
+    life = world.lives.get(key)
+    assert life is not None, f"Promote of {key}, which isn't there"
+    assert life.asleep, f"Promote of {key}, which doesn't sleep"
+    assert not life.dead, f"Promote of {key}, which is dead"
+    assert life.generation == action.generation, f"Promote of {key} names another life"
+    assert action.devices == life.devices, f"{key} wakes on {action.devices}, and sleeps on {life.devices}"
+    assert not any(job.key == key for job in world.jobs), f"Promote of {key}, at which something is at work"
+    assert not world.shut, f"{key} is woken after Shutdown"
+    for device in life.devices:
+        more = life.awake.get(device, 0) - life.true.get(device, 0)
+        assert more <= 0 or world.used(device) + more <= world.allowed(device), f"no room on {device} for {key} to wake"
+    beside_nobody_exclusive(world, key, life.devices)
+
+
+def beside_nobody_exclusive(world: World, key: ModelKey, devices: tuple[DeviceId, ...]) -> None:
+    for job in world.jobs:
+        exclusive = job.kind == "load" and not job.stuck and world.specs[job.key].traits.exclusive_on_device
+        assert not exclusive or not set(job.devices) & set(devices), (
+            f"{key} moves while {job.key} loads exclusively there"
+        )
+
+
 def on_unload(world: World, action: ev.Unload) -> None:
     key = action.key
     life = world.lives.get(key)
@@ -81,7 +121,10 @@ def on_unload(world: World, action: ev.Unload) -> None:
     assert life.generation == action.generation, f"Unload of {key} names another life"
     assert world.job("unload", key) is None, f"{key} is unloaded twice"
     assert not world.live(key), f"Unload of {key} under the leases {[t.ask.ticket for t in world.live(key)]}"
-    forced = key in world.retired or world.shut or life.cancelled
+    forced = key in world.retired or world.shut or life.cancelled or action.reason is ev.Reason.SLEEP_FAILED
+    before = world.step.before.get(key) if world.step is not None else None
+    # Who waits for a bed in RAM may be pinned meanwhile, and find none.
+    forced = forced or before is None or before.state is State.DEMOTING
     assert forced or not world.specs[key].pinned, f"Unload of {key}, which is pinned"
     for job in world.jobs:
         exclusive = job.kind == "load" and not job.stuck and world.specs[job.key].traits.exclusive_on_device
@@ -90,6 +133,9 @@ def on_unload(world: World, action: ev.Unload) -> None:
     if action.reason is ev.Reason.ROOM:
         assert action.wanted is not None, f"Unload of {key} makes room for nobody"
         assert action.wanted in world.preflighted, f"{key} is evicted for {action.wanted}, which passed no preflight"
+    elif action.reason is ev.Reason.HOST_ROOM:
+        assert life.asleep, f"{key} is forgotten for RAM, and doesn't sleep"
+        assert action.wanted in world.lives, f"{key} is forgotten for {action.wanted}, which isn't there"
     elif action.reason is ev.Reason.IDLE:
         keep = world.specs[key].keep_alive_s
         assert keep is not None, f"{key} was unloaded for idling, and has no keep_alive"
@@ -114,6 +160,7 @@ def on_grant(world: World, action: ev.Grant, number: TicketId) -> Ticket:
     assert life.loaded_at is not None, f"ticket {number} is granted {key}, which isn't loaded"
     assert life.generation == action.generation, f"ticket {number} is granted life {action.generation} of {key}"
     assert not life.dead, f"ticket {number} is granted {key}, which died"
+    assert not life.asleep, f"ticket {number} is granted {key}, which sleeps"
     assert world.job("unload", key) is None, f"ticket {number} is granted {key} while it unloads"
     slots = slots_of(world, key)
     assert ticket.ask.claim or slots is None or len(world.live(key)) < slots, (
@@ -153,19 +200,22 @@ def on_refuse(world: World, number: TicketId, refusal: ev.Refusal) -> Ticket:
 def after_step(world: World, step: Step) -> None:
     for key, life in world.lives.items():
         life.booked = {device: count for device, count in world.core.status(key).charges.items() if count}
-        if world.settings.max_models:
+        if world.settings.max_models and not life.asleep:
             life.booked[MODEL_SLOTS] = 1
     if step.before or isinstance(step.event, ev.Tick):
         deadlines(world)
-    batches: dict[ModelKey, list[ev.Unload]] = {}
+    batches: dict[ModelKey, list[ev.Unload | ev.Demote]] = {}
     for action in step.actions:
-        if isinstance(action, ev.Unload) and action.reason is ev.Reason.ROOM and action.wanted is not None:
+        if not isinstance(action, ev.Unload | ev.Demote) or action.reason is not ev.Reason.ROOM:
+            continue
+        # Who can't wake where it sleeps makes room for itself, to be loaded elsewhere.
+        if action.wanted is not None and action.wanted != action.key:
             batches.setdefault(action.wanted, []).append(action)
     for wanted, batch in batches.items():
         eviction(world, wanted, batch, alone=len(batches) == 1)
     if step.before:
         for action in step.actions:
-            if isinstance(action, ev.Unload) and action.reason is ev.Reason.ROOM:
+            if isinstance(action, ev.Unload | ev.Demote) and action.reason is ev.Reason.ROOM:
                 protections(world, step, action)
 
 
@@ -178,13 +228,15 @@ def deadlines(world: World) -> None:
             assert world.wake <= ticket.ask.deadline, f"the core sleeps past ticket {ticket.ask.ticket}'s deadline"
 
 
-def eviction(world: World, wanted: ModelKey, batch: list[ev.Unload], *, alone: bool) -> None:
+def eviction(world: World, wanted: ModelKey, batch: list[ev.Unload | ev.Demote], *, alone: bool) -> None:
     """Each batch suffices, and nothing in it is superfluous."""
     waiting = [ticket for ticket in world.waiting[wanted].values() if not ticket.ask.background]
     assert waiting, f"{[u.key for u in batch]} are evicted for {wanted}, for which nobody waits"
     spec = world.specs[wanted]
     victims = {action.key for action in batch}
-    leaving = [job for job in world.jobs if job.kind == "unload" or job.cancelled]
+    leaving = [job for job in world.jobs if job.kind in ("unload", "demote") or job.cancelled]
+    going = {key for key in world.lives if world.state(key) is State.DEMOTING}  # some wait for a bed in RAM still
+    own = world.lives.get(wanted)
     # What was unloaded in the same step for another reason (a keep-alive that ended just then) may have come later.
     sure = [job for job in leaving if job.key in victims or job.since < world.now]
 
@@ -192,7 +244,9 @@ def eviction(world: World, wanted: ModelKey, batch: list[ev.Unload], *, alone: b
         return {
             device: world.allowed(device)
             - world.used(device, booked=True)
-            + sum(world.lives[job.key].booked.get(device, 0) for job in jobs)
+            + sum(frees(world, job, device) for job in jobs)
+            + sum(world.lives[key].booked.get(device, 0) for key in going - {job.key for job in jobs})
+            + (own.booked.get(device, 0) if own is not None else 0)
             - count
             for device, count in need.items()
         }
@@ -226,13 +280,22 @@ def overtaken(world: World, wanted: ModelKey, slack: Callable[[Bytes, list[Job]]
         State.DRAINING in (before[key].state, world.state(key)) for key in world.lives if key in before
     ):
         return  # somebody's plan is committed, and what it was promised can't be told from outside
-    if any(job.kind == "unload" and job.wanted is None for job in world.jobs):
-        return  # nor can who was promised the bytes of an unload that was begun for nobody
-    cold = [key for key, waiters in world.waiting.items() if key not in world.lives and real(waiters)]
+    if any(
+        job.cancelled or (job.kind == "unload" and (job.wanted is None or world.lives[job.key].cancelled))
+        for job in world.jobs
+    ):
+        return  # nor can who was promised the bytes of an unload (or a cancelled load) that was begun for nobody
+    now = {action.key for action in world.step.actions if isinstance(action, ev.Unload | ev.Demote)}
+    if any(job.wanted not in (None, wanted) and job.key not in now for job in world.jobs):
+        return  # nor how much of what frees for somebody else will be left over
+    if any(world.state(key) is State.DEMOTING and world.job("demote", key) is None for key in world.lives):
+        return  # nor for whom a model gives way that still waits for its bed
+    asleep = {key for key, life in world.lives.items() if life.asleep}
+    cold = [key for key, w in world.waiting.items() if (key not in world.lives or key in asleep) and real(w)]
     for key in sorted(cold, key=lambda key: rank(world, key))[:1]:  # only the oldest waits for nobody's reservation
         waiters = world.waiting[key]
         spec, status = world.specs.get(key), world.core.status(key) if key in world.specs else None
-        if spec is None or status is None or key == wanted or key not in world.preflighted:
+        if spec is None or status is None or key == wanted or key not in world.preflighted or key in asleep:
             continue
         if world.job("preflight", key) or any(job.wanted == key for job in world.jobs):
             continue
@@ -284,7 +347,15 @@ def drain_floor(world: World, wanted: ModelKey) -> float:
     return min(floors, default=float("inf"))
 
 
-def protections(world: World, step: Step, action: ev.Unload) -> None:
+def frees(world: World, job: Job, device: DeviceId) -> int:
+    """What this job will free there."""
+    life = world.lives[job.key]
+    if job.kind == "demote" and device in (CPU, HOST_BUDGET):
+        return life.awake.get(device, 0)
+    return life.booked.get(device, 0)
+
+
+def protections(world: World, step: Step, action: ev.Unload | ev.Demote) -> None:
     """A claim and the residency of a just loaded model hold until a drain may end them."""
     key, wanted = action.key, action.wanted
     assert wanted is not None
@@ -300,7 +371,7 @@ def protections(world: World, step: Step, action: ev.Unload) -> None:
         until = min(last, *(ticket.arrival for ticket in asking)) + world.settings.claim_s
         assert world.now >= until, f"{key} is evicted at {world.now} under a claim that protects it until {until}"
     assert life.loaded_at is not None
-    load_s = min(life.load_s, before.load_s)
+    load_s = min(life.load_s, before.load_s, before.wake_s if life.awake else before.load_s)
     full = world.settings.min_residency_s
     if full is None:
         full = min(load_s, world.settings.residency_cap_s)
@@ -316,7 +387,7 @@ def feasible(world: World, key: ModelKey, *, lenient: bool) -> bool:
     need = (world.need_low if lenient else world.need_high)[key]
     blocked: list[Bytes] = [dict(lost) for lost in world.residue.values()]
     for other, life in world.lives.items():
-        if other == key or world.job("unload", other):
+        if other == key or world.job("unload", other) or world.job("demote", other):
             continue
         stuck = any(job.stuck and job.key == other for job in world.jobs)
         # Who asks again while a retired model still loads keeps it.

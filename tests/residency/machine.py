@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from taskrouter.residency import events as ev
-from taskrouter.residency.books import Settings, State
+from taskrouter.residency.books import HOST_BUDGET, Settings, State
 from taskrouter.types import CPU, DeviceId, DeviceReading, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId, Traits
 
 from .account import Broken, CoreFactory, Job, Ticket
@@ -55,6 +55,7 @@ def furnish(choose: Choose) -> House:
             serial_group=choose([None, None, None, "one", "two"]),
             exclusive_on_device=choose([False, False, False, False, True]),
             cancellable=choose([False, True]),
+            can_sleep=choose([False, True]),
             slots=choose([None, None, 1, 2]),
             start_s=choose([0.5, 2.0, 2.0, 30.0]),
         )
@@ -77,6 +78,7 @@ def furnish(choose: Choose) -> House:
         policy=choose(["lru", "cost_aware"]),
         max_models=choose([0, 0, 0, 0, 1, 2]),
         min_residency_s=choose([None, None, None, 0.0, 5.0]),
+        host_budget=choose([0, 0, 9, 20]) * UNIT,
     )
     return devices, models, settings
 
@@ -209,16 +211,42 @@ class Machine(RuleBasedStateMachine):
         job = jobs[pick % len(jobs)]
         self.world.unload_ok(job, {job.devices[0]: UNIT // 4} if luck == 0 else None)
 
+    @precondition(lambda self: self.jobs("demote"))
+    @rule(pick=index, luck=often)
+    def demoted(self, pick: int, luck: int) -> None:
+        jobs = self.jobs("demote")
+        job = jobs[pick % len(jobs)]
+        life = self.world.lives[job.key]
+        took = life.true[HOST_BUDGET]
+        if luck == 0:
+            self.world.demote_failed(job)
+        else:
+            ram = {1: took // 2, 2: took + UNIT // 2}.get(luck, took)
+            self.world.demote_ok(job, ram, {job.devices[0]: UNIT // 4} if luck in (3, 4) else None)
+
+    @precondition(lambda self: self.jobs("promote"))
+    @rule(pick=index, luck=often, took=pauses)
+    def promoted(self, pick: int, luck: int, took: float) -> None:
+        jobs = self.jobs("promote")
+        job = jobs[pick % len(jobs)]
+        self.world.advance(min(took, 3.0))
+        if luck == 0:
+            self.world.promote_failed(job)
+        else:
+            self.world.promote_ok(job)
+
     @precondition(lambda self: self.world.lives)
     @rule(pick=index, really=often)
     def died(self, pick: int, really: int) -> None:
         lives = list(self.world.lives.items())
         key, life = lives[pick % len(lives)]
+        if any(job.key == key and job.kind in ("demote", "promote") for job in self.world.jobs):
+            return  # that will end in an event of its own
         if really < 4 and life.loaded_at is not None and not life.dead:
             self.world.send(ev.Died(key, life.generation, Broken("died")))
 
     @precondition(lambda self: self.world.generations)
-    @rule(pick=index, kind=st.integers(0, 5))
+    @rule(pick=index, kind=st.integers(0, 9))
     def stale(self, pick: int, kind: int) -> None:
         """An event of an earlier life changes nothing, and nor does one of a life that is over."""
         key = list(self.world.generations)[pick % len(self.world.generations)]
@@ -231,6 +259,10 @@ class Machine(RuleBasedStateMachine):
             ev.LoadCancelled(key, generation),
             ev.LoadStuck(key, generation),
             ev.Died(key, generation, Broken("stale")),
+            ev.Demoted(key, generation, 1),
+            ev.DemoteFailed(key, generation, Broken("stale")),
+            ev.Promoted(key, generation),
+            ev.PromoteFailed(key, generation, Broken("stale")),
         ]
         actions = self.world.send(events[kind])
         after = self.world.core.status(key)
@@ -330,6 +362,10 @@ class Machine(RuleBasedStateMachine):
                 self.world.preflight_ok(job)
             elif job.kind == "unload":
                 self.world.unload_ok(job)
+            elif job.kind == "demote":
+                self.world.demote_ok(job, self.world.lives[job.key].true[HOST_BUDGET])
+            elif job.kind == "promote":
+                self.world.promote_ok(job)
             elif job.cancelled:
                 self.world.load_cancelled(job)
             else:

@@ -164,7 +164,8 @@ MUTANTS = [
     ),
     Mutant(
         "protects nothing that was just loaded",
-        "model.loaded_at + min(model.load_s, settings.residency_cap_s), model.idle_since + 0.2 * model.load_s",
+        "model.loaded_at + min(model.brought_s, settings.residency_cap_s),\n"
+        "                model.idle_since + 0.2 * model.brought_s,",
         "-inf, -inf",
         "cases days traffic",
     ),
@@ -218,8 +219,8 @@ MUTANTS = [
     ),
     Mutant(
         "unloads a retired model under its leases",
-        "if model.state is State.DRAINING and not model.leases and not",
-        "if model.state is State.DRAINING and not",
+        "gone = model.state in (State.DRAINING, State.HOST) and not model.leases",
+        "gone = model.state in (State.DRAINING, State.HOST)",
         "cases days",
     ),
 ]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from taskrouter.residency import events as ev
-from taskrouter.residency.books import MODEL_SLOTS, Settings, State
+from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, Settings, State
 from taskrouter.types import CPU, DeviceId, DeviceReading, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId
 
 from . import audit, laws, show
@@ -92,6 +92,8 @@ class World:
         """Bytes that models may hold there now, in truth."""
         if device == MODEL_SLOTS:
             return self.settings.max_models or 1 << 60
+        if device == HOST_BUDGET:
+            return self.settings.host_budget
         spec = self.devices[device]
         reading = self.readings.get(device, DeviceReading())
         return min(spec.capacity, spec.limit - reading.foreign - reading.overhead)
@@ -161,13 +163,23 @@ class World:
             case ev.CancelLoad():
                 laws.on_cancel(self, action)
                 self.job_of(action).cancelled = self.lives[action.key].cancelled = True
+            case ev.Demote(key, generation, _, ram, reason, wanted, _, _):
+                laws.on_demote(self, action)
+                life = self.lives[key]
+                life.awake = dict(life.true)
+                life.true = {**life.true, CPU: life.true.get(CPU, 0) + ram, HOST_BUDGET: ram}
+                self._begin(Job("demote", key, generation, self.now, life.devices, wanted, reason))
+                self._claims_end(key)
+            case ev.Promote(key, generation, devices, charges, reason, _):
+                laws.on_promote(self, action)
+                life = self.lives[key]
+                life.booked = {device: count for device, count in charges.items() if count}
+                life.true = {d: max(life.true.get(d, 0), life.awake.get(d, 0)) for d in {**life.true, **life.awake}}
+                self._begin(Job("promote", key, generation, self.now, devices, reason=reason))
             case ev.Unload(key, generation, _, reason, wanted, _, _):
                 laws.on_unload(self, action)
                 self._begin(Job("unload", key, generation, self.now, self.lives[key].devices, wanted, reason))
-                if self.step is not None:
-                    self.step.ended_claims[key] = list(self.held[key].values())
-                for number in list(self.held[key]):  # whose claims protected no longer, and end with their model
-                    self._end(number)
+                self._claims_end(key)
             case ev.Kill(key, generation, _):
                 laws.on_kill(self, action)
                 self._begin(Job("unload", key, generation, self.now, self.lives[key].devices))
@@ -191,6 +203,13 @@ class World:
                 self.wake = when
         self.counts[type(action).__name__] += 1
         self.performed.append(action)
+
+    def _claims_end(self, key: ModelKey) -> None:
+        """They protect no longer, and end with their model."""
+        if self.held[key] and self.step is not None:
+            self.step.ended_claims[key] = list(self.held[key].values())
+        for number in list(self.held[key]):
+            self._end(number)
 
     def _begin(self, job: Job) -> None:
         self.jobs.append(job)
@@ -293,6 +312,33 @@ class World:
     def load_stuck(self, job: Job) -> None:
         job.stuck = True
         self.send(ev.LoadStuck(job.key, job.generation))
+
+    def demote_ok(self, job: Job, ram: int, residue: Mapping[DeviceId, int] | None = None) -> None:
+        self.jobs.remove(job)
+        self.longest["unload"] = max(self.longest["unload"], self.now - job.since)
+        left = dict(residue or {})
+        life = self.lives[job.key]
+        life.true = {**left, CPU: left.get(CPU, 0) + ram, HOST_BUDGET: ram}
+        life.asleep = True
+        self.send(ev.Demoted(job.key, job.generation, ram, left))
+
+    def demote_failed(self, job: Job) -> None:
+        self.jobs.remove(job)
+        self.lives[job.key].true = dict(self.lives[job.key].awake)
+        self.send(ev.DemoteFailed(job.key, job.generation, Broken("sleep")))
+
+    def promote_ok(self, job: Job) -> None:
+        self.jobs.remove(job)
+        life = self.lives[job.key]
+        life.true, life.asleep = dict(life.awake), False
+        life.loaded_at = life.idle_since = self.now
+        life.load_s = self.now - job.since
+        self.longest["load"] = max(self.longest["load"], life.load_s)
+        self.send(ev.Promoted(job.key, job.generation))
+
+    def promote_failed(self, job: Job) -> None:
+        self.jobs.remove(job)
+        self.send(ev.PromoteFailed(job.key, job.generation, Broken("wake")))
 
     def unload_ok(self, job: Job, residue: Mapping[DeviceId, int] | None = None) -> None:
         self.longest["unload"] = max(self.longest["unload"], self.now - job.since)

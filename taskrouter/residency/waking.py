@@ -1,0 +1,100 @@
+"""Events of models that sleep and wake: how demotions and promotions ended."""
+
+from __future__ import annotations
+
+from taskrouter.residency.books import HOST_BUDGET, State
+from taskrouter.residency.events import (
+    Demoted,
+    DemoteFailed,
+    Died,
+    Kill,
+    Promoted,
+    PromoteFailed,
+    Reason,
+    Unload,
+)
+from taskrouter.residency.lifecycle import Lifecycle
+from taskrouter.types import CPU
+
+
+class Waking(Lifecycle):
+    """What became of those that went to sleep, and of those that woke."""
+
+    def _on_demoted(self, event: Demoted, now: float) -> None:
+        model = self._living(event.key, event.generation, State.DEMOTING)
+        if model is None or model.bed is not None:
+            return
+        model.measured_unload(now - model.unload_started)
+        devices, retiring = model.devices, model.retiring
+        del self._freeing[model.key]
+        self._strip(model)
+        self._freed(model, {}, now)
+        if event.ram_bytes > 0:
+            model.sleep_bytes, model.sleep_measured = event.ram_bytes, True
+        # What stayed on its devices is its own as long as it sleeps.
+        left = {device: amount for device, amount in event.residue.items() if amount > 0 and device in self._accounts}
+        model.charges = {**left, CPU: left.get(CPU, 0) + model.sleep_bytes, HOST_BUDGET: model.sleep_bytes}
+        for device, amount in model.charges.items():
+            self._accounts[device].charged += amount
+        model.devices = devices
+        model.state = State.HOST
+        model.sleep_failures = 0
+        self._asleep[model.key] = model
+        model.expect_back()
+        if model.spec.keep_alive_s is not None:
+            self._arm_keep_alive(model, max(model.idle_since + model.spec.keep_alive_s, now))
+        if retiring or self._closed:
+            self._unload(model, Reason.SHUTDOWN if self._closed else Reason.RETIRED, now)
+        elif model.queued:
+            self._want(model, now)
+
+    def _on_demote_failed(self, event: DemoteFailed, now: float) -> None:
+        model = self._living(event.key, event.generation, State.DEMOTING)
+        if model is None or model.bed is not None:
+            return
+        model.sleep_failures += 1
+        model.expect_back()
+        self._strip(model)
+        model.state = State.UNLOADING
+        self._out.append(Unload(model.key, model.generation, dict(model.charges), Reason.SLEEP_FAILED))
+        self._dirty = True
+
+    def _on_promoted(self, event: Promoted, now: float) -> None:
+        model = self._living(event.key, event.generation, State.PROMOTING)
+        if model is None:
+            return
+        del self._loading[model.key]
+        model.state = State.READY
+        model.sleep_failures = 0
+        model.measured_wake(now - model.load_started)
+        self._recharge(model)
+        self._moved_in(model, now)
+
+    def _on_promote_failed(self, event: PromoteFailed, now: float) -> None:
+        model = self._living(event.key, event.generation, State.PROMOTING)
+        if model is None:
+            return
+        del self._loading[model.key]
+        model.sleep_failures += 1
+        made_room, model.made_room = model.made_room, []
+        self._unload(model, Reason.SLEEP_FAILED, now)
+        model.expect_back()
+        if not model.queued:
+            self._remember(made_room)
+        self._dirty = True
+
+    def _on_died(self, event: Died, now: float) -> None:
+        model = self._living(event.key, event.generation, State.HOST, State.DEMOTING)
+        if model is None:
+            super()._on_died(event, now)
+            return
+        if model.state is State.DEMOTING:
+            if model.bed is None:
+                return  # its ``Demote`` ends in an event of its own
+            self._strip(model)
+        elif model.want is not None:
+            self._drop(model.want, now)
+        self._begin_freeing(model, now)
+        self._failed(model, now)
+        self._out.append(Kill(model.key, model.generation, dict(model.charges)))
+        self._dirty = True
