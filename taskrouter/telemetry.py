@@ -38,6 +38,8 @@ SCOPE = "taskrouter"
 GET_MODEL = "get_model"
 LOAD_MODEL = "load_model"
 UNLOAD_MODEL = "unload_model"
+SLEEP_MODEL = "sleep_model"
+WAKE_MODEL = "wake_model"
 EVICT_LRU_MODEL = "evict_lru_model"
 
 GAVE_UP = "gave_up"
@@ -146,6 +148,16 @@ def start_evict_span(tracer: Tracer, parent: Context | None, **facts: Unpack[Fac
 def start_unload_span(tracer: Tracer, parent: Context | None, **facts: Unpack[Facts]) -> Span:
     """``unload_model``: one model goes. The parent is the eviction it belongs to, or who asked for the unload."""
     return _start(tracer, UNLOAD_MODEL, parent, (), facts)
+
+
+def start_sleep_span(tracer: Tracer, parent: Context | None, **facts: Unpack[Facts]) -> Span:
+    """``sleep_model``: one model goes to sleep in host RAM, as one goes in ``unload_model``."""
+    return _start(tracer, SLEEP_MODEL, parent, (), facts)
+
+
+def start_wake_span(tracer: Tracer, parent: Context | None, links: Iterable[Span] = (), **facts: Unpack[Facts]) -> Span:
+    """``wake_model``: one that sleeps is woken, as one comes in ``load_model``."""
+    return _start(tracer, WAKE_MODEL, parent, links, facts)
 
 
 def start_load_span(tracer: Tracer, parent: Context | None, links: Iterable[Span] = (), **facts: Unpack[Facts]) -> Span:

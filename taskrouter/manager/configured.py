@@ -142,8 +142,9 @@ class Configured:
 
     @functools.cached_property
     def _core(self) -> Residency:
+        machine = self._devices
         return Residency(
-            specs.devices(self._catalog, self._devices), self._specs().values(), specs.settings(self._catalog)
+            specs.devices(self._catalog, machine), self._specs().values(), specs.settings(self._catalog, machine)
         )
 
     @functools.cached_property

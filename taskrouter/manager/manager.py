@@ -24,6 +24,7 @@ from taskrouter.manager.leaks import LeakWatch
 from taskrouter.manager.leases import Lease, Where, held_lease, holding
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.questions import Questions
+from taskrouter.manager.resting import Resting
 from taskrouter.manager.routed import Found, Router, Taken, order_of, told
 from taskrouter.manager.routed_lease import RoutedLease
 from taskrouter.manager.spans import Spans
@@ -67,7 +68,7 @@ class ModelManager(Questions):
         def start_timeout_s(framework: str) -> float:
             return engines[framework].start_timeout_s if framework in engines else 600.0
 
-        performer = Performer(self._core, self._registry, self._machine, spans, self._requests, start_timeout_s)
+        performer = Resting(self._core, self._registry, self._machine, spans, self._requests, start_timeout_s)
         performer.on_observe.append(LeakWatch(self.leases, self._catalog.memory.lease_warn_s).look)
         performer.on_observe.append(spans.look)
         performer.start()
@@ -180,7 +181,7 @@ class ModelManager(Questions):
         state = self._core.status(key).state
         if state is State.STUCK:
             raise errors.ModelStuck(f"{self._requests[key].label} can't be unloaded: its load is stuck")
-        if state in (State.READY, State.DRAINING):
+        if state in (State.READY, State.DRAINING, State.HOST):
             performer.spans.asked(key, context)
         gone = performer.gone(key)
         performer.post(Retire(key))

@@ -12,7 +12,7 @@ from taskrouter.backends.registry import Registry
 from taskrouter.config import Catalog, TaskConfig
 from taskrouter.manager import budget
 from taskrouter.manager.externals import key_env_of
-from taskrouter.residency import MODEL_SLOTS, DeviceBooks, ModelStatus
+from taskrouter.residency import HOST_BUDGET, MODEL_SLOTS, DeviceBooks, ModelStatus
 from taskrouter.types import CPU, GIB, Charges, DeviceReading, DeviceSpec
 
 logger = logging.getLogger("taskrouter")
@@ -56,7 +56,7 @@ def charged(status: ModelStatus) -> int:
 
 
 def byte_sum(charges: Charges) -> int:
-    return sum(amount for device, amount in charges.items() if device != MODEL_SLOTS)
+    return sum(amount for device, amount in charges.items() if device not in (MODEL_SLOTS, HOST_BUDGET))
 
 
 def loaded_model(task: TaskConfig, status: ModelStatus, loaded_at: float | None) -> dict[str, Any]:

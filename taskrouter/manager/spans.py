@@ -10,16 +10,23 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, TracerProvider
 
 from taskrouter import telemetry
-from taskrouter.residency import MODEL_SLOTS
-from taskrouter.residency.events import Action, Load, Unload
-from taskrouter.types import Charges, Footprint, ModelKey, ModelRequest, TicketId
+from taskrouter.residency import HOST_BUDGET, MODEL_SLOTS
+from taskrouter.residency.events import Action, Demote, Load, Promote, Unload
+from taskrouter.types import Charges, DeviceId, Footprint, ModelKey, ModelRequest, TicketId
 
 MOST_LINKS = 128
+NO_DEVICES = (MODEL_SLOTS, HOST_BUDGET)
+"""Budgets that are kept like devices and are none."""
 
 
 def total_bytes(charges: Charges) -> int:
-    """Bytes over all devices; the count of models is no bytes."""
-    return sum(amount for device, amount in charges.items() if device != MODEL_SLOTS)
+    """Bytes over all devices; the count of models is no bytes, and the budget of sleepers counts RAM once more."""
+    return sum(amount for device, amount in charges.items() if device not in NO_DEVICES)
+
+
+def real(charges: Charges) -> tuple[DeviceId, ...]:
+    """The devices among what is charged."""
+    return tuple(device for device in charges if device not in NO_DEVICES)
 
 
 class Eviction(NamedTuple):
@@ -49,6 +56,7 @@ class Spans:
         self._waiting: dict[TicketId, Request] = {}
         self._loading: dict[ModelKey, tuple[Span, int]] = {}
         self._unloading: dict[ModelKey, Span] = {}
+        self._resting: dict[ModelKey, Span] = {}
         self._evictions: dict[ModelKey, Eviction] = {}
         self._asked: dict[ModelKey, Context] = {}
 
@@ -86,9 +94,9 @@ class Spans:
 
     def deciding(self, actions: Iterable[Action]) -> None:
         """Open one span for each eviction among these actions: all the models that go for one that comes."""
-        batches: dict[ModelKey, list[Unload]] = {}
+        batches: dict[ModelKey, list[Unload | Demote]] = {}
         for action in actions:
-            if type(action) is Unload and action.wanted is not None:
+            if isinstance(action, (Unload, Demote)) and action.wanted is not None:
                 batches.setdefault(action.wanted, []).append(action)
         for wanted, unloads in batches.items():
             span = telemetry.start_evict_span(
@@ -117,17 +125,44 @@ class Spans:
             model=action.key,
             option=request.label,
             framework=request.framework,
-            device=tuple(device for device in action.charges if device != MODEL_SLOTS),
+            device=real(action.charges),
             generation=action.generation,
             reason=action.reason.value,
             wanted=action.wanted,
         )
+
+    # --- a model sleeps and wakes -------------------------------------------------------------------------------------
+
+    def resting(self, action: Demote, request: ModelRequest) -> None:
+        eviction = self._evictions.get(action.key)
+        self._resting[action.key] = telemetry.start_sleep_span(
+            self._tracer,
+            telemetry.context_of(eviction.span) if eviction else self._context(action.ticket),
+            task=self._task(action.ticket), model=action.key, option=request.label, framework=request.framework,
+            device=real(action.charges), generation=action.generation, reason=action.reason.value,
+            wanted=action.wanted, bytes_needed=action.ram_bytes,
+        )  # fmt: skip
+
+    def waking(self, action: Promote, request: ModelRequest) -> None:
+        self._resting[action.key] = telemetry.start_wake_span(
+            self._tracer, self._context(action.ticket), task=self._task(action.ticket), model=action.key,
+            option=request.label, framework=request.framework, device=action.devices, generation=action.generation,
+            reason=action.reason.value, bytes_needed=total_bytes(action.charges),
+        )  # fmt: skip
+
+    def rested(self, key: ModelKey, error: BaseException | None) -> None:
+        """It sleeps, or is awake, or neither came of it."""
+        telemetry.end_span(self._resting.pop(key), error)
+        self._gone(key)
 
     def unloaded(self, key: ModelKey, charges: Charges, residue: Charges) -> None:
         span = self._unloading.pop(key, None)
         missing = total_bytes(residue)
         if span is not None:
             telemetry.end_span(span, bytes_freed=total_bytes(charges) - missing, bytes_residue=missing)
+        self._gone(key)
+
+    def _gone(self, key: ModelKey) -> None:
         eviction = self._evictions.pop(key, None)
         if eviction is not None:
             eviction.left.discard(key)

@@ -14,6 +14,8 @@ from taskrouter.residency import Settings
 from taskrouter.types import CPU, DeviceId, DeviceSpec, Footprint, ModelKey, ModelRequest, ModelSpec, Traits
 
 MOST_PLACEMENTS = 64
+HOST_SHARE = 0.5
+"""Of all RAM, for sleeping models under `host_budget: auto`; free it has to be beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +28,11 @@ class Use:
     request: ModelRequest
 
 
-def settings(catalog: Catalog) -> Settings:
+def settings(catalog: Catalog, machine: Iterable[DeviceInfo] = ()) -> Settings:
     memory = catalog.memory
+    ram = next((info.total for info in machine if info.id == CPU), 0)
     return Settings(
+        host_budget=int(ram * HOST_SHARE) if memory.host_budget == "auto" else int(memory.host_budget),
         policy=memory.policy,
         max_models=memory.max_models,
         claim_s=memory.claim_s,
