@@ -18,6 +18,7 @@ from opentelemetry.context import Context, get_current
 from taskrouter import errors, telemetry
 from taskrouter.manager import reports
 from taskrouter.manager.asking import check_bounds
+from taskrouter.manager.explaining import decided
 from taskrouter.manager.externals import Externals
 from taskrouter.manager.handles import Model
 from taskrouter.manager.leaks import LeakWatch
@@ -216,7 +217,7 @@ class ModelManager(Questions):
         return self._task_of(key)
 
     def explain(self, task_type: str) -> str:
-        """How the task's latest requests were answered, and why not by the options before, the newest first.
+        """How the task's latest requests were answered, and what was decided for its models, the newest first.
 
         Raises ``UnknownTask``.
         """
@@ -225,6 +226,9 @@ class ModelManager(Questions):
         lines = [f"{task.task_name} asks {order}; when_cold: {task.when_cold}"]
         latest = self.router.latest.get(task.task_name, ()) if self.performer is not None else ()
         lines += [told(at, ended) for at, ended in latest] or ["no request was routed yet"]
+        if self.performer is not None:
+            keys = {self._keys.get((task.task_name, name)) for name in task.options}
+            lines += decided(self._core, keys & self._specs_known, self.performer.time())
         return "\n".join(lines)
 
     async def clear_cooldown(self, task_type: str) -> None:

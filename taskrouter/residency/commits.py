@@ -6,14 +6,24 @@ Every change of a plan's bytes goes through ``_adopt``, ``_suspend`` and ``_resu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from taskrouter.residency.books import State
+from taskrouter.residency.books import MODEL_SLOTS, State
+from taskrouter.residency.decisions import Decided, Rule, Victim
 from taskrouter.residency.events import CancelLoad, Load, Preflight, Promote, Reason, Unload
-from taskrouter.residency.planning import Plan
+from taskrouter.residency.planning import Mode, Plan
 from taskrouter.residency.records import Model, Phase, Want
 from taskrouter.residency.store import Store
 from taskrouter.types import DeviceId, ModelKey, TicketId
+
+RULES: Mapping[Mode, Rule] = {Mode.FREE: Rule.FREE, Mode.PENDING: Rule.PENDING, Mode.IDLE: Rule.IDLE}
+WENT: Mapping[Reason, Rule] = {
+    Reason.IDLE: Rule.KEEP_ALIVE,
+    Reason.SHRUNK: Rule.SHRUNK,
+    Reason.HOST_ROOM: Rule.HOST_ROOM,
+    Reason.RETIRED: Rule.RETIRED,
+}
+"""Why a model went that made room for no other."""
 
 
 class Commits(Store):
@@ -86,6 +96,7 @@ class Commits(Store):
         want.devices = ()
 
     def _drain(self, want: Want, plan: Plan, now: float) -> None:
+        self._note(want, plan, Rule.DRAIN, now)
         self._adopt(want, plan)
         want.phase = Phase.DRAINING
         for victim in plan.victims:
@@ -113,8 +124,31 @@ class Commits(Store):
     def _evict(self, want: Want, plan: Plan, now: float) -> None:
         """Commit a plan whose victims are all idle, and carry it out."""
         self._clear_plan(want)
+        self._note(want, plan, Rule.RESTORE if want.restoring else RULES[plan.mode], now)
         self._adopt(want, plan)
         self._unload_victims(want, now)
+
+    def _note(self, want: Want, plan: Plan, rule: Rule, now: float) -> None:
+        """Remember a plan that is committed, and why, as things stand just before."""
+        model = want.model
+        free = sum(max(self._accounts[device].free, 0) for device in plan.devices)
+        victims = tuple(
+            Victim(
+                victim.key,
+                victim.spec.label,
+                sum(victim.charges.get(device, 0) for device in plan.need if device != MODEL_SLOTS),
+                self._plans.cost([victim], now),
+                victim.may_sleep and victim.state is not State.HOST,
+            )
+            for victim in plan.victims
+        )
+        need = sum(plan.need.get(device, 0) for device in plan.devices)
+        self._decided.append(
+            Decided(now, model.key, model.spec.label, rule, plan.devices, need, free, victims, plan.considered)
+        )
+
+    def _went(self, model: Model, rule: Rule, now: float) -> None:
+        self._decided.append(Decided(now, model.key, model.spec.label, rule))
 
     def _unload_victims(self, want: Want, now: float) -> None:
         want.phase = Phase.EVICTING
@@ -220,6 +254,8 @@ class Commits(Store):
         ticket: TicketId | None = None,
         considered: int = 0,
     ) -> None:
+        if reason in WENT:
+            self._went(model, WENT[reason], now)
         self._begin_freeing(model, now)
         self._out.append(Unload(model.key, model.generation, dict(model.charges), reason, wanted, ticket, considered))
 

@@ -34,6 +34,7 @@ from typing import Any
 
 from taskrouter.residency import messages
 from taskrouter.residency.books import ModelStatus, Snapshot, State
+from taskrouter.residency.decisions import Decided
 from taskrouter.residency.events import (
     Acquire,
     Action,
@@ -226,6 +227,13 @@ class Residency(Waking):
         if model.state is State.LOADING:
             return max(model.load_started + model.load_s - now, 0.0)
         return model.load_s
+
+    def decisions(self, key: ModelKey | None = None) -> tuple[Decided, ...]:
+        """The latest decisions (at most ``KEPT``), oldest first; of all models, or those that one was part of."""
+        return tuple(
+            each for each in self._decided
+            if key is None or each.key == key or any(victim.key == key for victim in each.victims)
+        )  # fmt: skip
 
     def snapshot(self) -> Snapshot:
         """Everything, frozen; holds no reference to a model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taskrouter.residency import messages
 from taskrouter.residency.books import State
-from taskrouter.residency.events import Acquire, GiveUp, Grant, Reason, Refusal, Refuse, Release
+from taskrouter.residency.events import Acquire, GiveUp, Grant, Reason, Refusal, Release
 from taskrouter.residency.records import ALPHA, Model, Ticket
 from taskrouter.residency.scheduling import Scheduling
 
@@ -34,14 +34,14 @@ class Requests(Scheduling):
             return
         if model is None:
             text = f"There is no model {event.key}. Reload the configuration."
-            self._out.append(Refuse((event.ticket,), Refusal(Reason.UNKNOWN_MODEL, event.key, text)))
+            self._refuse((event.ticket,), Refusal(Reason.UNKNOWN_MODEL, event.key, text))
             return
         joins = model.want is not None or model.state in (State.LOADING, State.PROMOTING)
         if not joins or event.holding or not event.deadline > now or self._closed:
             # One more behind others that wait for the same model already is no new question.
             refusal = self._refused_at_once(model, event, now)
             if refusal is not None:
-                self._out.append(Refuse((event.ticket,), refusal))
+                self._refuse((event.ticket,), refusal)
                 return
         self._enqueue(model, event, now)
 

@@ -20,7 +20,8 @@ from math import inf
 
 from taskrouter.residency import messages
 from taskrouter.residency.books import HOST_BUDGET, State
-from taskrouter.residency.events import Reason, Refuse, WakeAt
+from taskrouter.residency.decisions import Rule
+from taskrouter.residency.events import Reason, WakeAt
 from taskrouter.residency.planning import Mode, Plan, Reserved
 from taskrouter.residency.records import Model, Phase, Ticket, Want
 from taskrouter.residency.sleeping import Sleeping
@@ -90,7 +91,7 @@ class Scheduling(Sleeping):
                 self._keep_alive(what, now)
         for model, tickets in late.items():
             refusal = messages.deadline(self, model, now - tickets[0].arrival, now)
-            self._out.append(Refuse(tuple(ticket.id for ticket in tickets), refusal))
+            self._refuse(tuple(ticket.id for ticket in tickets), refusal)
             if model.queued:
                 self._dirty = True  # Only warm-up may be left waiting, and that waits for less.
             elif model.want is not None and model.want.phase is not Phase.EVICTING:
@@ -186,6 +187,7 @@ class Scheduling(Sleeping):
         ):
             return False  # what keeps it from waking may pass sooner
         self._drop(want, now)
+        self._went(model, Rule.COLDER, now)
         self._unload(model, Reason.ROOM, now, wanted=model.key)
         return True
 

@@ -10,7 +10,7 @@ of an unload.
 from __future__ import annotations
 
 from taskrouter.residency.books import HOST_BUDGET, State
-from taskrouter.residency.commits import Commits
+from taskrouter.residency.commits import WENT, Commits
 from taskrouter.residency.events import Demote, Reason, Unload
 from taskrouter.residency.policy import drop_unneeded, take, worth_at
 from taskrouter.residency.records import Model, Phase, Want
@@ -34,6 +34,8 @@ class Sleeping(Commits):
         if forgotten is None:
             self._unload(model, reason, now, wanted=wanted, ticket=ticket, considered=considered)
             return
+        if reason in WENT:
+            self._went(model, WENT[reason], now)
         bed = model.bed = Want(model)
         bed.phase = Phase.EVICTING
         bed.need = {CPU: model.sleep_bytes, HOST_BUDGET: model.sleep_bytes}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from heapq import heappush
 from math import inf
 
 from taskrouter.residency.accounts import Account
 from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, DeviceBooks, Settings, State
+from taskrouter.residency.decisions import KEPT, Decided, Rule
 from taskrouter.residency.events import Action, Grant, Refusal, Refuse
 from taskrouter.residency.messages import size
 from taskrouter.residency.planning import Planner
@@ -54,6 +55,7 @@ class Store:
         self._short = False
         self._closed = False
         self._out: list[Action] = []
+        self._decided: deque[Decided] = deque(maxlen=KEPT)
         self._plans = Planner(self._accounts, self._resident, self._freeing, self._loading, self._asleep, settings)
         for spec in models:
             self._add(spec)
@@ -124,6 +126,13 @@ class Store:
         model.used = True
         self._resident.move_to_end(model.key)
 
+    def _refuse(self, tickets: tuple[TicketId, ...], refusal: Refusal) -> None:
+        """Refuse tickets that wait no longer, or never did."""
+        self._out.append(Refuse(tickets, refusal))
+        model = self._models.get(refusal.key)
+        label = model.spec.label if model is not None else refusal.key
+        self._decided.append(Decided(self._now, refusal.key, label, Rule.REFUSED, text=refusal.message))
+
     def _refuse_waiting(self, model: Model, refusal: Refusal, only: Ticket | None = None) -> None:
         """Refuse who waits for a model (all, or only one)."""
         tickets = model.waiting() if only is None else [only]
@@ -131,7 +140,7 @@ class Store:
             model.dequeue(ticket)
             del self._tickets[ticket.id]
         if tickets:
-            self._out.append(Refuse(tuple(ticket.id for ticket in tickets), refusal))
+            self._refuse(tuple(ticket.id for ticket in tickets), refusal)
 
     # --- plain questions ----------------------------------------------------------------------------------------------
 

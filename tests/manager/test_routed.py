@@ -429,7 +429,8 @@ def test_explain_tells_how_the_latest_requests_were_answered_and_why(tmp_path: P
         lines = stage.manager.explain("t").splitlines()
         assert "refused: no option of 't' could answer: near: cant_fit" in lines[1]
         assert "far: auth (t/far: the key is refused)" in lines[1]
-        assert "far answered; passed over near: cant_fit (near needs 20.0 GiB" in lines[-1]
+        assert "far answered; passed over near: cant_fit (near needs 20.0 GiB" in lines[2]
+        assert "near was refused: near needs 20.0 GiB on cuda:0" in lines[-1], "what the core decided comes last"
         for _ in range(100):
             await stage.ask("e")
         assert len(stage.manager.explain("e").splitlines()) == 33
