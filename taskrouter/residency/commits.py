@@ -124,7 +124,8 @@ class Commits(Store):
     def _evict(self, want: Want, plan: Plan, now: float) -> None:
         """Commit a plan whose victims are all idle, and carry it out."""
         self._clear_plan(want)
-        self._note(want, plan, Rule.RESTORE if want.restoring else RULES[plan.mode], now)
+        rule = Rule.AHEAD if want.ahead else Rule.RESTORE if want.restoring else RULES[plan.mode]
+        self._note(want, plan, rule, now)
         self._adopt(want, plan)
         self._unload_victims(want, now)
 
@@ -167,7 +168,7 @@ class Commits(Store):
             first = want.model.first()
             self._put_away(
                 victim,
-                Reason.ROOM,
+                Reason.AHEAD if want.ahead else Reason.ROOM,
                 now,
                 wanted=want.model.key,
                 ticket=first.id if first else None,
@@ -214,7 +215,7 @@ class Commits(Store):
             model.devices = want.devices
             model.state = State.LOADING
         model.load_started = now
-        model.background = want.restoring or (first is not None and first.background)
+        model.background = want.restoring or want.ahead or (first is not None and first.background)
         model.used = want.restoring and model.used
         self._loading[model.key] = model
         del self._wants[model.key]
@@ -223,7 +224,9 @@ class Commits(Store):
         model.made_room = want.evicted
         if not wakes:
             self._take_group(model)
-        reason = Reason.RESTORE if want.restoring else Reason.WARMUP if first and first.background else Reason.REQUEST
+        reason = Reason.WARMUP if first and first.background else Reason.REQUEST
+        if want.restoring or want.ahead:
+            reason = Reason.AHEAD if want.ahead else Reason.RESTORE
         action = Promote if wakes else Load
         self._out.append(
             action(model.key, model.generation, model.devices, dict(model.charges), reason, first.id if first else None)
@@ -292,11 +295,12 @@ class Commits(Store):
 
     # --- wants --------------------------------------------------------------------------------------------------------
 
-    def _want(self, model: Model, now: float, *, restoring: bool = False) -> None:
+    def _want(self, model: Model, now: float, *, restoring: bool = False, ahead: bool = False) -> None:
         """Somebody waits for a cold model: check first that it can be loaded at all (law 3)."""
         if model.state not in (State.DISK, State.HOST) or model.want is not None:
             return
         want = model.want = self._wants[model.key] = Want(model, restoring=restoring)
+        want.ahead = ahead
         want.phase = Phase.PREFLIGHT if model.state is State.DISK else Phase.BLOCKED
         if model.state is State.DISK and not model.preflighting:
             model.preflighting = True

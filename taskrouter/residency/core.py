@@ -44,6 +44,7 @@ from taskrouter.residency.events import (
     Died,
     Event,
     GiveUp,
+    Hint,
     LoadCancelled,
     Loaded,
     LoadFailed,
@@ -156,6 +157,10 @@ class Residency(Waking):
         for model in self._models.values():
             self._refuse_waiting(model, messages.shutdown(model))
             self._retire(model, now)
+
+    def _on_hint(self, event: Hint, now: float) -> None:
+        self._hints.take(event, now)
+        self._dirty = True
 
     def _on_tick(self, event: Tick, now: float) -> None:
         self._woken_at = None
@@ -321,6 +326,7 @@ _HANDLERS: Mapping[type, _Handler] = {
     Retire: Residency._on_retire,
     Reconfigure: Residency._on_reconfigure,
     ClearCooldown: Residency._on_clear_cooldown,
+    Hint: Residency._on_hint,
     Tick: Residency._on_tick,
     Shutdown: Residency._on_shutdown,
 }

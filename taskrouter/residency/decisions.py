@@ -19,6 +19,7 @@ class Rule(Enum):
     PENDING = "room that was becoming free already sufficed"
     IDLE = "idle models made room"
     DRAIN = "only models in use could make room, and half of the wait (or the time to load) had come"
+    AHEAD = "it will be needed soon"
     RESTORE = "it is loaded back after a load that failed"
     SHRUNK = "the device had less room than was charged"
     KEEP_ALIVE = "it had been idle for its keep_alive_s"

@@ -40,6 +40,7 @@ class Reason(Enum):
     REQUEST = "request"
     WARMUP = "warmup"
     RESTORE = "restore"
+    AHEAD = "needed_soon"
     # unloads
     ROOM = "room_needed"
     IDLE = "keep_alive_passed"
@@ -248,6 +249,15 @@ class ClearCooldown:
 
 
 @message
+class Hint:
+    """These models will be needed, in this order, until that instant. Replaces what ``source`` said before."""
+
+    source: str
+    keys: tuple[ModelKey, ...]
+    until: float
+
+
+@message
 class Tick:
     """The instant named by the last ``WakeAt`` has come."""
 
@@ -279,6 +289,7 @@ Event: TypeAlias = (
     | Retire
     | Reconfigure
     | ClearCooldown
+    | Hint
     | Tick
     | Shutdown
 )

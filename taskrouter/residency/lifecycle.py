@@ -65,6 +65,7 @@ class Lifecycle(Requests):
             return
         model.preflighting = False
         want = model.want
+        self._hints.barred.add(model.key)
         if want is not None and want.phase is Phase.PREFLIGHT:
             refusal = Refusal(Reason.PREFLIGHT, model.key, str(event.error), error=event.error)
             self._refuse_waiting(model, refusal)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from taskrouter.residency.books import MODEL_SLOTS, State
 from taskrouter.residency.events import Reason, Refusal
 from taskrouter.residency.records import Model, Phase
-from taskrouter.types import GIB, MIB, DeviceId
+from taskrouter.types import CPU, GIB, MIB, DeviceId
 
 if TYPE_CHECKING:
     from taskrouter.residency.store import Store
@@ -77,7 +77,9 @@ def no_room(core: Store, model: Model, what: str, device: DeviceId, needed: int,
 
 def no_free_room(core: Store, model: Model) -> Refusal:
     """A warm-up (or a restoring load) found no free bytes, and those never evict."""
-    free = ", ".join(f"{size(core.books(device).free)} on {device}" for device in core.devices())
+    asked = {device for placement in model.spec.placements for device in placement}
+    asked |= {CPU} if model.need.ram_bytes else set()
+    free = ", ".join(f"{size(core.books(device).free)} on {device}" for device in core.devices() if device in asked)
     need = size(model.need.device_bytes)
     text = f"{model.spec.label} needs {need}; warm-up takes free memory only, and there is {free}."
     return Refusal(Reason.NO_ROOM, model.key, text)

@@ -15,12 +15,15 @@ from math import inf
 
 from taskrouter.residency.accounts import Account
 from taskrouter.residency.books import HOST_BUDGET, Settings, State
+from taskrouter.residency.lookahead import Hints
 from taskrouter.residency.policy import POLICIES, Missing, by_priority, drop_unneeded, take, worth_at
 from taskrouter.residency.records import Model, Want
 from taskrouter.types import CPU, DeviceId, ModelKey, TicketId
 
 PRIORITY_WORTH = 1e3
 """What one step of priority is worth: more than a hundred models by their use, each of which is worth at most 8."""
+SOON_WORTH = 20.0
+"""What a model is worth beside that is needed next: more than any use; half of it the one after, and so on."""
 MENDABLE = ("too_large", "no_room", "pinned", "own_lease")
 """Why a model can't fit, the hardest to mend first."""
 
@@ -78,6 +81,7 @@ class Planner:
         "asleep",
         "by_worth",
         "freeing",
+        "hints",
         "loading",
         "policy",
         "priorities_differ",
@@ -93,6 +97,7 @@ class Planner:
         freeing: Mapping[ModelKey, Model],
         loading: Mapping[ModelKey, Model],
         asleep: Mapping[ModelKey, Model],
+        hints: Hints,
         settings: Settings,
     ) -> None:
         self.accounts = accounts
@@ -100,6 +105,7 @@ class Planner:
         self.freeing = freeing
         self.loading = loading
         self.asleep = asleep
+        self.hints = hints
         self.settings = settings
         self.policy = POLICIES[settings.policy]
         self.by_worth = settings.policy != "lru"
@@ -290,6 +296,10 @@ class Planner:
         victims = self.policy.order(residents, missing, now)
         if self.priorities_differ:
             victims = by_priority(victims)
+        if self.hints.ranks:
+            victims = sorted(victims, key=lambda model: -self.hints.rank(model))
+            if want.ahead:
+                victims = [model for model in victims if self.hints.gives_way(model, want.model, now)]
         if replaces is not None:
             victims = sorted(victims, key=lambda model: model.key != replaces)
         chosen = self.policy.choose(idle(), missing, self._worths(now, replaces))
@@ -319,7 +329,8 @@ class Planner:
         def worth(model: Model) -> float:
             if model.key == replaces:
                 return 0.0
-            return worth_at(model, now) + max(model.spec.priority - least, 0) * PRIORITY_WORTH
+            soon = SOON_WORTH / (1 + self.hints.rank(model)) if self.hints.ranks else 0.0
+            return worth_at(model, now) + soon + max(model.spec.priority - least, 0) * PRIORITY_WORTH
 
         return worth
 

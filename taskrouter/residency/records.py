@@ -54,19 +54,22 @@ class Phase(Enum):
 
 
 class Want:
-    """A cold model somebody waits for (or that is being restored), and its plan once that is committed.
+    """A cold model somebody waits for (or that is being restored, or loaded ``ahead``), and its plan once committed.
 
     ``victims`` are the models the plan unloads, ``sources`` every model whose bytes it still waits for (victims and
     unloads under way); ``need`` is what it will be charged per device. A model that is to sleep wants its bed in RAM in
     the same way; ``why`` then says for whom it makes room.
     """
 
-    __slots__ = ("considered", "devices", "evicted", "model", "need", "phase", "restoring", "sources", "victims", "why")
+    __slots__ = (
+        "ahead", "considered", "devices", "evicted", "model", "need", "phase", "restoring", "sources", "victims", "why",
+    )  # fmt: skip
 
     def __init__(self, model: Model, *, restoring: bool = False) -> None:
         self.model = model
         self.phase = Phase.PREFLIGHT
         self.restoring = restoring
+        self.ahead = False
         self.devices: tuple[DeviceId, ...] = ()
         self.need: dict[DeviceId, int] = {}
         self.victims: list[Model] = []

@@ -81,7 +81,7 @@ class Requests(Scheduling):
         if want is None:
             self._want(model, now)
         else:
-            want.restoring = False
+            want.restoring = want.ahead = False
             # One more behind the first changes nobody's plan, unless it is the only one that can still be served.
             self._dirty = self._dirty or hopeless or leads
 

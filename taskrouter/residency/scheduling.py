@@ -110,6 +110,14 @@ class Scheduling(Sleeping):
         self._unload_retiring(now)
         self._shrink(now)
         reserved = Reserved()
+        if self._hints.ranks:
+            self._hints.forget_old(now)
+            self._plans.wake = min(self._plans.wake, self._hints.next_end())
+        ahead = [want for want in self._wants.values() if want.ahead]
+        if ahead and self._somebody_waits():
+            # What is asked comes before what may be asked.
+            for want in ahead:
+                self._drop(want, now)
         for want in list(self._evicting.values()):
             self._start_if_settled(want, now)
             exclusive = want.model.spec.traits.exclusive_on_device and want.model.state is State.DISK
@@ -120,16 +128,42 @@ class Scheduling(Sleeping):
             open_wants = nsmallest(PASS_LIMIT, open_wants, key=self._order)
         for want in open_wants:
             self._consider(want, reserved, now)
+        if self._hints.ranks:
+            self._look_ahead(reserved, now)
         if self._restore:
             self._restore_next(now)
 
-    @staticmethod
-    def _order(want: Want) -> tuple[float, float, int]:
+    def _order(self, want: Want) -> tuple[float, float, int]:
         first = want.model.first()
-        return first.order if first is not None else (inf, inf, 0)
+        return first.order if first is not None else (inf, self._hints.rank(want.model), 0)
+
+    def _somebody_waits(self) -> bool:
+        """Whether a ticket waits for room that isn't promised to it yet."""
+        return any(want.model.queued and want.phase is not Phase.EVICTING for want in self._wants.values())
+
+    def _look_ahead(self, reserved: Reserved, now: float) -> None:
+        """Want the models that are needed soon, in order, as far as there is room for them and nobody waits."""
+        if self._closed or self._somebody_waits():
+            return
+        for key in sorted(self._hints.ranks, key=self._hints.ranks.__getitem__):
+            model = self._models.get(key)
+            if model is None or model.want is not None or model.state not in (State.DISK, State.HOST):
+                continue
+            if model.failures or key in self._hints.barred:
+                continue
+            probe = Want(model)
+            probe.ahead = True
+            plan = self._plans.find(probe, reserved, now=now, count_models=self._counts_models)
+            if plan is None or plan.mode > Mode.IDLE:
+                return
+            reserved.add(plan, exclusive=False)
+            self._want(model, now, ahead=True)
 
     def _consider(self, want: Want, reserved: Reserved, now: float) -> None:
         model = want.model
+        if want.ahead and model.key not in self._hints.ranks:
+            self._drop(want, now)
+            return
         if model.queued and model.latest_deadline() <= now:
             return  # Everybody who waits for it is refused in this very instant; nothing is done for them any more.
         draining = want.phase is Phase.DRAINING
@@ -165,7 +199,7 @@ class Scheduling(Sleeping):
             return
         if want.phase is Phase.PREFLIGHT:
             reserved.add(plan, exclusive=False)
-        elif free_only and plan.mode is not Mode.FREE:  # 3
+        elif free_only and plan.mode > (Mode.IDLE if want.ahead else Mode.FREE):  # 3
             self._yield(want, now)
         elif plan.mode <= Mode.IDLE and able:  # 4
             self._evict(want, plan, now)
@@ -298,7 +332,7 @@ class Scheduling(Sleeping):
         """Load back what a failed load had evicted, once nobody waits (law 11)."""
         if self._closed:
             self._restore.clear()
-        if self._wants or any(model.queued for model in self._loading.values()):
+        if any(not want.ahead for want in self._wants.values()) or any(m.queued for m in self._loading.values()):
             return
         while self._restore:
             _, model = self._restore.popitem()

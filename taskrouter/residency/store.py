@@ -11,6 +11,7 @@ from taskrouter.residency.accounts import Account
 from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, DeviceBooks, Settings, State
 from taskrouter.residency.decisions import KEPT, Decided, Rule
 from taskrouter.residency.events import Action, Grant, Refusal, Refuse
+from taskrouter.residency.lookahead import Hints
 from taskrouter.residency.messages import size
 from taskrouter.residency.planning import Planner
 from taskrouter.residency.records import Model, Ticket, Want
@@ -56,7 +57,10 @@ class Store:
         self._closed = False
         self._out: list[Action] = []
         self._decided: deque[Decided] = deque(maxlen=KEPT)
-        self._plans = Planner(self._accounts, self._resident, self._freeing, self._loading, self._asleep, settings)
+        self._hints = Hints()
+        self._plans = Planner(
+            self._accounts, self._resident, self._freeing, self._loading, self._asleep, self._hints, settings
+        )
         for spec in models:
             self._add(spec)
 

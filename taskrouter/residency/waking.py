@@ -14,7 +14,7 @@ from taskrouter.residency.events import (
     Unload,
 )
 from taskrouter.residency.lifecycle import Lifecycle
-from taskrouter.types import CPU
+from taskrouter.types import CPU, Footprint
 
 
 class Waking(Lifecycle):
@@ -26,6 +26,9 @@ class Waking(Lifecycle):
             return
         model.measured_unload(now - model.unload_started)
         devices, retiring = model.devices, model.retiring
+        # It will need as much again, whatever its configuration says by then.
+        held = max(amount for device, amount in model.charges.items() if device in devices)
+        model.need = Footprint(max(model.need.device_bytes, held), max(model.need.ram_bytes, model.charges.get(CPU, 0)))
         del self._freeing[model.key]
         self._strip(model)
         self._freed(model, {}, now)

@@ -44,6 +44,9 @@ MOVES: list[tuple[int, str, Callable[[random.Random], dict[str, Any]]]] = [
     (2, "manage", lambda r: {"pick": r.randrange(720), "how": r.randrange(10)}),
     (14, "time_passes", lambda r: {"pause": r.choice(PAUSES)}),
     (5, "tick", lambda r: {"late": r.choice([0.0, 0.0, 0.01, 5.0, 70.0])}),
+    (6, "hint", lambda r: {
+        "source": r.randrange(2), "picks": [r.randrange(720) for _ in range(r.randrange(5))], "lasts": r.choice(PAUSES),
+    }),
     (1, "needless_tick", lambda r: {}),
     (1, "quiesce", lambda r: {"together": r.random() < 0.5}),
 ]  # fmt: skip

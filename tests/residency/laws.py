@@ -35,6 +35,8 @@ def on_load(world: World, action: ev.Load) -> None:
     assert key in world.preflighted, f"{key} is loaded without a passed preflight"
     assert action.devices in spec.placements, f"{key} is put on {action.devices}, not one of {spec.placements}"
     assert action.generation > world.generations.get(key, -1), f"{key}: generation {action.generation} was used before"
+    if action.reason is ev.Reason.AHEAD:
+        ahead(world, key)
     least = world.spread(world.need_low[key], action.devices)
     for device, count in least.items():
         if device != MODEL_SLOTS:
@@ -58,6 +60,13 @@ def on_load(world: World, action: ev.Load) -> None:
             )
 
 
+def ahead(world: World, key: ModelKey) -> None:
+    """What is loaded ahead, or makes room for that, delays no ticket that was promised nothing yet."""
+    for other, waiters in world.waiting.items():
+        unpromised = bool(waiters) and world.job("preflight", other) is not None
+        assert other == key or not unpromised, f"{key} is loaded ahead while {other} is waited for"
+
+
 def on_cancel(world: World, action: ev.CancelLoad) -> None:
     job = world.job("load", action.key)
     assert job is not None, f"CancelLoad of {action.key}, which isn't loading"
@@ -66,7 +75,7 @@ def on_cancel(world: World, action: ev.CancelLoad) -> None:
     assert world.specs[action.key].traits.cancellable, f"{action.key} can't be cancelled"
     assert world.step is not None
     asked = isinstance(world.step.event, ev.GiveUp | ev.Release | ev.Retire | ev.Shutdown)
-    assert asked or job.reason in (ev.Reason.WARMUP, ev.Reason.RESTORE), (
+    assert asked or job.reason in (ev.Reason.WARMUP, ev.Reason.RESTORE, ev.Reason.AHEAD), (
         f"nobody asked to cancel the load of {action.key}"
     )
     if isinstance(world.step.event, ev.GiveUp):
@@ -133,6 +142,9 @@ def on_unload(world: World, action: ev.Unload) -> None:
     if action.reason is ev.Reason.ROOM:
         assert action.wanted is not None, f"Unload of {key} makes room for nobody"
         assert action.wanted in world.preflighted, f"{key} is evicted for {action.wanted}, which passed no preflight"
+    elif action.reason is ev.Reason.AHEAD:
+        assert action.wanted is not None, f"{key} makes room ahead for nobody"
+        ahead(world, action.wanted)
     elif action.reason is ev.Reason.HOST_ROOM:
         assert life.asleep, f"{key} is forgotten for RAM, and doesn't sleep"
         assert action.wanted in world.lives, f"{key} is forgotten for {action.wanted}, which isn't there"
@@ -231,9 +243,13 @@ def deadlines(world: World) -> None:
 def eviction(world: World, wanted: ModelKey, batch: list[ev.Unload | ev.Demote], *, alone: bool) -> None:
     """Each batch suffices, and nothing in it is superfluous."""
     waiting = [ticket for ticket in world.waiting[wanted].values() if not ticket.ask.background]
+    if not waiting and all(isinstance(action, ev.Demote) for action in batch):
+        return  # who waited for a bed in RAM lies down, though whom it made room for is gone meanwhile
     assert waiting, f"{[u.key for u in batch]} are evicted for {wanted}, for which nobody waits"
     spec = world.specs[wanted]
     victims = {action.key for action in batch}
+    if all(world.lives[key].asleep for key in victims) and State.DRAINING in map(world.state, world.lives):
+        return  # who sleeps has nothing to drain, and goes before those that have
     leaving = [job for job in world.jobs if job.kind in ("unload", "demote") or job.cancelled]
     going = {key for key in world.lives if world.state(key) is State.DEMOTING}  # some wait for a bed in RAM still
     own = world.lives.get(wanted)

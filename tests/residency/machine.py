@@ -301,6 +301,11 @@ class Machine(RuleBasedStateMachine):
         else:
             self.world.send(ev.ClearCooldown(key))
 
+    @rule(source=st.integers(0, 1), picks=st.lists(index, max_size=4), lasts=pauses)
+    def hint(self, source: int, picks: list[int], lasts: float) -> None:
+        keys = tuple(dict.fromkeys(self.key(pick) for pick in picks))
+        self.world.send(ev.Hint(f"pipeline {source}", keys, self.world.now + lasts))
+
     @rule(pause=pauses)
     def time_passes(self, pause: float) -> None:
         self.world.advance(pause)
@@ -334,6 +339,8 @@ class Machine(RuleBasedStateMachine):
         world = self.world
         for device in world.devices:
             world.send(ev.Observed({device: DeviceReading()}))
+        for source in range(2):
+            world.send(ev.Hint(f"pipeline {source}", (), 0.0))
         for key, spec in list(world.specs.items()):
             if spec.pinned:
                 world.send(ev.Pin(key, False))

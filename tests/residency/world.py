@@ -187,6 +187,7 @@ class World:
                 for number in numbers:
                     ticket = laws.on_grant(self, action, number)
                     ticket.state, ticket.generation, ticket.granted_at = "granted", generation, self.now
+                    self.retired.discard(key)  # who asked while it still loaded kept it
                     del self.waiting[key][number]
                     self.held[key][number] = ticket
                     self._answered(ticket)

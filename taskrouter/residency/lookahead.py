@@ -1,0 +1,70 @@
+"""What will be needed soon, as pipelines say: whose turn comes when, and who may make room for whom.
+
+A hint only ranks: 0 is needed next. What is needed soon is kept (the later it is needed, the earlier it goes), and is
+loaded ahead where no ticket waits: into free bytes, or in place of models that are needed later, or that nobody named
+and nobody used for longer than either takes to load. A load ahead gives way to a ticket as warm-up does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+
+from taskrouter.residency.books import State
+from taskrouter.residency.events import Hint
+from taskrouter.residency.records import Model
+from taskrouter.types import ModelKey
+
+
+class Hints:
+    """The ranks of all models that some source named."""
+
+    __slots__ = ("_sources", "barred", "ranks")
+
+    def __init__(self) -> None:
+        self.barred: set[ModelKey] = set()
+        """Models that can't be loaded, as was found by trying; not tried ahead again before somebody names any anew."""
+        self._sources: dict[str, Hint] = {}
+        self.ranks: Mapping[ModelKey, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Hints {len(self.ranks)} models by {len(self._sources)} sources>"
+
+    def take(self, hint: Hint, now: float) -> None:
+        """What a source says now; nothing, where it names nobody or is over already."""
+        self.barred.clear()
+        if hint.keys and hint.until > now:
+            self._sources[hint.source] = hint
+        else:
+            self._sources.pop(hint.source, None)
+        self._rank()
+
+    def forget_old(self, now: float) -> None:
+        """Drop what is over."""
+        if any(hint.until <= now for hint in self._sources.values()):
+            self._sources = {name: hint for name, hint in self._sources.items() if hint.until > now}
+            self._rank()
+
+    def next_end(self) -> float:
+        """The instant at which the first of them is over."""
+        return min((hint.until for hint in self._sources.values()), default=inf)
+
+    def _rank(self) -> None:
+        ranks: dict[ModelKey, int] = {}
+        for hint in self._sources.values():
+            for place, key in enumerate(hint.keys):
+                ranks[key] = min(place, ranks.get(key, place))
+        self.ranks = ranks
+
+    def rank(self, model: Model) -> float:
+        """How many come before it; infinity where nobody named it."""
+        return self.ranks.get(model.key, inf)
+
+    def gives_way(self, victim: Model, wanted: Model, now: float) -> bool:
+        """Whether a model may make room for one that is only needed soon."""
+        rank = self.ranks.get(victim.key)
+        if rank is not None:
+            return rank > self.rank(wanted)
+        if victim.state is State.HOST:
+            return True
+        return now - max(victim.last_used or -inf, victim.idle_since) >= max(victim.load_s, wanted.load_s)
