@@ -349,8 +349,6 @@ def test_installed_provider_is_available() -> None:
     [
         (task(option="sleep: never"), "tasks.a.options.f.sleep"),
         (task(option="isolation: process"), "tasks.a.options.f.isolation"),
-        (task(rest="memory: {host_budget: 0}"), "memory.host_budget"),
-        (task(rest="pipelines: {p: [a]}"), "pipelines"),
         (task(rest="inference: {default_batch_size: 2}"), "inference.default_batch_size"),
         (task(rest="inference: {max_batch_size: 4}"), "inference.max_batch_size"),
         (task(rest="server: {port: 1}"), "server"),

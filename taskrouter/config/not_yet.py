@@ -18,8 +18,6 @@ NOT_YET: dict[str, str] = {
     "inference.max_batch_size": "the most inputs of one call",
     "tasks.*.options.*.sleep": "whether the model may wait in host RAM",
     "tasks.*.options.*.isolation": "a process of its own for the model",
-    "memory.host_budget": "the RAM for sleeping models",
-    "pipelines": "the tasks that will be needed soon",
     "server": "the HTTP server",
     "media.remote": "fetching media over HTTP",
     "media.allowed_hosts": "the hosts media may be fetched from",

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -111,6 +111,18 @@ class BlockingManager:
         finally:
             let_go(lease)
             self._run(lease.__aexit__(None, None, None))
+
+    @contextmanager
+    def pipeline(self, tasks: Sequence[str]) -> Iterator[None]:
+        """``with manager.pipeline([task, …])``: these tasks are coming, in this order, from this thread."""
+        pipeline = self._on_loop(self._manager.pipeline, tasks)
+        pipeline.enter()
+        try:
+            self._on_loop(pipeline.tell)
+            yield
+        finally:
+            pipeline.leave()
+            self._on_loop(pipeline.end)
 
     def shutdown(self, **how: Any) -> None:
         """Drain, unload everything and end the thread. Idempotent."""

@@ -205,6 +205,8 @@ class Lease(Verbs):
             actions = performer.core.handle(event, now=now)
             if len(actions) == 1 and type(actions[0]) is Grant:
                 self.resident = performer.residents[target.key]
+                if performer.pipelines is not None:
+                    performer.pipelines.asked(target.task)
             else:
                 self.resident = await performer.wait(event, actions, task=target.task, option=target.option)
                 now = performer.time()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +24,7 @@ from taskrouter.manager.handles import Model
 from taskrouter.manager.leaks import LeakWatch
 from taskrouter.manager.leases import Lease, Where, held_lease, holding
 from taskrouter.manager.performing import Performer
+from taskrouter.manager.pipelines import Pipeline, Pipelines
 from taskrouter.manager.questions import Questions
 from taskrouter.manager.resting import Resting
 from taskrouter.manager.routed import Found, Router, Taken, order_of, told
@@ -74,6 +75,8 @@ class ModelManager(Questions):
         performer.on_observe.append(spans.look)
         performer.start()
         self.performer = performer
+        if self._catalog.pipelines:
+            performer.pipelines = self._pipelines(performer)
         self.router = Router(self, performer, Externals(self._catalog, self._registry, self._spend))
         return performer
 
@@ -164,6 +167,26 @@ class ModelManager(Questions):
                 return Lease(self, target, timeout, priority, where)
             task = task.with_selected(option).model_copy(update={"fallback": ()})
         return RoutedLease(self, task, target, timeout, priority, where, only=option is not None)
+
+    def _pipelines(self, performer: Performer) -> Pipelines:
+        def key_of(task: str) -> ModelKey | None:
+            known = self._catalog.tasks.get(task)
+            key = self._keys.get((task, self._selected[task])) if known is not None else None
+            return key if key in self._specs_known else None
+
+        return Pipelines(self._catalog.pipelines, key_of, performer.post, performer.time)
+
+    def pipeline(self, tasks: Sequence[str]) -> Pipeline:
+        """``async with manager.pipeline([task, …])``: these tasks are coming, in this order, from whoever is inside.
+
+        While no request waits, the models that are needed next are loaded ahead, into free memory or in place of those
+        needed later, and they are kept. Raises ``UnknownTask``.
+        """
+        performer = self.enter()
+        names = [self._task(task).task_name for task in tasks]
+        if performer.pipelines is None:
+            performer.pipelines = self._pipelines(performer)
+        return performer.pipelines.begin(names)
 
     async def unload_model(self, task_type: str, *, force: bool = False) -> None:
         """Unload the task's model: operations at work finish first (``force``: are told to stop), waiters are refused.

@@ -18,6 +18,7 @@ from typing import Any, cast
 from taskrouter import errors
 from taskrouter.backends.base import Preflight
 from taskrouter.demands import demands_of, least_tokens
+from taskrouter.manager.pipelines import Pipelines
 from taskrouter.manager.refusals import error_of
 from taskrouter.manager.residents import Resident
 from taskrouter.manager.spans import Spans
@@ -60,6 +61,8 @@ class Posting:
         self.time = self.loop.time
         self.ids: Iterator[TicketId] = cast(Iterator[TicketId], itertools.count(1))
         self.closed = False
+        self.pipelines: Pipelines | None = None
+        """What comes after what, where anybody said so."""
         self._waiters: dict[TicketId, Waiter] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -118,6 +121,8 @@ class Posting:
         """Wait until the ticket is granted; raises what it was refused with. Cancelled: the ticket is given up."""
         actions = self.core.handle(event, now=self.time())
         if len(actions) == 1 and type(actions[0]) is Grant:
+            if self.pipelines is not None and not event.background:
+                self.pipelines.asked(task)
             return self.residents[event.key]
         return await self.wait(event, actions, task=task, option=option, verb=verb, request=request)
 
@@ -133,6 +138,8 @@ class Posting:
         since = self.time() if traced else None
         if actions:
             self.perform(actions)
+        if self.pipelines is not None and not event.background:
+            self.pipelines.asked(task)
         try:
             resident = await future
         except BaseException as error:

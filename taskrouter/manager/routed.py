@@ -233,6 +233,8 @@ class Router:
             turns = None if claim else self.externals.turns(task.task_name, option)
             if turns is not None:
                 await turns.take(tried.ready_by)
+            if self._performer.pipelines is not None:
+                self._performer.pipelines.asked(task.task_name)
             return Taken(outside, None, target, routed, turns, self._performer.time() if turns is not None else 0.0)
         performer = self._performer
         event = Acquire(

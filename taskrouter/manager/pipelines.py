@@ -1,0 +1,112 @@
+"""Tasks that are asked in a known order: what comes next is told to the core, which loads it ahead and keeps it.
+
+Pipelines stand in the file (``pipelines:``; whoever asks for one of their tasks is taken to go on), or are named by
+their caller (``async with manager.pipeline([...])``; only what is asked inside counts).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar, Token
+from math import inf
+from types import TracebackType
+
+from taskrouter.residency.events import Hint
+from taskrouter.types import ModelKey
+
+PATIENCE_S = 300.0
+"""How long what comes next in a pipeline of the file is expected after a step of it was asked."""
+
+_RUN: ContextVar[Pipeline | None] = ContextVar("_RUN", default=None)
+"""The pipeline that the caller is in."""
+
+
+class Pipelines:
+    """The pipelines of one manager. ``key_of`` is the model a task asks for now, ``None`` for an external one."""
+
+    def __init__(
+        self,
+        declared: Mapping[str, Sequence[str]],
+        key_of: Callable[[str], ModelKey | None],
+        post: Callable[[Hint], None],
+        time: Callable[[], float],
+    ) -> None:
+        self._after: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+        for name, steps in declared.items():
+            for place, task in enumerate(steps):
+                known = self._after.setdefault(task, [])
+                if all(name != other for other, _ in known):
+                    known.append((name, tuple(steps[place + 1 :])))
+        self._key_of = key_of
+        self._post = post
+        self._time = time
+        self._numbers = itertools.count(1)
+
+    def __repr__(self) -> str:
+        return f"<Pipelines after {', '.join(self._after) or 'nothing'}>"
+
+    def asked(self, task: str) -> None:
+        """Somebody asked for a task: what comes after it in its pipelines will be needed soon."""
+        run = _RUN.get()
+        if run is not None and run.pipelines is self:
+            run.asked(task)
+        for name, rest in self._after.get(task, ()):
+            self.tell(f"pipeline {name}", rest, self._time() + PATIENCE_S)
+
+    def tell(self, source: str, tasks: Iterable[str], until: float) -> None:
+        """These tasks come next, says this source."""
+        keys = dict.fromkeys(key for task in tasks if (key := self._key_of(task)) is not None)
+        self._post(Hint(source, tuple(keys), until))
+
+    def begin(self, tasks: Sequence[str]) -> Pipeline:
+        return Pipeline(self, f"pipeline #{next(self._numbers)}", tuple(tasks))
+
+
+class Pipeline:
+    """``async with manager.pipeline([task, …])``: these tasks are coming, in this order, from whoever is inside."""
+
+    def __init__(self, pipelines: Pipelines, source: str, tasks: tuple[str, ...]) -> None:
+        self.pipelines = pipelines
+        self._source = source
+        self._left = tasks
+        self._token: Token[Pipeline | None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {' → '.join(self._left) or 'at its end'}>"
+
+    async def __aenter__(self) -> Pipeline:
+        self.enter()
+        self.tell()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()
+        self.end()
+
+    def enter(self) -> None:
+        """The caller, in its own context, is inside now."""
+        self._token = _RUN.set(self)
+
+    def leave(self) -> None:
+        """The caller has left, in the context that it entered in."""
+        if self._token is not None:
+            _RUN.reset(self._token)
+            self._token = None
+
+    def tell(self) -> None:
+        """Say what is left, on the manager's loop."""
+        self.pipelines.tell(self._source, self._left, inf)
+
+    def end(self) -> None:
+        """Nothing more is coming, on the manager's loop."""
+        self._left = ()
+        self.pipelines.tell(self._source, (), 0.0)
+
+    def asked(self, task: str) -> None:
+        """Go on behind the next step that is this task; another task says nothing."""
+        if task in self._left:
+            self._left = self._left[self._left.index(task) + 1 :]
+            self.tell()
