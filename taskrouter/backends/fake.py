@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from taskrouter.backends.base import LoadedModel, Preflight
+from taskrouter.backends.base import Asleep, LoadedModel, Preflight
 from taskrouter.backends.fake_model import FakeModel, FakeWeights, Hold, finish, work_on
 from taskrouter.backends.fake_script import FakeScript, read_script
-from taskrouter.errors import LoadFailed, OutOfMemory, PreflightFailed
-from taskrouter.types import GIB, Charges, DeviceId, Footprint, ModelKey, ModelRequest, Traits
+from taskrouter.errors import LoadFailed, OutOfMemory, PreflightFailed, SleepFailed
+from taskrouter.types import CPU, GIB, Charges, DeviceId, Footprint, ModelKey, ModelRequest, Traits
 
 __all__ = ["FakeBackend", "FakeModel", "FakeScript", "FakeWeights", "Overcommit"]
 
@@ -40,9 +40,10 @@ class FakeBackend:
     """The scripted backend. ``scripts`` are by a model's label; ``engine_args`` go over them.
 
     ``events`` is the journal: (what, key), what being ``preflight, load-start, load-end, load-failed, load-cancelled,
-    call-start, call-end, call-failed, call-cancelled, died, unload-start, unload-busy, unload-end, freed``. Two of them
-    show a broken promise: ``unload-busy`` (unloaded while it worked), and ``load-cancelled`` of a load that isn't
-    cancellable.
+    call-start, call-end, call-failed, call-cancelled, died, unload-start, unload-busy, unload-end, freed, sleep-start,
+    sleep-busy, sleep-end, sleep-failed, wake-start, wake-end, wake-failed, call-asleep``. Four of them show a broken
+    promise: ``unload-busy`` and ``sleep-busy`` (while it worked), ``call-asleep``, and ``load-cancelled`` of a load
+    that isn't cancellable.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class FakeBackend:
             serial_group=script.serial_group,
             exclusive_on_device=script.exclusive,
             cancellable=script.cancellable,
+            can_sleep=script.can_sleep,
             slots=script.slots,
             start_s=script.load_s,
         )
@@ -146,6 +148,42 @@ class FakeBackend:
             self._note(outcome, key)
         self._models.add(model)
         return model
+
+    async def demote(self, model: LoadedModel, *, timeout_s: float) -> Asleep:
+        """Give the device bytes back after ``sleep_s``, but for a residue, and take RAM instead."""
+        assert isinstance(model, FakeModel)
+        script, hold = model.script, model.hold
+        self._note("sleep-start", hold.key)
+        if model.active:
+            self._note("sleep-busy", hold.key)
+        await asyncio.sleep(script.sleep_s)
+        if self._fails(script, hold.key, "sleep"):
+            self._note("sleep-failed", hold.key)
+            raise SleepFailed(f"{model.label} could not be put to sleep: it is scripted to fail")
+        ram = script.bytes * len(hold.charges) if script.sleep_ram is None else script.sleep_ram
+        left = dict.fromkeys(hold.charges, script.sleep_residue) if script.sleep_residue else {}
+        model.awake, hold.charges = hold.charges, {**left, CPU: left.get(CPU, 0) + ram}
+        self._note("sleep-end", hold.key)
+        return Asleep(ram, left)
+
+    async def promote(self, model: LoadedModel, charges: Charges) -> None:
+        """Take the device bytes again, and be ready after ``wake_s``; the RAM is given back then."""
+        assert isinstance(model, FakeModel)
+        script, hold = model.script, model.hold
+        self._note("wake-start", hold.key)
+        asleep = hold.charges
+        both = {**asleep, **model.awake}
+        hold.charges = {device: max(asleep.get(device, 0), model.awake.get(device, 0)) for device in both}
+        for device, used in self.in_use.items():
+            if used > self._capacity.get(device, used):
+                self.overcommitted.append(Overcommit(hold.label, device, used, self._capacity[device]))
+        await asyncio.sleep(script.wake_s)
+        if self._fails(script, hold.key, "wake"):
+            self._note("wake-failed", hold.key)
+            raise SleepFailed(f"{model.label} did not wake: it is scripted to fail")
+        hold.charges = model.awake
+        model.awake = {}
+        self._note("wake-end", hold.key)
 
     async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:
         """Give the bytes back after ``unload_s``; they are seen free ``late_free_s`` later, or a residue is left."""

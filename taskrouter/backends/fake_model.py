@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskrouter.backends.fake_script import FakeScript, answer
-from taskrouter.errors import ModelDied, UnsupportedVerb
+from taskrouter.errors import CallFailed, ModelDied, UnsupportedVerb
 from taskrouter.types import Charges, Footprint, ModelKey, ModelRequest
 from taskrouter.verbs import STREAMING_VERBS, ChatAnswer, ChatChunk
 
@@ -49,10 +49,13 @@ class FakeModel:
         self._at_work: set[asyncio.Future[None]] = set()
         self._death: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self.unloaded = False
+        self.awake: Charges = {}
+        """Asleep: what it held awake."""
         self.doomed = False
 
     def __repr__(self) -> str:
-        state = "unloaded" if self.unloaded else "dead" if self._death.done() else f"{self.active} active"
+        state = "asleep" if self.awake else f"{self.active} active"
+        state = "unloaded" if self.unloaded else "dead" if self._death.done() else state
         return f"<FakeModel {self.label} {state}, {self.calls} calls>"
 
     @property
@@ -122,6 +125,9 @@ class FakeModel:
             how = "stream" if streaming else "answer"
             raise UnsupportedVerb(f"{self.label} can't {how} {verb}; it can be asked {', '.join(sorted(self.verbs))}")
         self._alive()
+        if self.awake:
+            self._note("call-asleep")
+            raise CallFailed(f"{self.label} was asked to {verb} while it slept")
         self.calls += 1
         self.active += 1
         self._note("call-start")

@@ -7,7 +7,11 @@ The settings of ``engine_args`` (all optional)::
     stop_s                     seconds a cancelled call or load goes on working before it stops
     bytes                      what it really takes on each device: a number, or a size such as 2GiB (default 1GiB)
     estimate                   what preflight believes it takes (default: bytes)
-    fail                       oom | error: its load fails so; die: it dies in its first call; preflight: so fails that
+    can_sleep                  true: its weights can wait in host RAM (default false)
+    sleep_s, wake_s            seconds each takes
+    sleep_ram, sleep_residue   bytes of host RAM its sleep takes (default: bytes), and what stays on each device (0)
+    fail                       oom | error: its load fails so; die: it dies in its first call; preflight, sleep, wake:
+                               so fails that
     fail_times                 only the first so many fail (default: always)
     hang                       load | call | unload: never ends by itself (``FakeBackend.resume`` ends it)
     slots                      operations at a time (default: any number)
@@ -60,6 +64,11 @@ class FakeScript:
     unload_s: float = 0.0
     late_free_s: float = 0.0
     stop_s: float = 0.0
+    can_sleep: bool = False
+    sleep_s: float = 0.0
+    wake_s: float = 0.0
+    sleep_ram: int | None = None
+    sleep_residue: int = 0
     bytes: int = GIB
     estimate: int | None = None
     fail: str | None = None
@@ -170,9 +179,14 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "unload_s": _seconds,
     "late_free_s": _seconds,
     "stop_s": _seconds,
+    "can_sleep": _flag,
+    "sleep_s": _seconds,
+    "wake_s": _seconds,
+    "sleep_ram": _bytes,
+    "sleep_residue": _bytes,
     "bytes": _bytes,
     "estimate": _bytes,
-    "fail": _one_of("oom", "error", "die", "preflight"),
+    "fail": _one_of("oom", "error", "die", "preflight", "sleep", "wake"),
     "fail_times": _count,
     "hang": _one_of("load", "call", "unload"),
     "slots": _count,

@@ -128,6 +128,8 @@ class Stage:
         assert self.backend.in_use == {}
         assert self.backend.overcommitted == []
         assert self.backend.labels("unload-busy") == []
+        assert self.backend.labels("sleep-busy") == []
+        assert self.backend.labels("call-asleep") == []
 
 
 def play(stage: Stage, main: Callable[[Stage], Coroutine[Any, Any, T]]) -> T:
