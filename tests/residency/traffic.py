@@ -13,8 +13,8 @@ from itertools import count
 from math import inf
 
 from taskrouter.residency import events as ev
-from taskrouter.residency.books import Settings
-from taskrouter.types import GIB, DeviceId, DeviceSpec, Footprint, ModelKey, ModelSpec, Traits
+from taskrouter.residency.books import HOST_BUDGET, Settings
+from taskrouter.types import CPU, GIB, DeviceId, DeviceSpec, Footprint, ModelKey, ModelSpec, Traits
 
 from .account import CoreFactory, Job, Ticket
 from .world import World
@@ -23,19 +23,25 @@ GPU = DeviceId("cuda:0")
 GPU1 = DeviceId("cuda:1")
 
 
+RAM = DeviceSpec(CPU, 256 * GIB, budget=256 * GIB)
+"""Where models sleep."""
+BEDS = 128 * GIB
+
+
 def gpu(gib: float, device: DeviceId = GPU) -> DeviceSpec:
     return DeviceSpec(device, int(gib * GIB), budget=int(gib * GIB))
 
 
 def model(
-    name: str, gib: float, *, devices: Sequence[DeviceId] = (GPU,), slots: int | None = None, group: str | None = None
-) -> ModelSpec:
+    name: str, gib: float, *, devices: Sequence[DeviceId] = (GPU,), slots: int | None = None, group: str | None = None,
+    sleeps: bool = False,
+) -> ModelSpec:  # fmt: skip
     return ModelSpec(
         ModelKey(name),
         name,
         Footprint(int(gib * GIB)),
         tuple((device,) for device in devices),
-        traits=Traits(serial_group=group),
+        traits=Traits(serial_group=group, can_sleep=sleeps),
         slots=slots,
     )
 
@@ -45,11 +51,14 @@ class Traffic:
 
     def __init__(
         self, core: CoreFactory, devices: Sequence[DeviceSpec], models: Sequence[ModelSpec], *,
-        settings: Settings | None = None, load_s: float = 10.0, unload_s: float = 1.0, audit_every: int = 1,
+        settings: Settings | None = None, load_s: float = 10.0, unload_s: float = 1.0, wake_s: float = 1.0,
+        audit_every: int = 1,
     ) -> None:  # fmt: skip
         self.world = World(core, devices, models, settings or Settings(), audit_every=audit_every)
         self.world.watcher = self
-        self.durations = {"preflight": 0.0, "load": load_s, "unload": unload_s}
+        self.durations = {
+            "preflight": 0.0, "load": load_s, "unload": unload_s, "demote": unload_s, "promote": wake_s,
+        }  # fmt: skip
         self.granted: list[Ticket] = []
         self.refused: list[Ticket] = []
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -104,6 +113,10 @@ class Traffic:
             self.world.preflight_ok(job)
         elif job.kind == "unload":
             self.world.unload_ok(job)
+        elif job.kind == "demote":
+            self.world.demote_ok(job, self.world.lives[job.key].true[HOST_BUDGET])
+        elif job.kind == "promote":
+            self.world.promote_ok(job)
         elif job.cancelled:
             self.world.load_cancelled(job)
         else:
@@ -126,9 +139,10 @@ class Traffic:
 # --- scenarios --------------------------------------------------------------------------------------------------------
 
 
-def endless_a_rare_c(core: CoreFactory) -> Traffic:
+def endless_a_rare_c(core: CoreFactory, settings: Settings | None = None, *, sleeps: bool = False) -> Traffic:
     """Room for one; A always has a lease running; 25 times, every 60 to 70 s, somebody wants C."""
-    traffic = Traffic(core, [gpu(10)], [model("a", 8), model("c", 8)])
+    specs = [model("a", 8, sleeps=sleeps), model("c", 8, sleeps=sleeps)]
+    traffic = Traffic(core, [gpu(10), RAM], specs, settings=settings)
     rng = random.Random(1)
     end = 25 * 65.0 + 200
     traffic.calls([0.4 * step for step in range(int(end / 0.4))], "a", 0.5)
@@ -140,19 +154,32 @@ def endless_a_rare_c(core: CoreFactory) -> Traffic:
     return traffic
 
 
-def alternating(core: CoreFactory) -> Traffic:
+def alternating(core: CoreFactory, settings: Settings | None = None, *, sleeps: bool = False) -> Traffic:
     """Room for one; A B A B …, one a second for half an hour, ten seconds a load."""
-    traffic = Traffic(core, [gpu(10)], [model("a", 8), model("b", 8)])
+    specs = [model("a", 8, sleeps=sleeps), model("b", 8, sleeps=sleeps)]
+    traffic = Traffic(core, [gpu(10), RAM], specs, settings=settings)
     for second in range(1800):
         traffic.calls([float(second)], "ab"[second % 2], 0.1)
     traffic.run()
     return traffic
 
 
-def one_large_among_small(core: CoreFactory) -> Traffic:
+def everything_at_once(core: CoreFactory, settings: Settings | None = None, *, sleeps: bool = False) -> Traffic:
+    """Room for three of twelve; all twelve are asked for in one instant, ten times each, three times over."""
+    specs = [model(f"m{number}", 10, sleeps=sleeps) for number in range(12)]
+    traffic = Traffic(core, [gpu(30), RAM], specs, settings=settings, load_s=10.0)
+    for start in (0.0, 400.0, 800.0):
+        for number in range(12):
+            traffic.calls([start] * 10, f"m{number}", 2.0, wait=360.0)
+    traffic.run()
+    return traffic
+
+
+def one_large_among_small(core: CoreFactory, settings: Settings | None = None, *, sleeps: bool = False) -> Traffic:
     """44 GB: twenty models of 2 GB in steady use all fit; every 100 s somebody wants the one of 20 GB."""
-    small = [model(f"s{number}", 2) for number in range(20)]
-    traffic = Traffic(core, [gpu(44)], [model("large", 20), *small], load_s=3.0, audit_every=5)
+    small = [model(f"s{number}", 2, sleeps=sleeps) for number in range(20)]
+    specs = [model("large", 20, sleeps=sleeps), *small]
+    traffic = Traffic(core, [gpu(44), RAM], specs, settings=settings, load_s=3.0, audit_every=5)
     rng = random.Random(2)
     when = 0.0
     while when < 1200:
