@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import sys
 
-BENCHES = ("core", "lease", "herd", "loading", "engines", "routed")
+BENCHES = ("core", "lease", "herd", "loading", "engines", "routed", "sleep")
 
 
 def main() -> int:

@@ -122,7 +122,8 @@ class DeviceReading:
 class ModelRequest:
     """Everything that reaches a backend's ``load()``: a model's identity is just this, less what names or watches it.
 
-    ``key`` and ``label`` name it. ``hang_timeout_s`` only says how long an engine may be silent before it counts as
+    ``key`` and ``label`` name it. ``sleep`` (``auto``, ``never``) says whether it may wait in host RAM.
+    ``hang_timeout_s`` only says how long an engine may be silent before it counts as
     hung. ``python`` is the interpreter an engine runs under (``None``: this one), an absolute path; ``max_concurrency``
     stands here for engines that are told at their start how many requests to run at a time.
     """
@@ -145,4 +146,5 @@ class ModelRequest:
     python: str | None = None
     max_concurrency: int | None = None
     hang_timeout_s: float = 60.0
+    sleep: str = "auto"
     base_dir: str = "."

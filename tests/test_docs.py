@@ -277,9 +277,12 @@ def test_the_provider_of_the_page_answers_over_a_socket(folder: Path, monkeypatc
 def test_the_page_lists_every_method_of_a_backend_and_every_member_of_a_model() -> None:
     methods = {quoted(row[0])[0] for row in rows(page("plug-ins.md"), "method")}
     assert {method.split("(")[0] for method in methods} == set(registry.METHODS)
-    for method in methods:
+    sleeping = {quoted(row[0])[0] for row in rows(page("plug-ins.md"), "of a sleeper")}
+    assert {method.split("(")[0] for method in sleeping} == {"demote", "promote"}
+    for method in methods | sleeping:
         name, arguments = re.fullmatch(r"(\w+)\((.*)\)", method).groups()  # type: ignore[union-attr]
-        real = [one for one in inspect.signature(getattr(base.Backend, name)).parameters if one != "self"]
+        seam: type = base.Sleeper if method in sleeping else base.Backend
+        real = [one for one in inspect.signature(getattr(seam, name)).parameters if one != "self"]
         assert re.findall(r"\w+", arguments) == real, name
     members = {quoted(row[0])[0].split("(")[0] for row in rows(page("plug-ins.md"), "member")}
     assert members == {name for name in vars(base.LoadedModel) if not name.startswith("_")}

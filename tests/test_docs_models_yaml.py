@@ -110,6 +110,7 @@ def test_the_kinds_and_the_keys_of_a_models_identity_are_all_there() -> None:
         "label",
         "base_dir",
         "hang_timeout_s",
+        "sleep",
     }
 
 

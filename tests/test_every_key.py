@@ -42,6 +42,7 @@ SHOWN_BY = {
     "inference.max_memory_per_model": "test_option_over_the_limit_for_one_model_is_refused",
     "pipelines": "test_a_pipeline_of_the_file_loads_what_comes_next",
     "memory.host_budget": "test_a_model_sleeps_within_the_budget_of_the_file",
+    "tasks.*.options.*.sleep": "test_who_can_sleep_is_known_from_the_request",
     "memory.policy": "test_the_policy_of_the_file_decides_who_goes",
     "memory.share": "test_a_gpu_may_be_shared_where_the_file_says_so",
     "tasks.*.fallback": "test_an_option_that_can_not_fit_is_passed_over_and_the_answer_says_so",

@@ -11,15 +11,19 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
-from taskrouter.backends.base import LoadedModel, Preflight
+from taskrouter.backends.base import Asleep, LoadedModel, Preflight
+from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
 from taskrouter.backends.hf.examine import LACKS, VERBS, Family, examine
+from taskrouter.backends.hf.failures import forget_frames, out_of_memory
 from taskrouter.backends.hf.loading import load_parts
 from taskrouter.backends.hf.model import TransformersModel
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, still_alive
 from taskrouter.backends.hf.threads import run_in_daemon
+from taskrouter.errors import OutOfMemory, SleepFailed
 from taskrouter.media.limits import MediaLimits
-from taskrouter.types import Charges, DeviceId, ModelKey, ModelRequest, Traits
+from taskrouter.types import CPU, Charges, DeviceId, ModelKey, ModelRequest, Traits
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ class TransformersBackend:
 
     def traits(self, request: ModelRequest) -> Traits:
         """One load at a time, not to be cancelled; one operation at a time for each model."""
-        return _TRAITS
+        return replace(_TRAITS, can_sleep=can_sleep(request))
 
     async def preflight(self, request: ModelRequest) -> Preflight:
         """Check the request, fetching what isn't in the cache; the event loop stays free."""
@@ -54,6 +58,29 @@ class TransformersBackend:
             )
 
         return await run_in_daemon(f"load:{request.label}", work, abandoned=_drop)
+
+    async def demote(self, model: LoadedModel, *, timeout_s: float) -> Asleep:
+        """Copy the weights to host RAM in a daemon thread, and watch the storages on the devices die."""
+        assert isinstance(model, TransformersModel)
+        try:
+            ram_bytes, left = await run_in_daemon(f"sleep:{model.key}", model.sleep)
+        except Exception as error:
+            forget_frames(error, note=False)  # they hold the weights
+            raise SleepFailed(f"{model!r} could not be put to sleep: {error}") from error
+        await self._watch(left, timeout_s)
+        return Asleep(ram_bytes, bytes_by_device(still_alive(left)))
+
+    async def promote(self, model: LoadedModel, charges: Charges) -> None:
+        """Copy the weights back in a daemon thread."""
+        assert isinstance(model, TransformersModel)
+        try:
+            await run_in_daemon(f"wake:{model.key}", model.wake)
+        except Exception as error:
+            kind = OutOfMemory if out_of_memory(error) else SleepFailed
+            forget_frames(error, note=False)
+            await run_in_daemon("give back", lambda: give_back(collect=True))
+            raise kind(f"{model!r} did not wake: {error}") from error
+        await run_in_daemon("give back", lambda: give_back(collect=False))
 
     async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:
         """Drop the model and watch its storages die; what is still held after ``timeout_s`` is the answer."""
@@ -98,6 +125,14 @@ class TransformersBackend:
             await asyncio.sleep(_LOOK_EVERY_S)
             alive = still_alive(storages)
         await run_in_daemon("give back", lambda: give_back(collect=False))
+
+
+def can_sleep(request: ModelRequest) -> bool:
+    """Whether its weights can be moved: bitsandbytes keeps some of them where nobody sees them.
+
+    What lives on the ``cpu`` is in host RAM already; the core knows where a model is.
+    """
+    return request.sleep != "never" and request.quantization not in QUANTIZED_ON_LOAD and request.devices != (CPU,)
 
 
 def _drop(model: TransformersModel) -> None:

@@ -49,6 +49,7 @@ def model_request(task: TaskConfig, option_name: str, *, catalog: Catalog) -> Mo
         key=_key(loaded, _beside(option)),
         label=option_name,
         hang_timeout_s=catalog.engines[framework].hang_timeout_s if framework in catalog.engines else HANG_TIMEOUT_S,
+        sleep=option.sleep,
         base_dir=catalog.base_dir,
         **loaded,
     )

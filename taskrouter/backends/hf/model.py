@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from taskrouter.backends.hf.arena import Arena
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.classify import classify
 from taskrouter.backends.hf.examine import VERBS, Checkpoint
 from taskrouter.backends.hf.failures import call_error, forget_frames, out_of_memory
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.storages import StorageRef, give_back
+from taskrouter.backends.hf.storages import StorageRef, give_back, storages_of
 from taskrouter.backends.hf.threads import Worker
 from taskrouter.errors import ModelDied, TaskRouterError, UnsupportedVerb
 from taskrouter.media.limits import MediaLimits
@@ -41,6 +42,7 @@ class TransformersModel:
                 "context": checkpoint.context,
             }
         )
+        self._arena: Arena | None = None
         self._worker = Worker(f"taskrouter:{request.label}")
 
     @property
@@ -60,7 +62,7 @@ class TransformersModel:
         return self._info
 
     def __repr__(self) -> str:
-        state = "unloaded" if self._parts is None else self._info["device"]
+        state = "unloaded" if self._parts is None else "asleep" if self._arena else self._info["device"]
         return f"<TransformersModel {self._label} {self._info['architecture']} {state}>"
 
     async def call(self, verb: str, request: Any) -> Any:
@@ -101,10 +103,34 @@ class TransformersModel:
         never: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         return await never
 
+    def sleep(self) -> tuple[int, tuple[StorageRef, ...]]:
+        """Move the weights to host RAM: the bytes that takes, and weak references to what must now die.
+
+        Blocks. Raises what copying raises; then the model is as it was.
+        """
+        parts = self._ready()
+        self._arena = Arena(parts.module)
+        left, parts.storages = parts.storages, self._arena.storage()
+        self._arena.let_go()
+        return self._arena.bytes, left
+
+    def wake(self) -> None:
+        """Move the weights back. Blocks. Raises what that raises; then the model still sleeps."""
+        arena, parts = self._arena, self._parts
+        if arena is None or parts is None:
+            raise ModelDied(f"{self._label} doesn't sleep.")
+        arena.wake()
+        parts.storages = storages_of(parts.module)
+        self._arena = None
+        arena.close()
+
     def release(self) -> tuple[StorageRef, ...]:
         """Drop everything, and return weak references to what must now die. Idempotent."""
         parts, self._parts = self._parts, None
         self._worker.close()
+        arena, self._arena = self._arena, None
+        if arena is not None:
+            arena.close()
         return () if parts is None else parts.storages
 
     def _operation(
@@ -133,6 +159,8 @@ class TransformersModel:
     def _ready(self) -> Parts:
         if self._parts is None:
             raise ModelDied(f"{self._label} was unloaded.")
+        if self._arena is not None:
+            raise ModelDied(f"{self._label} is asleep.")
         return self._parts
 
 
