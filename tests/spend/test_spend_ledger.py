@@ -273,7 +273,8 @@ async def test_the_log_is_folded_into_the_file_as_it_grows(
     for _ in range(100):
         await spend(ledger, 0.25)
         await asyncio.to_thread(lambda: None)  # the thread's turn, as there is while a call waits for its provider
-    assert path.with_name("spend.db-wal").stat().st_size < 30 * 4200
+    # A hundred commits of a page each, unless it was folded meanwhile; on a busy machine the thread comes late.
+    assert path.with_name("spend.db-wal").stat().st_size < 80 * 4200
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

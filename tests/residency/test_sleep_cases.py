@@ -1,0 +1,196 @@
+"""Sleeping, by event lists: beds in RAM, what goes wrong on the way, and who is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from taskrouter.residency import Residency, Settings, State
+from taskrouter.residency import events as ev
+from taskrouter.types import CPU, DeviceReading, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId, Traits
+
+from .stage import GPU0, spec
+
+SLEEPS = Traits(can_sleep=True, start_s=30.0)
+A, B, C, D = (ModelKey(name) for name in "abcd")
+
+
+class Bedroom:
+    """Ten bytes on the GPU, as many of RAM as are given, and models that sleep; loads end at once."""
+
+    def __init__(self, specs: Sequence[ModelSpec], *, ram: int = 100, beds: int = 100, **settings: Any) -> None:
+        devices = [DeviceSpec(GPU0, 40, budget=10), DeviceSpec(CPU, ram, budget=ram)]
+        self.core = Residency(devices, specs, Settings(host_budget=beds, min_residency_s=0, **settings))
+        self.now = 0.0
+        self.tickets = 0
+
+    def send(self, event: ev.Event, *, after: float = 1.0) -> list[ev.Action]:
+        self.now += after
+        actions: list[ev.Action] = [a for a in self.core.handle(event, now=self.now) if not isinstance(a, ev.WakeAt)]
+        self.core.check()
+        return actions
+
+    def ask(self, key: ModelKey, wait: float = 1000.0) -> TicketId:
+        """Ask, and let the preflight pass."""
+        self.tickets += 1
+        ticket = TicketId(self.tickets)
+        for action in self.send(ev.Acquire(ticket, key, self.now + 1 + wait)):
+            if isinstance(action, ev.Preflight):
+                self.last = self.send(ev.Preflighted(key, action.generation))
+        return ticket
+
+    def use(self, key: ModelKey) -> None:
+        """Ask, load, and be done."""
+        ticket = self.ask(key)
+        if self.state(key) is State.LOADING:
+            self.send(ev.Loaded(key, self.generation(key)), after=20)
+        self.send(ev.Release(ticket))
+
+    def sleep(self, key: ModelKey, ram: int | None = None, **residue: int) -> list[ev.Action]:
+        size = ram if ram is not None else 6
+        return self.send(ev.Demoted(key, self.generation(key), size, (residue and {GPU0: residue["left"]}) or {}))
+
+    def state(self, key: ModelKey) -> State:
+        return self.core.status(key).state
+
+    def generation(self, key: ModelKey) -> int:
+        return self.core.status(key).generation
+
+
+def sleepers(*names: str, need: int = 6, **more: Any) -> list[ModelSpec]:
+    return [spec(name, need, traits=SLEEPS, **more) for name in names]
+
+
+def two_asleep(**how: Any) -> Bedroom:
+    """B sleeps in RAM for one, and A goes to sleep in its place: B is being forgotten, A waits for its bed."""
+    room = Bedroom(sleepers("a", "b", "c"), beds=7, **how)
+    room.use(B)
+    room.ask(A)
+    room.sleep(B)
+    room.send(ev.Loaded(A, 1), after=20)
+    room.send(ev.Release(TicketId(room.tickets)))
+    room.ask(C)
+    assert [type(action).__name__ for action in room.last] == ["Unload"]
+    assert room.last[0].reason is ev.Reason.HOST_ROOM  # type: ignore[union-attr]
+    assert (room.state(A), room.state(B)) == (State.DEMOTING, State.UNLOADING)
+    return room
+
+
+def test_a_bed_waits_until_who_is_forgotten_for_it_was_seen_free() -> None:
+    room = two_asleep()
+    (demote,) = room.send(ev.Unloaded(B, 1))
+    assert (type(demote).__name__, demote.key, demote.wanted) == ("Demote", A, C)  # type: ignore[union-attr]
+    (load,) = room.sleep(A)
+    assert (type(load).__name__, load.key) == ("Load", C)  # type: ignore[union-attr]
+
+
+def test_where_the_ram_is_gone_by_then_it_is_unloaded() -> None:
+    room = two_asleep(ram=12)
+    room.send(ev.Observed({CPU: DeviceReading(foreign=200)}))
+    (unload,) = room.send(ev.Unloaded(B, 1))
+    assert (type(unload).__name__, unload.key, unload.wanted) == ("Unload", A, C)  # type: ignore[union-attr]
+
+
+def test_one_that_dies_while_it_waits_for_its_bed_is_cleared_away() -> None:
+    room = two_asleep()
+    (kill,) = room.send(ev.Died(A, 1, OSError("gone")))
+    assert isinstance(kill, ev.Kill)
+    assert room.send(ev.Unloaded(B, 1)) == []
+    (load,) = room.send(ev.Unloaded(A, 1))
+    assert load.key == C  # type: ignore[union-attr]
+
+
+def test_a_death_while_it_falls_asleep_is_told_by_how_that_ends() -> None:
+    room = Bedroom(sleepers("a", "b"))
+    room.use(A)
+    room.ask(B)
+    assert room.send(ev.Died(A, 1, OSError("gone"))) == []
+    (unload,) = room.send(ev.DemoteFailed(A, 1, OSError("gone")))
+    assert (unload.key, unload.reason) == (A, ev.Reason.SLEEP_FAILED)  # type: ignore[union-attr]
+    (load,) = room.send(ev.Unloaded(A, 1))
+    assert load.key == B  # type: ignore[union-attr]
+
+
+def test_events_about_beds_that_were_not_begun_are_ignored() -> None:
+    room = two_asleep()
+    assert room.sleep(A) == []
+    assert room.send(ev.DemoteFailed(A, 1, OSError("x"))) == []
+
+
+def test_a_wake_that_fails_with_nobody_waiting_leaves_nothing() -> None:
+    room = Bedroom(sleepers("a", "b"))
+    room.use(A)
+    room.use_b = room.ask(B)  # type: ignore[attr-defined]
+    room.sleep(A, ram=0)  # not measured: what was expected stays
+    assert room.core.status(A).charges[CPU] == 6
+    room.send(ev.Loaded(B, 1), after=20)
+    room.send(ev.Release(room.use_b))  # type: ignore[attr-defined]
+    ticket = room.ask(A)
+    room.sleep(B)
+    assert room.state(A) is State.PROMOTING
+    room.send(ev.GiveUp(ticket))
+    (unload,) = room.send(ev.PromoteFailed(A, 1, OSError("x")))
+    assert unload.key == A  # type: ignore[union-attr]
+    assert room.send(ev.Unloaded(A, 1)) == []
+    assert room.state(A) is State.DISK
+
+
+@pytest.mark.parametrize(("uses", "forgotten"), [(1, True), (9, False)])
+def test_under_cost_aware_who_saves_less_is_not_slept_for(uses: int, forgotten: bool) -> None:
+    """B sleeps and was used so often; A would need its bed."""
+    room = Bedroom(sleepers("a", "b", "c"), beds=7, policy="cost_aware")
+    for _ in range(uses):
+        room.use(B)
+    room.ask(A)
+    room.sleep(B)
+    room.send(ev.Loaded(A, 1), after=20)
+    room.send(ev.Release(TicketId(room.tickets)))
+    room.now += 100
+    room.ask(C)
+    assert (room.state(B) is State.UNLOADING) == forgotten
+    assert (room.state(A) is State.UNLOADING) == (not forgotten)
+
+
+def test_who_is_too_large_for_any_bed_is_unloaded() -> None:
+    room = Bedroom(sleepers("a", "b"), beds=5)
+    room.use(A)
+    room.ask(B)
+    (unload,) = room.last
+    assert isinstance(unload, ev.Unload)
+
+
+def test_the_start_of_one_that_sleeps_is_expected_as_its_wake_was_measured() -> None:
+    room = Bedroom(sleepers("a", "b"))
+    room.use(A)
+    room.ask(B)
+    room.sleep(A)
+    assert room.core.expected_start(A, now=room.now) == 0.0  # it never woke before
+    room.send(ev.Loaded(B, 1), after=20)
+    room.send(ev.Release(TicketId(room.tickets)))
+    room.ask(A)
+    room.sleep(B)
+    room.now += 3
+    assert room.core.expected_start(A, now=room.now) == 0.0
+    room.send(ev.Promoted(A, 1), after=1)
+    assert room.core.status(A).wake_s == 4.0
+    room.send(ev.Release(TicketId(room.tickets)))
+    room.ask(B)
+    room.sleep(A)
+    assert room.core.expected_start(A, now=room.now) == 4.0
+    assert room.core.lru() is None
+    assert room.core.placements(A) == ((GPU0,),)
+    assert "<Hints 0 models by 0 sources>" in repr(room.core._hints)
+
+
+def test_a_cancelled_load_that_holds_less_than_was_drawn_on_it_owes_the_rest() -> None:
+    traits = Traits(cancellable=True)
+    room = Bedroom([spec("a", 8, traits=traits, declared=False), spec("b", 8)])
+    ticket = room.ask(A)
+    room.ask(B)
+    room.send(ev.GiveUp(ticket))  # B is promised what the cancelled load frees
+    (unload,) = room.send(ev.Loaded(A, 1, Footprint(2)))  # check() sees that nothing is promised twice
+    assert unload.key == A  # type: ignore[union-attr]
+    (load,) = room.send(ev.Unloaded(A, 1))
+    assert load.key == B  # type: ignore[union-attr]
