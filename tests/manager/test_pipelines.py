@@ -10,7 +10,7 @@ import pytest
 
 from taskrouter import ModelManager, errors
 from taskrouter.manager.handles import Model
-from tests.manager.acme import OPTION, Acme
+from tests.manager.acme import OPTION, Acme, Purse
 from tests.manager.stage import Stage, now, play, until
 
 STEPS = {name: {"kind": "chat", "vram_gb": 4, "load_s": 10} for name in ("hear", "see", "tell")}
@@ -106,5 +106,7 @@ def test_external_steps_are_passed_by(tmp_path: Path) -> None:
 
     stage = Stage(tmp_path, {**STEPS, "far": far}, pipelines={"p": ["far", "see"]})
     stage.registry.register_provider("acme", Acme())
-    stage.manager = ModelManager(stage.file, registry=stage.registry, machine=stage.machine, tracer_provider=None)
+    stage.manager = ModelManager(
+        stage.file, registry=stage.registry, machine=stage.machine, spend=Purse(), tracer_provider=None
+    )
     play(stage, main)
