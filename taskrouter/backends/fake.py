@@ -21,6 +21,7 @@ from typing import NamedTuple
 from taskrouter.backends.base import Asleep, LoadedModel, Preflight
 from taskrouter.backends.fake_model import FakeModel, FakeWeights, Hold, finish, work_on
 from taskrouter.backends.fake_script import FakeScript, read_script
+from taskrouter.backends.sleep import why_awake
 from taskrouter.errors import LoadFailed, OutOfMemory, PreflightFailed, SleepFailed
 from taskrouter.types import CPU, GIB, Charges, DeviceId, Footprint, ModelKey, ModelRequest, Traits
 
@@ -107,7 +108,7 @@ class FakeBackend:
             serial_group=script.serial_group,
             exclusive_on_device=script.exclusive,
             cancellable=script.cancellable,
-            can_sleep=script.can_sleep,
+            can_sleep=script.can_sleep and why_awake(request) is None,
             slots=script.slots,
             start_s=script.load_s,
         )
@@ -150,19 +151,30 @@ class FakeBackend:
         return model
 
     async def demote(self, model: LoadedModel, *, timeout_s: float) -> Asleep:
-        """Give the device bytes back after ``sleep_s``, but for a residue, and take RAM instead."""
+        """Take RAM, and after ``sleep_s`` give the device bytes back, but for a residue."""
         assert isinstance(model, FakeModel)
         script, hold = model.script, model.hold
         self._note("sleep-start", hold.key)
         if model.active:
             self._note("sleep-busy", hold.key)
-        await asyncio.sleep(script.sleep_s)
-        if self._fails(script, hold.key, "sleep"):
-            self._note("sleep-failed", hold.key)
-            raise SleepFailed(f"{model.label} could not be put to sleep: it is scripted to fail")
         ram = script.bytes * len(hold.charges) if script.sleep_ram is None else script.sleep_ram
         left = dict.fromkeys(hold.charges, script.sleep_residue) if script.sleep_residue else {}
-        model.awake, hold.charges = hold.charges, {**left, CPU: left.get(CPU, 0) + ram}
+        awake = hold.charges
+        try:
+            self._check_rest(model, asleep=False)
+            hold.charges = {**awake, CPU: awake.get(CPU, 0) + ram}
+            self._check_capacity(hold)
+            await self._pause(script.sleep_s, model.label if script.hang == "sleep" else None)
+            if self._fails(script, hold.key, "sleep"):
+                raise SleepFailed(f"{model.label} could not be put to sleep: it is scripted to fail")
+            self._check_rest(model, asleep=False)
+        except BaseException as error:
+            hold.charges = awake
+            self._note("sleep-failed", hold.key)
+            if isinstance(error, OutOfMemory):
+                raise SleepFailed(f"{model.label} could not be put to sleep: {error}") from error
+            raise
+        model.awake, hold.charges = awake, {**left, CPU: left.get(CPU, 0) + ram}
         self._note("sleep-end", hold.key)
         return Asleep(ram, left)
 
@@ -172,17 +184,20 @@ class FakeBackend:
         script, hold = model.script, model.hold
         self._note("wake-start", hold.key)
         asleep = hold.charges
-        both = {**asleep, **model.awake}
-        hold.charges = {device: max(asleep.get(device, 0), model.awake.get(device, 0)) for device in both}
-        for device, used in self.in_use.items():
-            if used > self._capacity.get(device, used):
-                self.overcommitted.append(Overcommit(hold.label, device, used, self._capacity[device]))
-        await asyncio.sleep(script.wake_s)
-        if self._fails(script, hold.key, "wake"):
+        try:
+            self._check_rest(model, asleep=True)
+            devices = {**asleep, **model.awake}
+            hold.charges = {each: max(asleep.get(each, 0), model.awake.get(each, 0)) for each in devices}
+            self._check_capacity(hold)
+            await self._pause(script.wake_s, model.label if script.hang == "wake" else None)
+            if self._fails(script, hold.key, "wake"):
+                raise SleepFailed(f"{model.label} did not wake: it is scripted to fail")
+            self._check_rest(model, asleep=True)
+        except BaseException:
+            hold.charges = asleep
             self._note("wake-failed", hold.key)
-            raise SleepFailed(f"{model.label} did not wake: it is scripted to fail")
-        hold.charges = model.awake
-        model.awake = {}
+            raise
+        model.awake, hold.charges = {}, model.awake
         self._note("wake-end", hold.key)
 
     async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:
@@ -234,15 +249,28 @@ class FakeBackend:
         return True
 
     def _take(self, hold: Hold) -> None:
+        self._holds.append(hold)
+        try:
+            self._check_capacity(hold)
+        except OutOfMemory:
+            self._holds.remove(hold)
+            raise
+
+    def _check_capacity(self, hold: Hold) -> None:
+        """See that what all hold together fits. Raises ``OutOfMemory``, and remembers it."""
         used = self.in_use
-        for device, size in hold.charges.items():
-            wanted = used.get(device, 0) + size
+        for device in hold.charges:
+            wanted = used.get(device, 0)
             if wanted > self._capacity.get(device, wanted):
                 self.overcommitted.append(Overcommit(hold.label, device, wanted, self._capacity[device]))
                 raise OutOfMemory(
                     f"{hold.label} ran out of memory: {wanted} bytes on {device}, which has {self._capacity[device]}"
                 )
-        self._holds.append(hold)
+
+    def _check_rest(self, model: FakeModel, *, asleep: bool) -> None:
+        if model.dead or bool(model.awake) is not asleep:
+            state = "dead" if model.dead else "asleep" if model.awake else "awake"
+            raise SleepFailed(f"{model.label} can't be {'woken' if asleep else 'put to sleep'}: it is {state}")
 
     def _let_go(self, hold: Hold) -> None:
         """Drop our reference to the weights; the bytes are free when the last reference is gone."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskrouter.backends.fake_script import FakeScript, answer
+from taskrouter.backends.sleep import told, why_awake
 from taskrouter.errors import CallFailed, ModelDied, UnsupportedVerb
 from taskrouter.types import Charges, Footprint, ModelKey, ModelRequest
 from taskrouter.verbs import STREAMING_VERBS, ChatAnswer, ChatChunk
@@ -45,6 +46,8 @@ class FakeModel:
         self.active = 0
         self.script = script
         self.hold = hold
+        why = why_awake(request) or (None if script.can_sleep else "its script doesn't say can_sleep")
+        self._can_sleep = told(why, hold.charges)
         self._note = note
         self._at_work: set[asyncio.Future[None]] = set()
         self._death: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
@@ -57,6 +60,10 @@ class FakeModel:
         state = "asleep" if self.awake else f"{self.active} active"
         state = "unloaded" if self.unloaded else "dead" if self._death.done() else state
         return f"<FakeModel {self.label} {state}, {self.calls} calls>"
+
+    @property
+    def dead(self) -> bool:
+        return self._death.done()
 
     @property
     def measured(self) -> Footprint | None:
@@ -72,7 +79,8 @@ class FakeModel:
 
     @property
     def info(self) -> Mapping[str, Any]:
-        return {"label": self.label, "bytes": self.script.bytes, "devices": tuple(self.hold.charges)}
+        devices = tuple(self.hold.charges)
+        return {"label": self.label, "bytes": self.script.bytes, "devices": devices, "can_sleep": self._can_sleep}
 
     async def call(self, verb: str, request: Any) -> Any:
         """Answer after ``call_s`` seconds. Cancelled, it works on for ``stop_s`` before it lets go."""

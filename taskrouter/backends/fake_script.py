@@ -13,7 +13,7 @@ The settings of ``engine_args`` (all optional)::
     fail                       oom | error: its load fails so; die: it dies in its first call; preflight, sleep, wake:
                                so fails that
     fail_times                 only the first so many fail (default: always)
-    hang                       load | call | unload: never ends by itself (``FakeBackend.resume`` ends it)
+    hang                       load | call | unload | sleep | wake: never ends itself (``FakeBackend.resume`` ends it)
     slots                      operations at a time (default: any number)
     serial_group               a name: loads of one group run one at a time
     exclusive                  true: nothing else on its device starts or is freed while it loads
@@ -188,7 +188,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "estimate": _bytes,
     "fail": _one_of("oom", "error", "die", "preflight", "sleep", "wake"),
     "fail_times": _count,
-    "hang": _one_of("load", "call", "unload"),
+    "hang": _one_of("load", "call", "unload", "sleep", "wake"),
     "slots": _count,
     "serial_group": _name,
     "exclusive": _flag,

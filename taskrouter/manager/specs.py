@@ -82,7 +82,8 @@ def device_names(config: ModelConfig) -> str:
 def uses(catalog: Catalog) -> tuple[Use, ...]:
     """Every local option of every task, in the order of the file.
 
-    A model is called by its option's name; by task and option where several models would be called the same.
+    A model is called by its option's name; by task and option where several models would be called the same. Where one
+    of the options that share a model says ``sleep: never``, it never sleeps: engines are started for that.
     """
     found = [
         Use(task.task_name, name, option, model_request(task, name, catalog=catalog))
@@ -93,11 +94,16 @@ def uses(catalog: Catalog) -> tuple[Use, ...]:
     models: dict[str, set[ModelKey]] = {}
     for use in found:
         models.setdefault(use.option, set()).add(use.request.key)
-    return tuple(use if len(models[use.option]) == 1 else replace(use, request=_fully_named(use)) for use in found)
+    awake = {use.request.key for use in found if use.request.sleep == "never"}
+    return tuple(
+        replace(use, request=_told(use, alone=len(models[use.option]) == 1, awake=use.request.key in awake))
+        for use in found
+    )
 
 
-def _fully_named(use: Use) -> ModelRequest:
-    return replace(use.request, label=f"{use.task}/{use.option}")
+def _told(use: Use, *, alone: bool, awake: bool) -> ModelRequest:
+    label = use.option if alone else f"{use.task}/{use.option}"
+    return replace(use.request, label=label, sleep="never" if awake else use.request.sleep)
 
 
 def model_specs(

@@ -364,6 +364,7 @@ def test_repr_shows_what_is_in_use() -> None:
         model = await load(backend, request(bytes="1.5GiB"))
         assert repr(backend) == "<FakeBackend cuda:0 1.5 GiB>"
         assert repr(model) == "<FakeModel small 0 active, 0 calls>"
-        assert model.info == {"label": "small", "bytes": 3 * GIB // 2, "devices": (GPU,)}
+        can_sleep = "no: its script doesn't say can_sleep"
+        assert model.info == {"label": "small", "bytes": 3 * GIB // 2, "devices": (GPU,), "can_sleep": can_sleep}
 
     run(main)

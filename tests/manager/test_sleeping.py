@@ -234,3 +234,21 @@ def test_options_of_one_task_sleep_by_themselves(tmp_path: Path) -> None:
         assert stage.state("y") == "ready"
 
     play(staged(tmp_path, tasks=tasks), main)
+
+
+def test_a_model_that_one_of_its_options_keeps_awake_never_sleeps(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        assert stage.manager._keys["a", "x"] == stage.manager._keys["c", "x"]
+        for task in ("a", "b"):
+            async with stage.manager.lease(task):
+                pass
+        assert stage.backend.labels("sleep-start") == []
+        assert stage.state("x") == "disk"
+
+    shared = option("x", **{k: v for k, v in SLEEPS.items() if k != "kind"})
+    tasks = {
+        "a": {"kind": "chat", "selected": "x", "options": {"x": shared}},
+        "c": {"kind": "chat", "selected": "x", "options": {"x": {**shared, "sleep": "never"}}},
+        "b": SLEEPS,
+    }
+    play(staged(tmp_path, tasks=tasks), main)
