@@ -122,10 +122,11 @@ class DeviceReading:
 class ModelRequest:
     """Everything that reaches a backend's ``load()``: a model's identity is just this, less what names or watches it.
 
-    ``key`` and ``label`` name it. ``sleep`` (``auto``, ``never``) says whether it may wait in host RAM.
-    ``hang_timeout_s`` only says how long an engine may be silent before it counts as
-    hung. ``python`` is the interpreter an engine runs under (``None``: this one), an absolute path; ``max_concurrency``
-    stands here for engines that are told at their start how many requests to run at a time.
+    ``key`` and ``label`` name it. ``sleep`` (``auto``, ``never``) says whether it may wait in host RAM;
+    ``sleep_calls`` are what tells the program of a ``command`` to do so: ``{"sleep": "POST /sleep", "wake": …}``.
+    ``hang_timeout_s`` only says how long an engine may be silent before it counts as hung. ``python`` is the
+    interpreter an engine runs under (``None``: this one), an absolute path; ``max_concurrency`` stands here for engines
+    that are told at their start how many requests to run at a time.
     """
 
     key: ModelKey
@@ -142,6 +143,7 @@ class ModelRequest:
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     command: tuple[str, ...] = ()
     health: str | None = None
+    sleep_calls: Mapping[str, str] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     python: str | None = None
     max_concurrency: int | None = None

@@ -215,7 +215,7 @@ def test_key_is_readable_and_does_not_hang_on_names() -> None:
     "extra",
     ["revision: x", "quantization: 4bit", "dtype: float16", "max_context: 512", "max_context: auto", "devices: 2",
      "devices: [cuda:1]", "devices: cpu", "isolation: process", "trust_remote_code: true", "engine_args: {a: 1}",
-     "command: [x]", "health: /h"],
+     "command: [x]", "health: /h", "sleep_calls: {sleep: POST /s, wake: POST /w}"],
 )  # fmt: skip
 def test_everything_that_reaches_load_is_part_of_the_identity(extra: str) -> None:
     assert key_of(BASE[:-1] + f", {extra}}}") != key_of(BASE)

@@ -31,6 +31,8 @@ SHOWN_BY = {
     "tasks.*.options.*.command": "test_the_template_is_filled_in_and_the_environment_is_the_options",
     "tasks.*.options.*.env": "test_the_template_is_filled_in_and_the_environment_is_the_options",
     "tasks.*.options.*.health": "test_the_health_path_of_the_option_says_when_it_is_ready",
+    "tasks.*.options.*.sleep_calls.sleep": "test_a_command_that_can_sleep_makes_room_by_sleeping",
+    "tasks.*.options.*.sleep_calls.wake": "test_a_command_that_can_sleep_makes_room_by_sleeping",
     "engines.*.python": "test_an_interpreter_that_is_none_is_refused_with_the_command_that_makes_one",
     "engines.*.hang_timeout_s": "test_a_model_that_hangs_is_given_up_within_its_bound_or_costs_only_its_own_slots",
     "tasks.*.options.*.speed": "test_what_the_file_says_of_an_option_to_people_is_shown_to_them",

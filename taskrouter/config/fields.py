@@ -18,12 +18,14 @@ NAME_PATTERN = r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
 ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 URL_PATTERN = r"^https?://[^\s/]+\S*$"
 DEVICE_PATTERN = r"^(cpu|cuda:[0-9]{1,3})$"
+CALL_PATTERN = r"^(GET|POST|PUT) /\S*$"
 
 PATTERNS = {
     NAME_PATTERN: "text that isn't empty, in one line",
     ENV_PATTERN: "the name of an environment variable",
     URL_PATTERN: "a full URL, https://…",
     DEVICE_PATTERN: "a device: cpu, cuda:0, cuda:1, …",
+    CALL_PATTERN: "a method and a path, such as POST /sleep",
 }
 """What each pattern means to a person."""
 
@@ -136,6 +138,7 @@ Text = Annotated[str, Field(pattern=NAME_PATTERN, max_length=4096)]
 EnvName = Annotated[str, Field(pattern=ENV_PATTERN)]
 Url = Annotated[str, Field(pattern=URL_PATTERN, max_length=4096)]
 Device = Annotated[str, Field(pattern=DEVICE_PATTERN)]
+HttpCall = Annotated[str, Field(pattern=CALL_PATTERN, max_length=4096)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]

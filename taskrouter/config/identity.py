@@ -41,6 +41,7 @@ def model_request(task: TaskConfig, option_name: str, *, catalog: Catalog) -> Mo
         "engine_args": thaw(option.engine_args),
         "command": option.command,
         "health": option.health,
+        "sleep_calls": option.sleep_calls.model_dump() if option.sleep_calls is not None else None,
         "env": thaw(option.env),
         "python": interpreter(framework, catalog),
         "max_concurrency": option.max_concurrency if framework in TOLD_CONCURRENCY else None,

@@ -21,6 +21,7 @@ from taskrouter.errors import ConfigNotFound, Problem
 ONLY_FOR = {
     "provider": EXTERNAL, "api_endpoint": EXTERNAL, "requires_api_key": EXTERNAL, "api_key_env": EXTERNAL,
     "price": EXTERNAL, "timeout_s": EXTERNAL, "max_retries": EXTERNAL, "command": COMMAND, "health": COMMAND,
+    "sleep_calls": COMMAND,
 }  # fmt: skip
 """Option keys that mean something to one framework only."""
 

@@ -12,6 +12,7 @@ from taskrouter.config.fields import (
     Flag,
     Free,
     Gib,
+    HttpCall,
     Real,
     Seconds,
     SecondsOrAuto,
@@ -47,6 +48,13 @@ class Price(Section):
     output_per_mtok: Annotated[Real, Field(ge=0, description="Dollars per million tokens written.")] = 0.0
 
 
+class SleepCalls(Section):
+    """What tells a command's server to sleep and to wake: a method and a path each, sent with its API key."""
+
+    sleep: HttpCall = Field(description="Once it is answered, its weights are in host RAM.")
+    wake: HttpCall = Field(description="Once it is answered, it serves again.")
+
+
 class OptionFields(Section):
     """One way to do a task."""
 
@@ -75,6 +83,7 @@ class OptionFields(Section):
         (), description="command: the server to run; {port}, {model_id}, {device}, {api_key} are filled."
     )
     health: Annotated[str, Field(pattern=r"^/\S*$")] | None = Field(None, description="command: answers when ready.")
+    sleep_calls: SleepCalls | None = Field(None, description="command: calls that put its model to sleep and wake it.")
     env: Table[str] = Field(default_factory=dict, description="Engines: variables of its environment.")
     provider: Text | None = Field(None, description="external_api: anthropic, openai, google, or a plug-in's name.")
     api_endpoint: Url | None = Field(None, description="external_api: full URL.")

@@ -29,6 +29,7 @@ if __name__ == "__main__":
 from tests.engines.stub_answers import Answer, embeddings
 from tests.engines.stub_family import Family, say
 from tests.engines.stub_http import Connection
+from tests.engines.stub_sleep import Sleep
 
 STARTED = time.monotonic()
 SETTINGS: dict[str, Any] = {
@@ -43,6 +44,9 @@ SETTINGS: dict[str, Any] = {
     "never_ready": False,
     "ignore_sigterm": False,
     "stderr_bytes": 0,  # so much is printed before it is ready
+    "sleeps": "",  # as vllm or as sglang (stub_sleep.py)
+    "weights": 0,  # bytes it holds in RAM while it sleeps
+    "linger": 0.0,  # as sglang: seconds until it notices that a caller has gone away
     "faults": [],
     "announce": "",  # a file that is told its pid and port before it binds
     "next": "",
@@ -55,8 +59,9 @@ class Faults:
     On calls: ``slow`` (``seconds`` before the answer), ``hang`` (no answer), ``garbage`` (no JSON), ``cut`` (the
     connection breaks in mid-answer), ``cut_stream`` (``after`` pieces; 0: before the first byte), ``no_done`` (a stream
     ends without ``[DONE]``), ``status`` (an OpenAI error of that ``status``). On health checks: ``health_hang``,
-    ``health_status``. At once: ``stderr`` (prints so many ``bytes``), ``exit`` (with ``status``, saying ``text``),
-    ``ignore_sigterm``.
+    ``health_status``. Where it is told to sleep (or to ``wake``): ``sleep_status``, ``sleep_hang``, ``sleep_exit``,
+    ``sleep_lies`` (it says that it does, and doesn't). At once: ``stderr`` (prints so many ``bytes``), ``exit`` (with
+    ``status``, saying ``text``), ``ignore_sigterm``.
     """
 
     def __init__(self) -> None:
@@ -95,6 +100,8 @@ class Stub:
         self.faults = Faults()
         self.running = self.aborted = self.started = 0
         self.requests: deque[dict[str, Any]] = deque(maxlen=2000)
+        self.calls: set[asyncio.Task[Any]] = set()
+        self.sleep = Sleep(self, settings["sleeps"], settings["weights"], settings["linger"])
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -128,7 +135,13 @@ class Stub:
             "argv": sys.argv[1:],
             "environ": dict(os.environ),
             "faults": self.faults.active,
+            "asleep": self.sleep.asleep,
+            "told": self.sleep.told,
         }
+
+    def abort(self) -> None:
+        for call in self.calls:
+            call.cancel()
 
     async def handle(self, http: Connection, method: str, path: str, key: str, raw: bytes) -> None:
         if path == "/stub/state":
@@ -139,11 +152,15 @@ class Stub:
         elif path == "/health":
             if self.faults.take("health_hang"):
                 await asyncio.Future()
+            if self.settings["sleeps"] == "sglang":
+                await self.sleep.before_computing()
             await self.family.ping()
             fault = self.faults.take("health_status")
             http.answer(fault["status"] if fault else 200 if self.ready else 503, {})
         elif self.settings["api_key"] and key != f"Bearer {self.settings['api_key']}":
             http.refuse(401, "that is not the API key")
+        elif await self.sleep.answer(http, method, path):
+            return
         elif (method, path) == ("GET", "/v1/models"):
             http.answer(200, {"object": "list", "data": [{"id": self.settings["model"], "object": "model"}]})
         elif method == "POST" and path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
@@ -156,17 +173,23 @@ class Stub:
         self.started += 1
         seen = {"at": time.time(), "path": path, "body": body, "ended": None}
         self.requests.append(seen)
+        here = asyncio.current_task()
+        assert here is not None
+        self.calls.add(here)
         try:
             await self.call(http, path, body)
             seen["ended"] = "answered"
         except asyncio.CancelledError:
             self.aborted += 1
             seen["ended"] = "aborted"
+            self.sleep.abandoned()
             raise
         finally:
+            self.calls.discard(here)
             self.running -= 1
 
     async def call(self, http: Connection, path: str, body: dict[str, Any]) -> None:
+        await self.sleep.before_computing()
         if (fault := self.faults.take("slow")) is not None:
             await asyncio.sleep(fault["seconds"])
         await asyncio.sleep(body.get("stub_slow_s", 0))

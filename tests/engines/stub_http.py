@@ -26,6 +26,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, handle: Handle) -> None:
         self.handle = handle
         self.rest = b""
+        self.query = ""
         self.task: asyncio.Task[None] | None = None
         self.room = asyncio.Event()
         self.room.set()
@@ -62,9 +63,10 @@ class Connection(asyncio.Protocol):
         if len(rest) < length:
             return
         self.rest = rest[length:]
-        method, path, _ = first.split(" ")
+        method, target, _ = first.split(" ")
+        path, _, self.query = target.partition("?")
         self.task = asyncio.get_running_loop().create_task(
-            self.run(method, path.partition("?")[0], headers.get("authorization", ""), rest[:length])
+            self.run(method, path, headers.get("authorization", ""), rest[:length])
         )
 
     async def run(self, method: str, path: str, key: str, raw: bytes) -> None:

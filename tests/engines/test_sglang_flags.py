@@ -124,7 +124,8 @@ def launch(line: Line) -> Launch:
 @pytest.mark.parametrize("line", LINES, ids=str)
 def test_an_option_is_this_command_line(line: Line) -> None:
     made = launch(line)
-    always = ["--model-path", line.checkpoint.folder, *ALWAYS.split()]
+    sleeps = ["--enable-memory-saver", "--enable-weights-cpu-backup"] if line.places[0].on_gpu else []
+    always = ["--model-path", line.checkpoint.folder, *ALWAYS.split(), *sleeps]
     assert made.argv[:2] == ("/venv/bin/python", "-u")
     assert Path(made.argv[2]) == PARSERS / "sglang_start.py"
     assert [tight(word) for word in own_words(made)] == [*always, *line.expected.split()]
@@ -133,6 +134,11 @@ def test_an_option_is_this_command_line(line: Line) -> None:
 
 def test_the_key_is_in_no_command_line() -> None:
     assert not any("secret-key" in word for line in LINES for word in launch(line).argv)
+
+
+def test_an_option_that_never_sleeps_is_not_started_for_it() -> None:
+    made = sglang_flags.launch(request("sglang", sleep="never"), SMALL, start(FIRST), python="python")
+    assert not {"--enable-memory-saver", "--enable-weights-cpu-backup"} & set(made.argv)
 
 
 def test_what_is_switched_on_can_be_left_off() -> None:
@@ -153,6 +159,8 @@ def test_what_is_switched_on_can_be_left_off() -> None:
         ({"engine_args": {"tp": 2}}, "engine_args.tp is .* itself; write devices beside model_id"),
         ({"engine_args": {"nccl-port": 1}}, "itself; leave it out: engines listen on loopback"),
         ({"engine_args": {"mem_fraction_static": 0.9}}, "itself; declare vram_gb instead"),
+        ({"engine_args": {"enable-memory-saver": True}}, "itself; write sleep: auto .* or sleep: never"),
+        ({"engine_args": {"no_enable_weights_cpu_backup": True}}, "itself; write sleep: auto .* or sleep: never"),
         ({"engine_args": {"tokenizer-worker-num": 2}}, "SGLang asks nobody for the API key"),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from taskrouter.backends.engines import vllm_flags
 from taskrouter.backends.engines.interpreter import PARSERS
 from taskrouter.backends.engines.launch import Checkpoint, Launch
+from taskrouter.backends.engines.sglang import SglangAdapter
 from taskrouter.backends.engines.vllm import VllmAdapter
 from taskrouter.errors import PreflightFailed
 from taskrouter.types import GIB
@@ -147,10 +149,29 @@ def launch(line: Line) -> Launch:
 @pytest.mark.parametrize("line", LINES, ids=str)
 def test_an_option_is_this_command_line(line: Line) -> None:
     made = launch(line)
-    always = ["--model", line.checkpoint.folder, *ALWAYS.split()]
-    start_with = ["/venv/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
-    assert [tight(word) for word in made.argv] == [*start_with, *always, *line.expected.split()]
-    assert made.env == {**ENV, **line.env}
+    sleeps = line.places[0].on_gpu
+    always = ["--model", line.checkpoint.folder, *ALWAYS.split(), *["--enable-sleep-mode"] * sleeps]
+    assert made.argv[:2] == ("/venv/bin/python", "-u")
+    assert Path(made.argv[2]) == PARSERS / "vllm_start.py"
+    assert [tight(word) for word in words(line)] == [*always, *line.expected.split()]
+    assert made.env == {**ENV, **({"VLLM_SERVER_DEV_MODE": "1"} if sleeps else {}), **line.env}
+
+
+def test_an_option_that_never_sleeps_is_not_started_for_it() -> None:
+    made = vllm_flags.launch(request("vllm", sleep="never"), SMALL, start(FIRST), python="python")
+    assert "--enable-sleep-mode" not in made.argv
+    assert "VLLM_SERVER_DEV_MODE" not in made.env
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [({}, None), ({"sleep": "never"}, "sleep: never"), ({"devices": ("cpu",)}, "on the cpu"), ({"devices": 2}, None)],
+)
+def test_who_can_sleep_and_why_not(keys: dict[str, Any], why: str | None) -> None:
+    for adapter, name in ((VllmAdapter(), "vllm"), (SglangAdapter(), "sglang")):
+        said = adapter.why_awake(request(name, **keys))
+        assert said is None if why is None else why in str(said)
+        assert adapter.traits(request(name, **keys)).can_sleep is (why is None)
 
 
 def test_the_key_is_in_no_command_line() -> None:
@@ -170,6 +191,7 @@ def test_the_key_is_in_no_command_line() -> None:
         ({"engine_args": {"tensor_parallel_size": 2}}, "tensor_parallel_size is .* itself; write devices beside"),
         ({"engine_args": {"--gpu-memory-utilization": 1}}, "itself; declare vram_gb instead"),
         ({"engine_args": {"no-trust-remote-code": True}}, "itself; write trust_remote_code"),
+        ({"engine_args": {"enable_sleep_mode": True}}, r"itself; write sleep: auto \(the default\) or sleep: never"),
         ({"engine_args": {"config": "x.yaml"}}, "itself; write its flags in engine_args instead"),
         ({"engine_args": {"enforce-eager": None}}, "m: engine_args.enforce-eager has no value; write true"),
     ],

@@ -14,6 +14,8 @@ from taskrouter.types import ModelRequest, Traits
 from taskrouter.verbs import PASS_THROUGH
 
 GENERATIVE = frozenset({"chat", "stream_chat", "generate"}) | PASS_THROUGH
+SLEEP_BOUND_S = 80.0
+"""How long an engine may take to fall asleep, or to wake: with what comes after, less than the manager waits for."""
 POOLING = frozenset({"embed"}) | PASS_THROUGH
 
 
@@ -69,3 +71,19 @@ class Adapter(Protocol):
 
     async def progress(self, api: Api) -> object:
         """Something that changes while it works on requests, however long they take; ``None``: it can't be told."""
+
+    def why_awake(self, request: ModelRequest) -> str | None:
+        """Why its model can't be put to sleep; ``None``: it can. Pure."""
+
+    def controls(self, request: ModelRequest) -> frozenset[str]:
+        """Paths that nobody may call but us: they put it to sleep, wake it, or change what it serves."""
+
+    async def sleep(self, api: Api, request: ModelRequest) -> None:
+        """Let an idle engine move its weights to host RAM; returns once it has.
+
+        Raises ``Broken`` where nobody knows whether it did, another ``TaskRouterError`` where it refused and is as it
+        was. Bounded by whoever calls.
+        """
+
+    async def wake(self, api: Api, request: ModelRequest) -> None:
+        """Let a sleeping engine take its memory again; returns once it has. Raises as ``sleep`` does."""

@@ -7,6 +7,7 @@ once more, on a new one, as long as nothing of an answer had arrived.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -79,10 +80,15 @@ class Api:
         self.key = key
         self.heard_of_calls = time.monotonic()
         self.in_flight = 0
-        self._session = aiohttp.ClientSession(
+        self._session = self._connect(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S))
+
+    def _connect(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+        import aiohttp
+
+        return aiohttp.ClientSession(
             self.base_url,
-            headers={"Authorization": f"Bearer {key}"},
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            headers={"Authorization": f"Bearer {self.key}"},
+            connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             # A proxy of the environment is not for loopback.
@@ -126,6 +132,44 @@ class Api:
             except (ValueError, RecursionError) as error:
                 shown = text[:200].decode(errors="replace")
                 raise CallFailed(f"{self.who} answered {path} with what is no JSON: {shown!r}") from error
+
+    async def try_out(self, path: str, body: Mapping[str, Any]) -> None:
+        """Ask for a token, to see that it computes one. Raises as ``call`` does.
+
+        What the server doesn't offer (400, 404) is no reason to do without the rest.
+        """
+        with contextlib.suppress(UnsupportedVerb, BadInput):
+            await self.call(path, body)
+
+    async def tell(self, method: str, path: str, timeout_s: float) -> str:
+        """Send what is no call (it isn't counted in ``in_flight``); a POST has an empty JSON object as its body.
+
+        On a connection of its own, and once: what it asks for must not happen twice. Raises ``Broken`` where nobody
+        knows whether it happened, and what ``call`` raises where it was refused.
+        """
+        import aiohttp
+
+        body: dict[str, Any] | None = None if method == "GET" else {}
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._connect(aiohttp.TCPConnector(force_close=True)) as session,
+                session.request(method, path, json=body, allow_redirects=False) as response,
+            ):
+                text = await response.read()
+        except TimeoutError as error:
+            raise Broken(f"{path}: no answer within {timeout_s:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise Broken(f"{path}: {type(error).__name__}: {error}") from error
+        if not 200 <= response.status < 300:
+            raise self._refused(response.status, path, text)
+        return text.decode(errors="replace")
+
+    def path_of(self, path: str) -> str:
+        """The path that a request for this one really asks for: without its query, dots and trailing slashes."""
+        from yarl import URL
+
+        return URL(self.base_url).join(URL(path)).path.rstrip("/")
 
     async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
         """POST and give out the data of each server-sent event as it comes, until ``[DONE]``.

@@ -15,17 +15,19 @@ import socket
 import tempfile
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 
-from taskrouter.backends.base import START_TIMED_OUT, LoadedModel, Preflight
+from taskrouter.backends.base import START_TIMED_OUT, Asleep, LoadedModel, Preflight
+from taskrouter.backends.engines import sleeping
 from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.interpreter import clean_environment
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Place, Start
 from taskrouter.backends.engines.model import EngineModel, last_words
 from taskrouter.backends.engines.supervisor import Process, Supervisor, ended
-from taskrouter.errors import BadInput, LoadFailed, OutOfMemory, PreflightFailed, UnsupportedVerb
+from taskrouter.errors import LoadFailed, OutOfMemory, PreflightFailed
 from taskrouter.memory.devices import discover, free_bytes
 from taskrouter.memory.ledger import FootprintLedger, default_path
 from taskrouter.memory.nvml import open_nvml
@@ -117,8 +119,9 @@ class EngineBackend:
             process.note()
             pids = await asyncio.to_thread(process.pids)
             return EngineModel(
-                request, self.adapter, process, api, name, places, pids=pids, measured=measured, kv_cache=kv_cache
-            )
+                request, self.adapter, process, api, name, places, pids=pids, measured=measured, kv_cache=kv_cache,
+                weight_bytes=checkpoint.weight_bytes,
+            )  # fmt: skip
         except BaseException as error:
             await asyncio.shield(asyncio.ensure_future(_give_up(process, api)))
             if isinstance(error, asyncio.CancelledError) and START_TIMED_OUT in error.args:
@@ -139,10 +142,10 @@ class EngineBackend:
             raise await _died_starting(request.label, process)
         if not await asyncio.to_thread(listens, pids, port):
             raise PortTaken(f"somebody else answers on port {port}")
-        path, body = self.adapter.warm_up(request, name)
-        warm_up = asyncio.ensure_future(api.call(path, body))
+        warm_up = asyncio.ensure_future(api.try_out(*self.adapter.warm_up(request, name)))
+        either: set[asyncio.Future[Any]] = {warm_up, process.exited}
         try:
-            await asyncio.wait({warm_up, process.exited}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             warm_up.cancel()
         await asyncio.wait({warm_up})
@@ -151,8 +154,7 @@ class EngineBackend:
             await asyncio.wait({process.exited}, timeout=OUTPUT_BOUND_S)
         if process.exited.done():
             raise await _died_starting(request.label, process)
-        # What the server doesn't offer (400, 404) is no reason to do without the rest.
-        if error is not None and not isinstance(error, UnsupportedVerb | BadInput):
+        if error is not None:
             text = f"{request.label} can't be served by its engine: {error}. {last_words(process)}"
             raise LoadFailed(text) from error
 
@@ -172,13 +174,22 @@ class EngineBackend:
             beyond = max(measured.device_bytes - min(place.granted for place in places), 0)
             self._beyond.put(key, _kind(places), Footprint(beyond))
 
+    async def demote(self, model: LoadedModel, *, timeout_s: float) -> Asleep:
+        """Tell the engine to sleep, and see its devices free."""
+        assert isinstance(model, EngineModel), model
+        return await sleeping.demote(model, self.adapter, timeout_s=timeout_s)
+
+    async def promote(self, model: LoadedModel, charges: Charges) -> None:
+        """Tell the engine to wake, and let it compute a token."""
+        assert isinstance(model, EngineModel), model
+        await sleeping.promote(model, self.adapter, charges)
+
     async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:
         """Stop the engine, kill what is left of its tree, and see its memory free."""
         assert isinstance(model, EngineModel), model
         until = time.monotonic() + timeout_s
         await model.api.close()
-        measured = model.measured
-        took = {place.device: measured.device_bytes if measured else place.granted for place in model.places}
+        took = model.took()
         uuids = {place.device: place.uuid for place in model.places if place.on_gpu and place.uuid}
         nvml = await asyncio.to_thread(open_nvml) if uuids else None
         # Of one that has died the pids are known from when it was measured.

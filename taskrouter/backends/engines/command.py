@@ -3,6 +3,9 @@
 In each word of ``command``, ``{port}``, ``{model_id}``, ``{device}`` (``cpu``, or the GPUs' UUIDs, comma-separated) and
 ``{api_key}`` (random for each start) are filled in. It must listen on 127.0.0.1 itself and run in the foreground: what
 a daemon starts for it is nobody's child here, so it could be neither measured nor stopped.
+
+``sleep_calls`` tell it to sleep and to wake: sent as they stand, a POST with an empty JSON object as its body. What it
+has moved to RAM when it answers is taken at its word, and measured.
 """
 
 from __future__ import annotations
@@ -11,17 +14,19 @@ import asyncio
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from taskrouter.backends.base import Preflight
-from taskrouter.backends.engines.adapter import KvCache
+from taskrouter.backends.engines.adapter import SLEEP_BOUND_S, KvCache
 from taskrouter.backends.engines.api import Api
 from taskrouter.backends.engines.backend import EngineBackend
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Start
 from taskrouter.backends.engines.openai import CHAT
 from taskrouter.backends.engines.supervisor import Supervisor
-from taskrouter.errors import PreflightFailed
+from taskrouter.backends.sleep import why_awake
+from taskrouter.errors import PreflightFailed, SleepFailed
 from taskrouter.memory.estimate import working_bytes
 from taskrouter.types import CPU, Footprint, ModelRequest, Traits
 
@@ -40,7 +45,26 @@ class CommandAdapter:
 
     def traits(self, request: ModelRequest) -> Traits:
         # Its program may profile a GPU, as vLLM and SGLang do: nothing else may start or be freed there meanwhile.
-        return _ON_CPU if request.devices == (CPU,) else _ANYWHERE
+        traits = _ON_CPU if request.devices == (CPU,) else _ANYWHERE
+        return replace(traits, can_sleep=self.why_awake(request) is None)
+
+    def why_awake(self, request: ModelRequest) -> str | None:
+        return why_awake(request) or (None if request.sleep_calls else "its option has no sleep_calls")
+
+    def controls(self, request: ModelRequest) -> frozenset[str]:
+        return frozenset(_told(call)[1].partition("?")[0] for call in (request.sleep_calls or {}).values())
+
+    async def sleep(self, api: Api, request: ModelRequest) -> None:
+        await self._tell(api, request, "sleep")
+
+    async def wake(self, api: Api, request: ModelRequest) -> None:
+        await self._tell(api, request, "wake")
+
+    async def _tell(self, api: Api, request: ModelRequest, what: str) -> None:
+        if request.sleep_calls is None:
+            raise SleepFailed(f"{request.label} can't sleep: {self.why_awake(request)}")
+        method, path = _told(request.sleep_calls[what])
+        await api.tell(method, path, SLEEP_BOUND_S)
 
     def ready(self, request: ModelRequest) -> str:
         return request.health or "/health"
@@ -110,6 +134,11 @@ class CommandBackend(EngineBackend):
 
     def __init__(self) -> None:
         super().__init__(CommandAdapter())
+
+
+def _told(call: str) -> tuple[str, str]:
+    method, _, path = call.partition(" ")
+    return method, path
 
 
 def _named(start: Start) -> bool:

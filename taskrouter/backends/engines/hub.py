@@ -14,6 +14,7 @@ from taskrouter.backends.engines.interpreter import check_arguments, installed, 
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Place, Start
 from taskrouter.backends.engines.openai import COMPLETIONS, EMBEDDINGS
 from taskrouter.backends.engines.supervisor import Supervisor
+from taskrouter.backends.sleep import why_awake
 from taskrouter.memory.devices import DeviceInfo, discover
 from taskrouter.types import CPU, Footprint, ModelRequest, Traits
 
@@ -39,7 +40,11 @@ class HubAdapter:
 
     def traits(self, request: ModelRequest) -> Traits:
         # Engines profile the device while they start: nothing else may start or be freed there meanwhile.
-        return Traits(exclusive_on_device=True, cancellable=True, start_s=30.0)
+        may = self.why_awake(request) is None
+        return Traits(exclusive_on_device=True, cancellable=True, can_sleep=may, start_s=30.0)
+
+    def why_awake(self, request: ModelRequest) -> str | None:
+        return why_awake(request)
 
     def ready(self, request: ModelRequest) -> str:
         return "/health"
@@ -91,6 +96,15 @@ class HubAdapter:
         raise NotImplementedError
 
     async def progress(self, api: Api) -> object:
+        raise NotImplementedError
+
+    def controls(self, request: ModelRequest) -> frozenset[str]:
+        raise NotImplementedError
+
+    async def sleep(self, api: Api, request: ModelRequest) -> None:
+        raise NotImplementedError
+
+    async def wake(self, api: Api, request: ModelRequest) -> None:
         raise NotImplementedError
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
@@ -14,9 +15,19 @@ from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.launch import Place
 from taskrouter.backends.engines.supervisor import Process, ended
-from taskrouter.errors import CallFailed, ModelDied, UnsupportedVerb
-from taskrouter.types import Footprint, ModelRequest
-from taskrouter.verbs import STREAMING_VERBS
+from taskrouter.backends.sleep import told
+from taskrouter.errors import BadInput, CallFailed, ModelDied, UnsupportedVerb
+from taskrouter.types import Charges, Footprint, ModelRequest
+from taskrouter.verbs import STREAMING_VERBS, RawRequest
+
+
+class Rest(Enum):
+    """Whether it serves; the value completes "it is …"."""
+
+    AWAKE = "awake"
+    BETWEEN = "between sleeping and waking"
+    ASLEEP = "asleep"
+
 
 DEATH_BOUND_S = 2.0
 """A connection breaks before the end of the process behind it is known; so long is waited to tell which it was."""
@@ -51,6 +62,7 @@ class EngineModel:
         pids: Iterable[int],
         measured: Footprint | None,
         kv_cache: KvCache | None,
+        weight_bytes: int = 0,
     ) -> None:
         self.request = request
         self.process = process
@@ -58,18 +70,26 @@ class EngineModel:
         self.places = places
         self.pids = frozenset(pids)
         """Its processes when it was ready."""
+        self.weight_bytes = weight_bytes
+        """Of its weights over all devices together; 0 where that isn't known."""
+        self.rest = Rest.AWAKE
+        self.residue: Charges = {}
+        """What it holds on its devices while it is asleep."""
+        self.name = name
         self._adapter = adapter
-        self._name = name
         self._measured = measured
-        self._killed = False
+        self._unseen = asyncio.Event()
+        self._unseen.set()
         facts: dict[str, Any] = {"engine": adapter.framework, "pid": process.pid, "log": str(process.output.path)}
+        facts["can_sleep"] = told(adapter.why_awake(request), [place.device for place in places])
         if kv_cache is not None:
             facts["kv_cache_tokens"] = kv_cache.tokens
             facts["kv_cache_bytes"] = kv_cache.bytes
         self._info = MappingProxyType(facts)
 
     def __repr__(self) -> str:
-        return f"<EngineModel {self.request.label} {self._adapter.framework} pid {self.process.pid}>"
+        asleep = "" if self.rest is Rest.AWAKE else f" {self.rest.value}"
+        return f"<EngineModel {self.request.label} {self._adapter.framework} pid {self.process.pid}{asleep}>"
 
     @property
     def measured(self) -> Footprint | None:
@@ -81,7 +101,7 @@ class EngineModel:
 
     @property
     def raw(self) -> Endpoint:
-        return Endpoint(self.api.base_url, self._name, self.api.key)
+        return Endpoint(self.api.base_url, self.name, self.api.key)
 
     @property
     def info(self) -> Mapping[str, Any]:
@@ -91,7 +111,7 @@ class EngineModel:
         """Answer one request. Cancelled, the connection is closed, which is how engines are told to stop."""
         if verb in STREAMING_VERBS:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers in pieces; use stream()")
-        path, body = openai.body_of(verb, request, self._name)
+        path, body = self._asked(verb, request)
         async with self._telling_death():
             return openai.answer_of(verb, await self.api.call(path, body), self.request.label)
 
@@ -99,7 +119,7 @@ class EngineModel:
         """Answer in pieces, each as it comes."""
         if verb not in STREAMING_VERBS:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers at once; use call()")
-        path, body = openai.body_of(verb, request, self._name)
+        path, body = self._asked(verb, request)
         if verb == "stream_request":
             body = {"stream": True, **(body or {})}
         async with self._telling_death(), aclosing(self.api.events(path, body or {})) as events:
@@ -109,6 +129,22 @@ class EngineModel:
             else:
                 async for chunk in openai.chunks_of(events, self.request.label):
                     yield chunk
+
+    def _asked(self, verb: str, request: Any) -> tuple[str, dict[str, Any] | None]:
+        """The path and body of a call. Raises ``BadInput``, and ``CallFailed`` while it sleeps."""
+        if self.rest is not Rest.AWAKE:
+            raise CallFailed(f"{self.request.label} was asked to {verb} while it is {self.rest.value}")
+        path, body = openai.body_of(verb, request, self.name)
+        if isinstance(request, RawRequest) and self.api.path_of(path) in self._adapter.controls(self.request):
+            raise BadInput(f"{self.request.label}: {path} is for taskrouter to call: it changes what the engine serves")
+        return path, body
+
+    def took(self) -> Charges:
+        """What it holds on each of its devices, as far as that is known."""
+        if self.residue or self.rest is Rest.ASLEEP:
+            return self.residue  # of one that didn't wake it is the least
+        measured = self._measured
+        return {place.device: measured.device_bytes if measured else place.granted for place in self.places}
 
     @asynccontextmanager
     async def _telling_death(self) -> AsyncIterator[None]:
@@ -132,8 +168,16 @@ class EngineModel:
             f"{last_words(self.process)}"
         )
 
+    async def look_away(self) -> None:
+        """Begin to sleep: no look at its health starts any more, and one under way ends first."""
+        self.rest = Rest.BETWEEN
+        await self._unseen.wait()
+
     async def wait_dead(self) -> Exception:
-        """The error, once the engine has died or has been silent for ``hang_timeout_s``."""
+        """The error, once the engine has died or has been silent for ``hang_timeout_s``.
+
+        One that sleeps may be silent: SGLang's health check would have it compute. That it wakes is bounded instead.
+        """
         interval = max(self.request.hang_timeout_s / PROBES, 0.05)
         silent = 0
         seen: tuple[object, float] = (None, self.api.heard_of_calls)
@@ -146,9 +190,16 @@ class EngineModel:
             if self.process.exited.done():
                 return self.death()
             self.process.note()
+            if self.rest is not Rest.AWAKE:
+                silent = 0
+                continue
             # Looks are counted, not seconds: a machine that slept through the timeout has not found its engine hung.
-            moved, seen = await self._moved(seen, interval)
-            silent = 0 if moved else silent + 1
+            self._unseen.clear()
+            try:
+                moved, seen = await self._moved(seen, interval)
+            finally:
+                self._unseen.set()
+            silent = 0 if moved or self.rest is not Rest.AWAKE else silent + 1
             if silent >= PROBES:
                 return ModelDied(
                     f"{self.request.label}: its engine has been silent for {self.request.hang_timeout_s:g} s "

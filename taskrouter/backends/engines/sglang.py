@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import time
 
 from taskrouter.backends.engines import sglang_flags
-from taskrouter.backends.engines.adapter import KvCache
+from taskrouter.backends.engines.adapter import SLEEP_BOUND_S, KvCache
 from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.backend import EngineBackend
 from taskrouter.backends.engines.hub import HubAdapter
 from taskrouter.backends.engines.launch import Checkpoint
+from taskrouter.errors import SleepFailed
 from taskrouter.types import ModelRequest
 
 INFO_BOUND_S = 5.0
+SLEEP, WAKE, LOADS = "/release_memory_occupation", "/resume_memory_occupation", "/v1/loads"
+IDLE_BOUND_S = 10.0
+IDLE_LOOKS, LOOK_EVERY_S = 2, 0.05
+"""Its scheduler counts a request until the step after its last: it is idle when several looks in a row find none."""
 
 _TOKENS = re.compile(r"max_total_num_tokens=(\d+)|#tokens: (\d+)")
 
@@ -23,7 +30,7 @@ class SglangAdapter(HubAdapter):
 
     framework = "sglang"
     distributions = ("sglang",)
-    flags_from = 3  # python -m module
+    flags_from = 3  # python -u starter
     launcher = staticmethod(sglang_flags.launch)
     needer = staticmethod(sglang_flags.need)
 
@@ -50,6 +57,33 @@ class SglangAdapter(HubAdapter):
 
     async def progress(self, api: Api) -> object:
         return None
+
+    def controls(self, request: ModelRequest) -> frozenset[str]:
+        return frozenset({SLEEP, WAKE})
+
+    async def sleep(self, api: Api, request: ModelRequest) -> None:
+        """Told while a request is at work, its scheduler dies; it notices callers who have gone away late."""
+        await _see_idle(api, request.label)
+        await api.tell("POST", SLEEP, SLEEP_BOUND_S)
+
+    async def wake(self, api: Api, request: ModelRequest) -> None:
+        """Told twice, its scheduler dies."""
+        await api.tell("POST", WAKE, SLEEP_BOUND_S)
+
+
+async def _see_idle(api: Api, label: str) -> None:
+    """Wait until it works on nothing. Raises ``SleepFailed``, ``Broken``."""
+    until, idle = time.monotonic() + IDLE_BOUND_S, 0
+    while idle < IDLE_LOOKS:
+        text = await api.tell("GET", LOADS, INFO_BOUND_S)
+        try:
+            busy = sum(each["num_running_reqs"] + each["num_waiting_reqs"] for each in json.loads(text)["loads"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise SleepFailed(f"{label}: {LOADS} doesn't say what its engine works on: {text[:200]}") from error
+        idle = 0 if busy else idle + 1
+        if busy and time.monotonic() > until:
+            raise SleepFailed(f"{label}: its engine still works on {busy} requests that nobody waits for")
+        await asyncio.sleep(LOOK_EVERY_S)
 
 
 class SglangBackend(EngineBackend):

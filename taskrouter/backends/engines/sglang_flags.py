@@ -13,6 +13,7 @@ from pathlib import Path
 from taskrouter.backends.engines import flags, grant
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Start
 from taskrouter.backends.hf.arguments import check_dtype
+from taskrouter.backends.sleep import why_awake
 from taskrouter.errors import PreflightFailed
 from taskrouter.types import ModelRequest
 
@@ -54,7 +55,9 @@ OWN = flags.own(
         "leave it out: an engine's processes must be its own children": ("use-ray",),
         "declare vram_gb instead": ("mem-fraction-static", "max-total-tokens"),
         "write trust_remote_code beside model_id instead": ("trust-remote-code",),
-        "leave it out: sleeping is not supported yet": ("enable-memory-saver",),
+        "write sleep: auto (the default) or sleep: never beside model_id instead": (
+            "enable-memory-saver", "enable-weights-cpu-backup", "enable-draft-weights-cpu-backup",
+        ),
     }
 )  # fmt: skip
 
@@ -80,6 +83,9 @@ def launch(
     argv = [python, "-u", STARTER, "--model-path", checkpoint.folder, "--served-model-name", start.name]
     argv += ["--host", "127.0.0.1", "--port", str(start.port), "--log-level-http", "warning"]
     argv += [f"--{switch}" for switch in SWITCHES if said.get(switch) is not False]
+    if start.on_gpu and why_awake(request) is None:
+        # Without the backup it would wake with whatever then lies where its weights were.
+        argv += ["--enable-memory-saver", "--enable-weights-cpu-backup"]
     dtype = check_dtype(request)
     if dtype is not None:
         argv += ["--dtype", dtype]

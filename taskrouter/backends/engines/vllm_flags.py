@@ -10,14 +10,18 @@ takes its baseline then), so these are taken off the grant first.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from taskrouter.backends.engines import flags, grant
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Start
 from taskrouter.backends.hf.arguments import check_dtype
+from taskrouter.backends.sleep import why_awake
 from taskrouter.errors import PreflightFailed
 from taskrouter.types import ModelRequest
 
-MODULE = "vllm.entrypoints.openai.api_server"
-"""``vllm serve`` is the same, but fails under the CPU wheel, whose distribution has another name."""
+STARTER = str(Path(__file__).parent / "parsers" / "vllm_start.py")
+"""``-m vllm.entrypoints.openai.api_server``, behind a guard. (``vllm serve`` is the same, but fails under the CPU
+wheel, whose distribution has another name.)"""
 
 HABITS = grant.Habits(spare_tokens=256)
 """A block is held back (the null block) and a context takes whole ones: 128 tokens each on the CPU, 16 on GPUs."""
@@ -46,7 +50,7 @@ OWN = flags.own(
         "leave it out: an engine's processes must be its own children": ("distributed-executor-backend",),
         "declare vram_gb instead": ("gpu-memory-utilization", "kv-cache-memory-bytes", "num-gpu-blocks-override"),
         "write trust_remote_code beside model_id instead": ("trust-remote-code",),
-        "leave it out: sleeping is not supported yet": ("enable-sleep-mode",),
+        "write sleep: auto (the default) or sleep: never beside model_id instead": ("enable-sleep-mode",),
     }
 )  # fmt: skip
 
@@ -71,8 +75,10 @@ def launch(
 ) -> Launch:
     """The command line and environment of one start. Raises ``PreflightFailed`` for what vLLM can't do."""
     _check_format(request, checkpoint)
-    argv = [python, "-m", MODULE, "--model", checkpoint.folder, "--served-model-name", start.name]
+    argv = [python, "-u", STARTER, "--model", checkpoint.folder, "--served-model-name", start.name]
     argv += ["--host", "127.0.0.1", "--port", str(start.port), "--disable-uvicorn-access-log"]
+    sleeps = start.on_gpu and why_awake(request) is None
+    argv += ["--enable-sleep-mode"] * sleeps
     dtype = check_dtype(request)
     if dtype is not None:
         argv += ["--dtype", dtype]
@@ -90,7 +96,9 @@ def launch(
     argv += _memory(request, checkpoint, start, max_concurrency)
     argv += flags.words(request, OWN)
     # Not --api-key: a command line is everybody's to read, an environment only its user's.
-    return Launch(tuple(argv), {**ENVIRONMENT, **flags.visible(start), "VLLM_API_KEY": start.api_key})
+    env = {**ENVIRONMENT, **flags.visible(start), "VLLM_API_KEY": start.api_key}
+    # Without it there is no path to put it to sleep by.
+    return Launch(tuple(argv), {**env, "VLLM_SERVER_DEV_MODE": "1"} if sleeps else env)
 
 
 def _memory(request: ModelRequest, checkpoint: Checkpoint, start: Start, max_concurrency: int | None) -> list[str]:
