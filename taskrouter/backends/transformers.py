@@ -8,13 +8,14 @@ torch.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 from taskrouter.backends.base import Asleep, LoadedModel, Preflight
-from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
+from taskrouter.backends.hf.arena import why_stays
 from taskrouter.backends.hf.examine import LACKS, VERBS, Family, examine
 from taskrouter.backends.hf.failures import forget_frames, out_of_memory
 from taskrouter.backends.hf.loading import load_parts
@@ -23,7 +24,7 @@ from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_ba
 from taskrouter.backends.hf.threads import run_in_daemon
 from taskrouter.errors import OutOfMemory, SleepFailed
 from taskrouter.media.limits import MediaLimits
-from taskrouter.types import CPU, Charges, DeviceId, ModelKey, ModelRequest, Traits
+from taskrouter.types import Charges, DeviceId, ModelKey, ModelRequest, Traits
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class TransformersBackend:
 
     def traits(self, request: ModelRequest) -> Traits:
         """One load at a time, not to be cancelled; one operation at a time for each model."""
-        return replace(_TRAITS, can_sleep=can_sleep(request))
+        return replace(_TRAITS, can_sleep=why_stays(request) is None)
 
     async def preflight(self, request: ModelRequest) -> Preflight:
         """Check the request, fetching what isn't in the cache; the event loop stays free."""
@@ -63,12 +64,16 @@ class TransformersBackend:
         """Copy the weights to host RAM in a daemon thread, and watch the storages on the devices die."""
         assert isinstance(model, TransformersModel)
         try:
-            ram_bytes, left = await run_in_daemon(f"sleep:{model.key}", model.sleep)
+            # Nobody waits any more: what the thread comes to is dropped, as it is with a load.
+            drop = functools.partial(_drop_asleep, model)
+            ram_bytes, left = await run_in_daemon(f"sleep:{model.key}", model.sleep, abandoned=drop)
         except Exception as error:
             forget_frames(error, note=False)  # they hold the weights
             raise SleepFailed(f"{model!r} could not be put to sleep: {error}") from error
         await self._watch(left, timeout_s)
-        return Asleep(ram_bytes, bytes_by_device(still_alive(left)))
+        alive = still_alive(left)
+        model.keep_in_sight(alive)
+        return Asleep(ram_bytes, bytes_by_device(alive))
 
     async def promote(self, model: LoadedModel, charges: Charges) -> None:
         """Copy the weights back in a daemon thread."""
@@ -127,14 +132,10 @@ class TransformersBackend:
         await run_in_daemon("give back", lambda: give_back(collect=False))
 
 
-def can_sleep(request: ModelRequest) -> bool:
-    """Whether its weights can be moved: bitsandbytes keeps some of them where nobody sees them.
-
-    What lives on the ``cpu`` is in host RAM already; the core knows where a model is.
-    """
-    return request.sleep != "never" and request.quantization not in QUANTIZED_ON_LOAD and request.devices != (CPU,)
-
-
 def _drop(model: TransformersModel) -> None:
     model.release()
     give_back(collect=True)
+
+
+def _drop_asleep(model: TransformersModel, _: object) -> None:
+    _drop(model)

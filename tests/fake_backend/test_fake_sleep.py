@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from taskrouter.types import CPU, GIB, ModelRequest
 
 from .stage import ASK, GPU, check_free, load, now, request, run, until
 
-SLEEPER = {"can_sleep": True, "bytes": 4 * GIB, "sleep_s": 1, "wake_s": 2}
+SLEEPER: dict[str, Any] = {"can_sleep": True, "bytes": 4 * GIB, "sleep_s": 1, "wake_s": 2}
 ROOM = {GPU: 4 * GIB}
 
 

@@ -6,9 +6,12 @@ core's to see to; what moves them is the same.
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -19,6 +22,7 @@ from taskrouter.backends.hf import arena
 from taskrouter.backends.hf.storages import bytes_by_device, storages_of
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import ModelDied, OutOfMemory, SleepFailed
+from taskrouter.memory.ram import HostRam
 from taskrouter.types import CPU, GIB, MIB
 
 from .checkpoints import CHARGES, request, say
@@ -89,9 +93,23 @@ async def test_what_somebody_still_refers_to_is_said_to_be_left(
     kept = model.raw.model.norm.weight.data  # 32 floats
     asleep = await backend.demote(model, timeout_s=0.05)
     assert asleep.residue == {CPU: 128}
+    assert await backend.unload(model, timeout_s=0.05) == {CPU: 128}  # it is in sight until it is free
+    del kept
+    assert await backend.residue(request(chat_folder).key) == {}
+
+
+async def test_what_was_left_by_an_earlier_sleep_is_counted_by_the_next(
+    backend: TransformersBackend, chat_folder: Path
+) -> None:
+    model = await chatting(backend, chat_folder)
+    kept = model.raw.model.norm.weight.data
+    await backend.demote(model, timeout_s=0.05)
+    await backend.promote(model, ROOM)
+    assert (await backend.demote(model, timeout_s=0.05)).residue == {CPU: 128}
     del kept
     await backend.promote(model, ROOM)
-    await backend.unload(model, timeout_s=5)
+    assert (await backend.demote(model, timeout_s=5)).residue == {}
+    assert await backend.unload(model, timeout_s=5) == {}
 
 
 def test_tied_weights_views_and_buffers_that_are_not_saved_come_back_as_they_were() -> None:
@@ -192,7 +210,104 @@ async def test_twenty_sleeps_leave_the_memory_as_it_was(backend: TransformersBac
     await backend.unload(model, timeout_s=5)
 
 
+async def test_without_the_room_in_ram_it_is_not_even_tried(
+    backend: TransformersBackend, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel would promise the room, and kill the process that uses it."""
+    model = await chatting(backend, chat_folder)
+    said = await model.call("chat", say("w1", max_tokens=3))
+    monkeypatch.setattr(HostRam, "available", lambda self: 1024)
+    with pytest.raises(SleepFailed, match=r"it takes 0.00 GiB of RAM, and 0.00 GiB are free"):
+        await backend.demote(model, timeout_s=5)
+    assert await model.call("chat", say("w1", max_tokens=3)) == said
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_a_checkpoint_that_is_quantized_is_left_where_it_is_and_says_so(
+    backend: TransformersBackend, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    monkeypatch.setattr(
+        transformers.LlamaForCausalLM, "hf_quantizer", SimpleNamespace(is_compileable=False), raising=False
+    )
+    model = await chatting(backend, chat_folder)
+    assert model.info["can_sleep"] == f"no: {arena.QUANTIZED}"
+    said = await model.call("chat", say("w1", max_tokens=3))
+    with pytest.raises(SleepFailed, match="its weights are quantized"):
+        await backend.demote(model, timeout_s=5)
+    assert await model.call("chat", say("w1", max_tokens=3)) == said
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_a_sleep_nobody_waits_for_any_more_leaves_nothing(
+    backend: TransformersBackend, chat_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await chatting(backend, chat_folder)
+    begun, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+    touch, close = arena._touch, arena.Arena.close
+
+    def slowly(host: Any) -> None:
+        begun.set()
+        go_on.wait(5)
+        touch(host)
+
+    def closing(self: arena.Arena) -> None:
+        close(self)
+        closed.set()
+
+    monkeypatch.setattr(arena, "_touch", slowly)
+    monkeypatch.setattr(arena.Arena, "close", closing)
+    sleeping = asyncio.ensure_future(backend.demote(model, timeout_s=5))
+    await asyncio.to_thread(begun.wait, 5)
+    sleeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sleeping
+    unloading = asyncio.ensure_future(backend.unload(model, timeout_s=5))
+    go_on.set()
+    assert await unloading == {}
+    assert await asyncio.to_thread(closed.wait, 5)
+
+
+def test_what_could_not_be_copied_is_not_left_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    pinned: list[int] = []
+
+    def pin(host: Any) -> bool:
+        pinned.append(host.data_ptr())
+        return True
+
+    monkeypatch.setattr(arena, "_pin", pin)
+    monkeypatch.setattr(arena, "_unpin", lambda host: pinned.remove(host.data_ptr()))
+
+    def fail(storage: Any) -> Any:
+        raise RuntimeError("device lost")
+
+    module = torch.nn.Linear(4, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(arena, "_flat", fail)
+        with pytest.raises(RuntimeError, match="device lost"):
+            arena.Arena(module)
+    assert pinned == []
+    asleep = arena.Arena(module)
+    assert len(pinned) == 1
+    asleep.close()
+    asleep.close()
+    assert pinned == []
+
+
 def test_who_can_sleep_is_known_from_the_request(backend: TransformersBackend) -> None:
     assert backend.traits(request("m")).can_sleep
-    for never in ({"sleep": "never"}, {"quantization": "4bit"}, {"quantization": "8bit"}, {"devices": (CPU,)}):
-        assert not backend.traits(request("m", **never)).can_sleep
+    assert backend.traits(request("m", quantization="none")).can_sleep
+    never: list[dict[str, Any]] = [{"quantization": each} for each in ("4bit", "8bit", "gptq")]
+    for keys in (*never, {"sleep": "never"}, {"devices": (CPU,)}):
+        assert not backend.traits(request("m", **keys)).can_sleep
+
+
+async def test_a_model_on_the_cpu_says_that_there_is_nothing_to_gain(
+    backend: TransformersBackend, chat_folder: Path
+) -> None:
+    model = await chatting(backend, chat_folder)
+    assert model.info["can_sleep"] == "no: it is on the cpu, in host RAM already"
+    await backend.unload(model, timeout_s=5)

@@ -2,20 +2,29 @@
 
 The tensors stay the objects they are (tied weights, buffers that aren't saved, views: whatever refers to them goes on
 referring to them); only what they point at changes. The stretch is pinned where CUDA is, by registering it: torch's
-pinned allocator would round it up to a power of two, and keep it. It is touched while it is filled, so a wake copies
-from pages that are there.
+pinned allocator would round it up to a power of two, and keep it. It is touched before it is filled, as huge pages
+where the system has them: page after page, the kernel would zero it more slowly than it is copied.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import mmap
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from taskrouter.backends.hf.storages import StorageRef, storages_of
+from taskrouter.backends.sleep import why_awake
+from taskrouter.memory.ram import HostRam
+from taskrouter.types import GIB, ModelRequest
 
 logger = logging.getLogger("taskrouter")
 
+QUANTIZED = "its weights are quantized, and not all of them, or of what points at them, can be seen from outside"
+HUGE_PAGE = 2 << 20
+MADV_HUGEPAGE = 14
 ALIGNMENT = 512
 """Bytes; what CUDA's copies and torch's allocator like their addresses to be a multiple of."""
 
@@ -44,7 +53,10 @@ class Arena:
     """A module asleep. ``bytes`` is the host RAM it takes."""
 
     def __init__(self, module: Any) -> None:
-        """Copy all weights; the module is as it was until ``let_go``. Blocks. Raises ``MemoryError`` or torch's own."""
+        """Copy all weights; the module is as it was until ``let_go``. Blocks. Raises ``MemoryError`` or torch's own.
+
+        What is free is asked first: the kernel promises more RAM than it has, and kills who uses it.
+        """
         import torch
 
         self._pieces: list[_Piece] = []
@@ -63,11 +75,19 @@ class Arena:
                 self.bytes += -(-storage.nbytes() // ALIGNMENT) * ALIGNMENT
             if place >= 0:
                 self._views.append(_View(tensor, place, tensor.storage_offset(), tensor.size(), tensor.stride()))
+        free = HostRam().available()
+        if free < self.bytes:
+            raise MemoryError(f"it takes {self.bytes / GIB:.2f} GiB of RAM, and {free / GIB:.2f} GiB are free")
         self._host = torch.empty(self.bytes, dtype=torch.uint8)
+        _touch(self._host)
         self._pinned = _pin(self._host)
-        for piece, storage in zip(self._pieces, sources, strict=True):
-            self._bytes_of(piece).copy_(_flat(storage), non_blocking=self._pinned)
-        _wait(self._pieces)
+        try:
+            for piece, storage in zip(self._pieces, sources, strict=True):
+                self._bytes_of(piece).copy_(_flat(storage), non_blocking=self._pinned)
+            _wait(self._pieces)
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<Arena {self.bytes} bytes, {'pinned' if self._pinned else 'pageable'}>"
@@ -109,6 +129,37 @@ class Arena:
 
     def _bytes_of(self, piece: _Piece) -> Any:
         return self._host[piece.start : piece.start + piece.bytes]
+
+
+def why_stays(request: ModelRequest) -> str | None:
+    """Why an option's model never sleeps, as far as the option says; ``None``: nothing speaks against it. Pure."""
+    return why_awake(request) or (QUANTIZED if request.quantization not in (None, "none") else None)
+
+
+def why_not(module: Any) -> str | None:
+    """Why a loaded module's weights can't be moved; ``None``: they can.
+
+    What quantizes them may keep some in other places than parameters and buffers (bitsandbytes), or remember where they
+    are on the device (the kernels of GPTQ); and a checkpoint may be quantized though its option doesn't say so.
+    """
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if getattr(module, "hf_quantizer", None) is not None:
+        return QUANTIZED
+    for tensor in (*module.parameters(), *module.buffers()):
+        if is_traceable_wrapper_subclass(tensor):
+            return QUANTIZED
+    return None
+
+
+def _touch(host: Any) -> None:
+    """Have the kernel back the stretch with pages, several threads at once; huge ones, which are fewer to ask for."""
+    start = -(-host.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+    length = (host.data_ptr() + host.nbytes - start) // HUGE_PAGE * HUGE_PAGE
+    madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    if madvise is not None and length > 0:
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_HUGEPAGE)
+    host[:: mmap.PAGESIZE].zero_()
 
 
 def _flat(storage: Any) -> Any:

@@ -8,15 +8,16 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from taskrouter.backends.hf.arena import Arena
+from taskrouter.backends.hf.arena import Arena, why_not, why_stays
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.classify import classify
 from taskrouter.backends.hf.examine import VERBS, Checkpoint
 from taskrouter.backends.hf.failures import call_error, forget_frames, out_of_memory
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.storages import StorageRef, give_back, storages_of
+from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, storages_of
 from taskrouter.backends.hf.threads import Worker
-from taskrouter.errors import ModelDied, TaskRouterError, UnsupportedVerb
+from taskrouter.backends.sleep import told
+from taskrouter.errors import ModelDied, SleepFailed, TaskRouterError, UnsupportedVerb
 from taskrouter.media.limits import MediaLimits
 from taskrouter.types import Footprint, ModelKey, ModelRequest
 from taskrouter.verbs import STREAMING_VERBS, ChatChunk
@@ -33,6 +34,8 @@ class TransformersModel:
         self._parts: Parts | None = parts
         self._limits = limits
         self._measured = parts.measured
+        self._fixed = why_not(parts.module)
+        self._kept: tuple[StorageRef, ...] = ()
         self._info = MappingProxyType(
             {
                 "architecture": checkpoint.architecture,
@@ -40,6 +43,7 @@ class TransformersModel:
                 "parameters": sum(parameter.numel() for parameter in parts.module.parameters()),
                 "device": parts.device,
                 "context": checkpoint.context,
+                "can_sleep": told(why_stays(request) or self._fixed, bytes_by_device(parts.storages)),
             }
         )
         self._arena: Arena | None = None
@@ -106,13 +110,19 @@ class TransformersModel:
     def sleep(self) -> tuple[int, tuple[StorageRef, ...]]:
         """Move the weights to host RAM: the bytes that takes, and weak references to what must now die.
 
-        Blocks. Raises what copying raises; then the model is as it was.
+        Blocks. Raises what copying raises, or ``SleepFailed``; then the model is as it was.
         """
         parts = self._ready()
+        if self._fixed is not None:
+            raise SleepFailed(self._fixed)
         self._arena = Arena(parts.module)
-        left, parts.storages = parts.storages, self._arena.storage()
+        left, parts.storages = (*self._kept, *parts.storages), self._arena.storage()
         self._arena.let_go()
         return self._arena.bytes, left
+
+    def keep_in_sight(self, left: tuple[StorageRef, ...]) -> None:
+        """Remember what somebody still refers to since it went to sleep: an unload has to see it die, too."""
+        self._kept = left
 
     def wake(self) -> None:
         """Move the weights back. Blocks. Raises what that raises; then the model still sleeps."""
@@ -131,7 +141,7 @@ class TransformersModel:
         arena, self._arena = self._arena, None
         if arena is not None:
             arena.close()
-        return () if parts is None else parts.storages
+        return () if parts is None else (*self._kept, *parts.storages)
 
     def _operation(
         self, verb: str, request: Any, stop: threading.Event, emit: Callable[[str], None]
