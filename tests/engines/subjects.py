@@ -7,6 +7,7 @@ Everything else is the same for all.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -18,14 +19,20 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import psutil
+import pytest
+
 from taskrouter import ModelManager
-from taskrouter.backends.engines import guardian
+from taskrouter.backends.engines import guardian, sglang, vllm
 from taskrouter.backends.fake import FakeBackend
 from taskrouter.backends.registry import Registry
 from taskrouter.errors import CallFailed, ModelDied, TaskRouterError
 from taskrouter.manager import Lease, StillMachine
+from taskrouter.memory.ram import HostRam
+from taskrouter.memory.release import tree_bytes
 from taskrouter.samples.manifest import demo_inputs, sample_dir
 from taskrouter.types import GIB
 
@@ -86,12 +93,26 @@ class Subject:
         """Whether the model works on nothing, seen from outside."""
         return True
 
+    has_process = False
+
     async def die(self, lease: Lease) -> None:
+        raise NotImplementedError
+
+    def doomed(self, lease: Lease) -> Callable[[], None]:
+        """What lets the model die later, without a lease."""
         raise NotImplementedError
 
     def hang(self, lease: Lease) -> AbstractAsyncContextManager[None]:
         """Within, the model answers nothing."""
         raise NotImplementedError
+
+    def refusing_to_sleep(self, lease: Lease) -> AbstractAsyncContextManager[None]:
+        """Within, the model can't be put to sleep."""
+        raise NotImplementedError
+
+    def memory(self, lease: Lease) -> int:
+        """Bytes it takes wherever it is."""
+        return psutil.Process().memory_info().rss
 
     def left(self) -> list[str]:
         """What is still there when everything should be gone."""
@@ -104,6 +125,7 @@ def _other() -> dict[str, Any]:
 
 class Fake(Subject):
     name = "fake"
+    script: Mapping[str, Any] = {"bytes": "1GiB", "call_s": 0.05, "can_sleep": True, "sleep_ram": "1GiB"}
     checks_context = False
 
     def __init__(self, folder: Path, python: Callable[[str], str]) -> None:
@@ -112,7 +134,7 @@ class Fake(Subject):
         self.registry.register("fake", self.backend)
 
     def option(self) -> dict[str, Any]:
-        return {"model_id": "m", "framework": "fake", "engine_args": {"bytes": "1GiB", "call_s": 0.05}}
+        return {"model_id": "m", "framework": "fake", "engine_args": {**self.script}}
 
     def questions(self) -> list[tuple[Messages, str]]:
         return [([{"role": "user", "content": text}], f"subject: {text}") for text in ("one", "two three", "four")]
@@ -122,6 +144,9 @@ class Fake(Subject):
 
     async def die(self, lease: Lease) -> None:
         self.backend.kill("subject")
+
+    def doomed(self, lease: Lease) -> Callable[[], None]:
+        return lambda: self.backend.kill("subject")
 
     @asynccontextmanager
     async def hang(self, lease: Lease) -> AsyncIterator[None]:
@@ -133,13 +158,21 @@ class Fake(Subject):
             model.script = script
             self.backend.resume("subject")
 
+    @asynccontextmanager
+    async def refusing_to_sleep(self, lease: Lease) -> AsyncIterator[None]:
+        model = next(model for model in self.backend._models if model.label == "subject" and not model.unloaded)
+        script, model.script = model.script, dataclasses.replace(model.script, fail="sleep")
+        yield
+        model.script = script
+
+    def memory(self, lease: Lease) -> int:
+        return sum(self.backend.in_use.values())
+
     def left(self) -> list[str]:
         return [repr(hold) for hold in self.backend._holds if hold.label == "subject"]
 
 
 def _hanging(script: Any) -> Any:
-    import dataclasses
-
     return dataclasses.replace(script, hang="call")
 
 
@@ -183,12 +216,20 @@ class Transformers(Subject):
             if (module := there()) is not None:
                 module.generate = real
 
+    @asynccontextmanager
+    async def refusing_to_sleep(self, lease: Lease) -> AsyncIterator[None]:
+        """No RAM is free, as far as anybody can see."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(HostRam, "available", lambda _: 0)
+            yield
+
 
 class Engine(Subject):
     """A child process, killed and stopped by its pids."""
 
     framework: str
     venv: str | None = None
+    has_process = True
 
     def __init__(self, folder: Path, python: Callable[[str], str]) -> None:
         super().__init__(folder, python)
@@ -210,13 +251,20 @@ class Engine(Subject):
         return pids
 
     async def die(self, lease: Lease) -> None:
-        os.kill(self.pids(lease)[0], signal.SIGKILL)
+        self.doomed(lease)()
+
+    def doomed(self, lease: Lease) -> Callable[[], None]:
+        pid = self.pids(lease)[0]
+        return lambda: os.kill(pid, signal.SIGKILL)
 
     @asynccontextmanager
     async def hang(self, lease: Lease) -> AsyncIterator[None]:
         for pid in self.pids(lease):
             os.kill(pid, signal.SIGSTOP)
         yield  # nobody lets it go on: it is killed as it is
+
+    def memory(self, lease: Lease) -> int:
+        return tree_bytes(self.pids(lease))
 
     def left(self) -> list[str]:
         """Processes, temporary folders, shared memory. Zombies of ours would be left too: the guardian reaps them."""
@@ -235,7 +283,15 @@ class Command(Engine):
 
     def option(self) -> dict[str, Any]:
         words = ["--port", "{port}", "--api-key", "{api_key}", "--ready-after", "0.3", "--token-s", "0.02"]
-        return {"model_id": "stub", "framework": "command", "command": [sys.executable, str(STUB), *words]}
+        words += ["--sleeps", "vllm", "--weights", str(32 << 20)]
+        calls = {"sleep": "POST /sleep?level=1&mode=wait", "wake": "POST /wake_up"}
+        command = [sys.executable, str(STUB), *words]
+        return {"model_id": "stub", "framework": "command", "command": command, "sleep_calls": calls}
+
+    @asynccontextmanager
+    async def refusing_to_sleep(self, lease: Lease) -> AsyncIterator[None]:
+        await lease.request("/stub/fault", {"name": "sleep_status", "status": 500, "times": 1})
+        yield
 
     def questions(self) -> list[tuple[Messages, str]]:
         return [([{"role": "user", "content": text}], f"stub heard: {text}") for text in ("one", "two three", "four")]
@@ -245,7 +301,19 @@ class Command(Engine):
 
 
 class Packaged(Engine):
-    """An engine that builds a KV cache from its grant, and says how large it is."""
+    """An engine that builds a KV cache from its grant, and says how large it is. ``sleep``: where its path stands.
+
+    On the CPU their own servers take the calls, stop to serve, and free nothing.
+    """
+
+    sleep: tuple[ModuleType, str]
+
+    @asynccontextmanager
+    async def refusing_to_sleep(self, lease: Lease) -> AsyncIterator[None]:
+        module, path = self.sleep
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "SLEEP", path)
+            yield
 
     def check_cache(self, info: Mapping[str, Any], measured: int) -> None:
         tokens, size = info["kv_cache_tokens"], info["kv_cache_bytes"]
@@ -258,6 +326,7 @@ class Packaged(Engine):
 
 class Vllm(Packaged):
     name = framework = venv = "vllm"
+    sleep = (vllm, "/sleep?level=7")
     start_s = 240.0
     hang_timeout_s = 6.0
 
@@ -268,7 +337,8 @@ class Vllm(Packaged):
             "max_context": 256,
             "dtype": "float32",
             "engine_args": {"enforce-eager": True},
-            "env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"},
+            # On GPUs its development paths are opened for it to be put to sleep by.
+            "env": {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_SERVER_DEV_MODE": "1"},
         }
 
     def long(self) -> dict[str, Any]:
@@ -284,6 +354,7 @@ class Vllm(Packaged):
 
 class Sglang(Packaged):
     name = framework = venv = "sglang"
+    sleep = (sglang, "/no_such_path")
     start_s = 240.0
     hang_timeout_s = 8.0
 

@@ -7,13 +7,16 @@ import gc
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import aiohttp
 import pytest
 
 from taskrouter import ModelManager, errors
+from taskrouter.backends.base import LoadedModel, Sleeper
+from taskrouter.backends.engines.model import EngineModel
 from taskrouter.residency import State
-from taskrouter.types import GIB
+from taskrouter.types import CPU, GIB
 
 from .subjects import SUBJECTS, Subject, until
 
@@ -56,6 +59,24 @@ class Stage:
         model = await self.manager.get_model("ask")
         messages, expected = self.subject.questions()[0]
         assert (await model.chat(messages)).text == expected
+
+    async def answers(self) -> list[Any]:
+        """What it answers to everything it is asked, with what the answers cost."""
+        model = await self.manager.get_model("ask")
+        found = [await model.chat(messages) for messages, _ in self.subject.questions()]
+        return [(answer.text, answer.finish_reason, answer.usage) for answer in found]
+
+    async def rests(self) -> tuple[Sleeper, LoadedModel]:
+        """The model and its backend, to be put to sleep beside the core, which never does that on the ``cpu``."""
+        async with self.manager.lease("ask") as lease:
+            assert lease.resident is not None
+            assert lease.resident.model is not None
+            return cast(Sleeper, lease.resident.backend), lease.resident.model
+
+    async def memory(self) -> int:
+        gc.collect()
+        async with self.manager.lease("ask") as lease:
+            return self.subject.memory(lease)
 
     async def idle(self) -> None:
         async with self.manager.lease("ask") as lease:
@@ -206,6 +227,111 @@ def test_its_footprint_is_measured_and_charged(stage: Stage) -> None:
             assert stage.charged() == max(measured.device_bytes, int(stage.subject.vram_gb * GIB))
             assert lease.info
             stage.subject.check_cache(lease.info, measured.device_bytes)
+
+    stage.run(main)
+
+
+def test_it_sleeps_for_longer_than_a_hang_and_answers_as_before(stage: Stage) -> None:
+    async def main() -> None:
+        before = await stage.answers()
+        backend, model = await stage.rests()
+        asleep = await backend.demote(model, timeout_s=10)
+        assert asleep.ram_bytes >= 1 << 20
+        assert asleep.residue == {}
+        with pytest.raises((errors.ModelDied, errors.CallFailed), match=r"asleep|slept"):
+            await (await stage.manager.get_model("ask")).chat("hello")
+        await asyncio.sleep(1.5 * stage.subject.hang_timeout_s if stage.subject.has_process else 0)
+        await backend.promote(model, {CPU: 6 * GIB})
+        assert await stage.rests() == (backend, model), "it was started anew"
+        assert await stage.answers() == before
+
+    stage.run(main)
+
+
+def test_five_sleeps_leave_its_memory_as_it_was(stage: Stage) -> None:
+    async def main() -> None:
+        await stage.answers()
+        backend, model = await stage.rests()
+
+        async def cycle() -> int:
+            await backend.demote(model, timeout_s=10)
+            await backend.promote(model, {CPU: 6 * GIB})
+            await stage.answers_right()
+            return await stage.memory()
+
+        before = await cycle()
+        after = [await cycle() for _ in range(5)][-1]
+        assert abs(after - before) <= 0.05 * before
+
+    stage.run(main)
+
+
+def test_unloaded_asleep_it_gives_everything_back(stage: Stage) -> None:
+    async def main() -> None:
+        await stage.answers_right()
+        backend, model = await stage.rests()
+        await backend.demote(model, timeout_s=10)
+        del model
+        await stage.manager.unload_model("ask")
+        gc.collect()
+        assert stage.state() is State.DISK
+        assert stage.charged() == 0
+        assert stage.subject.left() == []
+        await stage.answers_right()
+
+    stage.run(main)
+
+
+def test_one_that_can_not_be_put_to_sleep_serves_on(stage: Stage) -> None:
+    async def main() -> None:
+        before = await stage.answers()
+        backend, model = await stage.rests()
+        async with stage.manager.lease("ask") as lease:
+            refusing = stage.subject.refusing_to_sleep(lease)
+            await refusing.__aenter__()
+        with pytest.raises(errors.SleepFailed, match="subject"):
+            await backend.demote(model, timeout_s=10)
+        await refusing.__aexit__(None, None, None)
+        assert await stage.rests() == (backend, model)
+        assert await stage.answers() == before
+
+    stage.run(main)
+
+
+def test_one_that_dies_in_its_sleep_is_noticed_and_is_there_again_for_the_next(stage: Stage) -> None:
+    async def main() -> None:
+        if not stage.subject.comes_back:
+            pytest.skip("in this process nothing dies by itself")
+        await stage.answers_right()
+        backend, model = await stage.rests()
+        async with stage.manager.lease("ask") as lease:
+            dying = stage.subject.doomed(lease)
+        await backend.demote(model, timeout_s=10)
+        dying()
+        await until(lambda: stage.state() is State.DISK)
+        await stage.answers_right()
+
+    stage.run(main)
+
+
+def test_nobody_without_the_key_puts_it_to_sleep_and_no_caller_does(stage: Stage) -> None:
+    async def main() -> None:
+        if not stage.subject.has_process:
+            pytest.skip("it listens on no port")
+        _, model = await stage.rests()
+        assert isinstance(model, EngineModel)
+        paths = sorted(model._adapter.controls(model.request))
+        assert len(paths) >= 2
+        async with aiohttp.ClientSession(model.api.base_url) as stranger:
+            for path in paths:
+                for headers in ({}, {"Authorization": "Bearer x"}):
+                    async with stranger.post(path, json={}, headers=headers) as answer:
+                        assert answer.status == 401, path
+        handle = await stage.manager.get_model("ask")
+        for path in paths:
+            with pytest.raises(errors.BadInput, match="is for taskrouter to call"):
+                await handle.request(path, {})
+        await stage.answers_right()
 
     stage.run(main)
 
