@@ -52,7 +52,10 @@ class LoadedModel(Protocol):
 
     @property
     def info(self) -> Mapping[str, Any]:
-        """Small facts for status and traces (dtype, parameters); no reference to the model itself."""
+        """Small facts for status and traces (dtype, parameters); no reference to the model itself.
+
+        ``can_sleep`` is ``yes``, or ``no: …`` and why not.
+        """
 
     async def call(self, verb: str, request: Any) -> Any:
         """Answer one request.
@@ -107,7 +110,8 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asleep:
-    """What a model takes that went to sleep: ``ram_bytes`` of host RAM, and what stayed on its devices."""
+    """What a model takes that went to sleep: ``ram_bytes`` of host RAM in all, its processes included, and what stayed
+    on its devices."""
 
     ram_bytes: int
     residue: Charges = field(default_factory=dict)
