@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,8 @@ KIND_OF_PART = {
     "file": "document",
 }
 """Content parts of the OpenAI API, and what is in them."""
-DEMANDS = frozenset(KIND_OF_PART.values()) - {"text"} | {"tools"}
+DEMANDS = frozenset(KIND_OF_PART.values()) - {"text"} | {"tools", "automatic tools", "extra"}
+_RUN = re.compile(r"(.)\1+", re.DOTALL)
 CHARACTERS_PER_TOKEN = 8
 """More than any tokenizer's average: a text is refused for its length unread only where it is surely too long."""
 
@@ -32,19 +34,38 @@ def kinds_of(messages: Iterable[Mapping[str, Any]]) -> frozenset[str]:
 
 
 def demands_of(request: Any) -> frozenset[str]:
-    """The kinds of content in a request, and ``tools`` where the model is to decide which of them it calls."""
+    """The kinds of content in a request; ``tools``, and ``automatic tools`` where the model is to decide which of them
+    it calls; and ``extra``, where anything else is asked for than every backend knows."""
     kinds = kinds_of(getattr(request, "messages", ()))
     extra = getattr(request, "extra", None) or {}
-    if extra.get("tools") and extra.get("tool_choice", "auto") == "auto":
-        return kinds | {"tools"}
-    return kinds
+    found = {"extra"} if extra else set()
+    if extra.get("tools") and extra.get("tool_choice") != "none":
+        found.add("tools")
+        if extra.get("tool_choice") in (None, "auto"):
+            found.add("automatic tools")
+    return kinds | found
 
 
 def least_tokens(request: Any) -> int:
     """How many tokens its text has at least, whatever the tokenizer."""
+    return sum(map(len, _texts(request))) // CHARACTERS_PER_TOKEN
+
+
+def _texts(request: Any) -> list[str]:
     texts = [getattr(request, "prompt", "")]
     for message in getattr(request, "messages", ()):
         content = message.get("content") if isinstance(message, Mapping) else None
         parts = content if isinstance(content, (list, tuple)) else [{"text": content}]
         texts += [part.get("text") for part in parts if isinstance(part, Mapping)]
-    return sum(len(text) for text in texts if isinstance(text, str)) // CHARACTERS_PER_TOKEN
+    return [text for text in texts if isinstance(text, str)]
+
+
+def surely_longer(request: Any, context: int) -> int | None:
+    """How many tokens its text has at least, where those are more than the context; ``None``: it may fit.
+
+    Long runs of one sign are a few tokens, so they count as one sign.
+    """
+    if least_tokens(request) <= context:
+        return None
+    least = sum(len(_RUN.sub(r"\1", text)) for text in _texts(request)) // CHARACTERS_PER_TOKEN
+    return least if least > context else None

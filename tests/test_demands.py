@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskrouter.demands import demands_of, kinds_of, least_tokens
+from taskrouter.demands import demands_of, kinds_of, least_tokens, surely_longer
 from taskrouter.memory.senses import lacks
 from taskrouter.verbs import ChatRequest, EmbedRequest, GenerateRequest, TranscribeRequest
 
@@ -27,14 +27,19 @@ def test_kinds_are_told_without_reading() -> None:
 @pytest.mark.parametrize(
     ("extra", "wanted"),
     [
-        ({"tools": [{}]}, {"tools"}), ({"tools": [{}], "tool_choice": "auto"}, {"tools"}), ({"tools": []}, set()),
-        ({"tools": [{}], "tool_choice": "none"}, set()), ({"tools": [{}], "tool_choice": {"type": "function"}}, set()),
-        ({"tools": [{}], "tool_choice": "required"}, set()), ({}, set()),
+        ({"tools": [{}]}, {"tools", "automatic tools"}),
+        ({"tools": [{}], "tool_choice": "auto"}, {"tools", "automatic tools"}),
+        ({"tools": [{}], "tool_choice": None}, {"tools", "automatic tools"}),
+        ({"tools": [{}], "tool_choice": {"type": "function"}}, {"tools"}),
+        ({"tools": [{}], "tool_choice": "required"}, {"tools"}),
+        ({"tools": [{}], "tool_choice": "none"}, set()),
+        ({"tools": []}, set()),
+        ({"response_format": {}}, set()),
     ],
-)  # fmt: skip
-def test_tools_are_asked_for_where_the_model_is_to_choose(extra: dict[str, Any], wanted: set[str]) -> None:
+)
+def test_tools_are_told_apart_by_who_chooses(extra: dict[str, Any], wanted: set[str]) -> None:
     """An engine that can't read calls can still be bound to write one."""
-    assert demands_of(ChatRequest(({"role": "user", "content": "x"},), extra=extra)) == wanted
+    assert demands_of(ChatRequest(({"role": "user", "content": "x"},), extra=extra)) == wanted | {"extra"}
 
 
 def test_other_requests_ask_for_nothing_more() -> None:
@@ -48,6 +53,13 @@ def test_the_least_tokens_are_an_eighth_of_the_characters() -> None:
     assert least_tokens(ChatRequest(messages)) == 10
     assert least_tokens(GenerateRequest("x" * 81)) == 10
     assert least_tokens(None) == 0
+
+
+def test_what_is_surely_too_long_has_no_long_runs_of_one_sign() -> None:
+    """Those are a few tokens to any tokenizer."""
+    assert surely_longer(GenerateRequest("ab" * 400), 99) == 100
+    assert surely_longer(GenerateRequest("ab" * 400), 100) is None
+    assert surely_longer(GenerateRequest("-" * 80_000), 99) is None
 
 
 @pytest.mark.parametrize(

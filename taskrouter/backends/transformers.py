@@ -73,7 +73,10 @@ class TransformersBackend:
         await self._watch(left, timeout_s)
         alive = still_alive(left)
         model.keep_in_sight(alive)
-        return Asleep(ram_bytes, bytes_by_device(alive))
+        if alive:
+            # Unloading it says what is left behind, and goes on to watch it; waking it would take as much again.
+            raise SleepFailed(f"{model!r}: something still refers to its weights ({bytes_by_device(alive)} bytes)")
+        return Asleep(ram_bytes)
 
     async def promote(self, model: LoadedModel, charges: Charges) -> None:
         """Copy the weights back in a daemon thread."""

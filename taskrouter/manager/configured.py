@@ -27,7 +27,7 @@ from taskrouter.manager.targets import Target
 from taskrouter.manager.views import LiveView
 from taskrouter.media.limits import MediaLimits
 from taskrouter.memory.devices import DeviceInfo
-from taskrouter.residency import Residency
+from taskrouter.residency import Residency, State
 from taskrouter.spend import SpendLedger
 from taskrouter.types import ModelKey, ModelRequest, ModelSpec, TicketId
 
@@ -219,3 +219,8 @@ class Configured:
 
     def _is_resident(self, key: ModelKey) -> bool:
         return key in self._core.resident()
+
+    def _is_there(self, key: ModelKey) -> bool:
+        """Whether the model holds bytes that nobody is freeing: it is resident, sleeps, or is on its way to either."""
+        moving = self._core.status(key).state in (State.DEMOTING, State.HOST, State.PROMOTING)
+        return moving or self._is_resident(key)

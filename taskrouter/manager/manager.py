@@ -289,7 +289,7 @@ class ModelManager(Questions):
                 await self._replace(performer, name, new, old)
             else:
                 self._select(performer, name, model_name)
-        if old is not None and not self._selecting(old) and self._is_resident(old):
+        if old is not None and not self._selecting(old) and self._is_there(old):
             await self._unload(performer, old, get_current())
 
     async def _replace(self, performer: Performer, task: str, new: Target, old: ModelKey) -> None:
@@ -303,6 +303,8 @@ class ModelManager(Questions):
         self._targets.clear()
         for spec in self._specs().values():
             performer.post(Reconfigure(spec))
+        if performer.pipelines is not None:
+            performer.pipelines.selected()
 
     async def warmup_models(self) -> None:
         """Load the selected models that fit, by priority and then in the order of the file; never evicts.

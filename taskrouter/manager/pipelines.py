@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar, Token
 from math import inf
 from types import TracebackType
@@ -42,6 +43,7 @@ class Pipelines:
         self._post = post
         self._time = time
         self._numbers = itertools.count(1)
+        self._told: dict[str, tuple[tuple[str, ...], float]] = {}
 
     def __repr__(self) -> str:
         return f"<Pipelines after {', '.join(self._after) or 'nothing'}>"
@@ -56,8 +58,18 @@ class Pipelines:
 
     def tell(self, source: str, tasks: Iterable[str], until: float) -> None:
         """These tasks come next, says this source."""
-        keys = dict.fromkeys(key for task in tasks if (key := self._key_of(task)) is not None)
+        named = tuple(tasks)
+        if named:
+            self._told[source] = named, until
+        else:
+            self._told.pop(source, None)
+        keys = dict.fromkeys(key for task in named if (key := self._key_of(task)) is not None)
         self._post(Hint(source, tuple(keys), until))
+
+    def selected(self) -> None:
+        """A task asks for another model now: say again what was said, in models."""
+        for source, (tasks, until) in list(self._told.items()):
+            self.tell(source, tasks, until)
 
     def begin(self, tasks: Sequence[str]) -> Pipeline:
         return Pipeline(self, f"pipeline #{next(self._numbers)}", tuple(tasks))
@@ -70,7 +82,9 @@ class Pipeline:
         self.pipelines = pipelines
         self._source = source
         self._left = tasks
+        self._current: str | None = None
         self._token: Token[Pipeline | None] | None = None
+        self._outer: Pipeline | None = None
 
     def __repr__(self) -> str:
         return f"<Pipeline {' → '.join(self._left) or 'at its end'}>"
@@ -87,14 +101,17 @@ class Pipeline:
         self.end()
 
     def enter(self) -> None:
-        """The caller, in its own context, is inside now."""
+        """The caller, in its own context, is inside now. Raises ``RuntimeError`` for who enters twice."""
+        if self._token is not None:
+            raise RuntimeError("a pipeline is entered once; ask the manager for another one")
+        self._outer = _RUN.get()
         self._token = _RUN.set(self)
 
     def leave(self) -> None:
-        """The caller has left, in the context that it entered in."""
+        """The caller has left. In another context than it entered in (a generator's), that one is gone anyway."""
         if self._token is not None:
-            _RUN.reset(self._token)
-            self._token = None
+            with suppress(ValueError):
+                _RUN.reset(self._token)
 
     def tell(self) -> None:
         """Say what is left, on the manager's loop."""
@@ -106,7 +123,14 @@ class Pipeline:
         self.pipelines.tell(self._source, (), 0.0)
 
     def asked(self, task: str) -> None:
-        """Go on behind the next step that is this task; another task says nothing."""
-        if task in self._left:
+        """Go on behind the next step that is this task. The step it is at, and tasks of none, say nothing new.
+
+        A step may take several tickets: ``get_model`` and then a call, a retry. Of a pipeline inside another one both
+        go on.
+        """
+        if self._outer is not None:
+            self._outer.asked(task)
+        if task != self._current and task in self._left:
+            self._current = task
             self._left = self._left[self._left.index(task) + 1 :]
             self.tell()

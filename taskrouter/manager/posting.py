@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from taskrouter import errors
 from taskrouter.backends.base import Preflight
-from taskrouter.demands import demands_of, least_tokens
+from taskrouter.demands import demands_of, surely_longer
 from taskrouter.manager.pipelines import Pipelines
 from taskrouter.manager.refusals import error_of
 from taskrouter.manager.residents import Resident
@@ -172,7 +172,7 @@ class Posting:
             return errors.UnsupportedInput(
                 f"{self.requests[key].label} takes no {lacking[0]}: {known.lacks[lacking[0]]}"
             )
-        if known.context is not None and (least := least_tokens(request)) > known.context:
+        if known.context is not None and (least := surely_longer(request, known.context)) is not None:
             return errors.ContextTooLong(
                 f"the request has at least {least} tokens, and the context of {self.requests[key].label} is "
                 f"{known.context}. Send less."

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from taskrouter.backends.base import LoadedModel, Sleeper
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.residents import Resident
+from taskrouter.residency import State
 from taskrouter.residency.events import Demote, Demoted, DemoteFailed, Event, Promote, Promoted, PromoteFailed
 
 logger = logging.getLogger("taskrouter")
@@ -29,52 +31,53 @@ class Resting(Performer):
     def _start_demote(self, action: Demote) -> None:
         resident = self.residents[action.key]
         self.spans.resting(action, resident.request)
-        self.spawn(self._demote(action, resident), name=f"put to sleep {action.key}")
 
-    async def _demote(self, action: Demote, resident: Resident) -> None:
-        key, generation = action.key, action.generation
-        error: Exception = TimeoutError(f"it took longer than {SLEEP_BOUND_S:g} s")
-        event: Event = DemoteFailed(key, generation, error)
-        try:
-            backend, model = _sleeper(resident)
-            async with asyncio.timeout(SLEEP_BOUND_S):
-                asleep = await backend.demote(model, timeout_s=SEEN_FREE_S)
-            event = Demoted(key, generation, asleep.ram_bytes, asleep.residue)
-            self.spans.rested(key, None)
-        except Exception as failure:  # noqa: BLE001  (every action ends in an event)
-            error = failure
-            event = DemoteFailed(key, generation, failure)
-        finally:
-            if isinstance(event, DemoteFailed):
-                logger.warning("%s could not be put to sleep, and is unloaded: %s", resident.request.label, error)
-                self.spans.rested(key, error)
-            self.post(event)
+        async def work(backend: Sleeper, model: LoadedModel) -> Event:
+            asleep = await backend.demote(model, timeout_s=SEEN_FREE_S)
+            return Demoted(action.key, action.generation, asleep.ram_bytes, asleep.residue)
+
+        def failed(error: Exception) -> Event:
+            logger.warning("%s could not be put to sleep, and is unloaded: %s", resident.request.label, error)
+            return DemoteFailed(action.key, action.generation, error)
+
+        self.spawn(self._rest(resident, work, failed), name=f"put to sleep {action.key}")
 
     def _start_promote(self, action: Promote) -> None:
         resident = self.residents[action.key]
         self.spans.waking(action, resident.request)
-        self.spawn(self._promote(action, resident), name=f"wake {action.key}")
 
-    async def _promote(self, action: Promote, resident: Resident) -> None:
-        key, generation = action.key, action.generation
-        error: Exception = TimeoutError(f"it took longer than {SLEEP_BOUND_S:g} s")
-        event: Event = PromoteFailed(key, generation, error)
+        async def work(backend: Sleeper, model: LoadedModel) -> Event:
+            await backend.promote(model, action.charges)
+            return Promoted(action.key, action.generation)
+
+        def failed(error: Exception) -> Event:
+            logger.warning("%s did not wake, and is loaded anew when asked: %s", resident.request.label, error)
+            return PromoteFailed(action.key, action.generation, error)
+
+        self.spawn(self._rest(resident, work, failed), name=f"wake {action.key}")
+
+    async def _rest(
+        self,
+        resident: Resident,
+        work: Callable[[Sleeper, LoadedModel], Awaitable[Event]],
+        failed: Callable[[Exception], Event],
+    ) -> None:
+        """Do it within the bound, and tell the core how it ended; a model that died meanwhile has failed, too."""
+        key, model = resident.key, resident.model
+        assert model is not None, "who sleeps was loaded"
+        error: Exception | None = RuntimeError("the manager was stopped")
+        event: Event | None = None
         try:
-            backend, model = _sleeper(resident)
             async with asyncio.timeout(SLEEP_BOUND_S):
-                await backend.promote(model, action.charges)
-            event = Promoted(key, generation)
-            self.spans.rested(key, None)
+                event = await work(cast(Sleeper, resident.backend), model)
+            error = resident.dead
+        except TimeoutError as late:
+            error = late if str(late) else TimeoutError(f"it took longer than {SLEEP_BOUND_S:g} s")
         except Exception as failure:  # noqa: BLE001  (every action ends in an event)
             error = failure
-            event = PromoteFailed(key, generation, failure)
         finally:
-            if isinstance(event, PromoteFailed):
-                logger.warning("%s did not wake, and is loaded anew when asked: %s", resident.request.label, error)
-                self.spans.rested(key, error)
-            self.post(event)
-
-
-def _sleeper(resident: Resident) -> tuple[Sleeper, LoadedModel]:
-    assert resident.model is not None, "who sleeps was loaded"
-    return cast(Sleeper, resident.backend), resident.model
+            self.spans.rested(key, error)
+            self.post(event if event is not None and error is None else failed(error or RuntimeError("it was lost")))
+            if self.core.status(key).state is State.READY:
+                # Somebody asked for it again after it was to go: who waits for that waits no longer.
+                self._moved_out(key)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskrouter import errors, telemetry
 from taskrouter.config import ModelConfig, TaskConfig
-from taskrouter.demands import demands_of, least_tokens
+from taskrouter.demands import demands_of, kinds_of, surely_longer
 from taskrouter.manager.externals import Externals
 from taskrouter.manager.faults import fault_of, refusal
 from taskrouter.manager.residents import Operation, Resident
@@ -179,7 +179,7 @@ class Router:
         """Remember what a local model can't take. What a provider's can is known, or depends on a medium's form."""
         if not isinstance(error, errors.UnsupportedInput) or isinstance(error, errors.ContextTooLong):
             return
-        kinds = demands_of(request)
+        kinds = demands_of(request) - {"extra", "automatic tools"}
         if len(kinds) == 1 and not task.options[candidate.option].is_external:
             self._cannot[candidate.name] = self._cannot.get(candidate.name, frozenset()) | kinds
 
@@ -307,7 +307,7 @@ class Router:
         takes = self._manager.provider(config.provider or "").takes(config.model_id)
         if verb not in takes.verbs:
             return Passed(name, Why.UNABLE, f"{config.provider} can't {verb} with {config.model_id}")
-        kinds = demands_of(request) - {"tools"}
+        kinds = kinds_of(getattr(request, "messages", ()))
         sampled = {"video"} if "image" in takes.kinds else set()
         missing = sorted(kinds - takes.kinds - sampled)
         return Passed(name, Why.UNABLE, f"{config.model_id} takes no {missing[0]}") if missing else None
@@ -386,8 +386,8 @@ def with_route(answer: Any, routed: Routed) -> Any:
 def _too_long(name: str, config: ModelConfig, request: Any) -> Passed | None:
     if not isinstance(config.max_context, int):
         return None
-    least = least_tokens(request)
-    if least <= config.max_context:
+    least = surely_longer(request, config.max_context)
+    if least is None:
         return None
     return Passed(name, Why.UNABLE, f"the request has at least {least} tokens, its max_context is {config.max_context}")
 

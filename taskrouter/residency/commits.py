@@ -297,8 +297,8 @@ class Commits(Store):
 
     def _want(self, model: Model, now: float, *, restoring: bool = False, ahead: bool = False) -> None:
         """Somebody waits for a cold model: check first that it can be loaded at all (law 3)."""
-        if model.state not in (State.DISK, State.HOST) or model.want is not None:
-            return
+        if model.state not in (State.DISK, State.HOST) or model.want is not None or model.retiring:
+            return  # Who sleeps and was told to go is loaded anew once it has gone.
         want = model.want = self._wants[model.key] = Want(model, restoring=restoring)
         want.ahead = ahead
         want.phase = Phase.PREFLIGHT if model.state is State.DISK else Phase.BLOCKED

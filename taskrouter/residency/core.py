@@ -116,11 +116,12 @@ class Residency(Waking):
         model = self._add(event.spec)
         if model.state is State.READY:
             self._grant_waiting(model, now)
-            self._let_idle(model, now)
+        self._let_idle(model, now)
         self._dirty = True
 
     def _let_idle(self, model: Model, now: float) -> None:
-        if model.state is State.READY and model.spec.keep_alive_s is not None and not model.spec.pinned:
+        idles = model.state in (State.READY, State.HOST)
+        if idles and model.spec.keep_alive_s is not None and not model.spec.pinned:
             self._arm_keep_alive(model, now + model.spec.keep_alive_s)
 
     def _on_clear_cooldown(self, event: ClearCooldown, now: float) -> None:
@@ -133,6 +134,7 @@ class Residency(Waking):
         model = self._models.get(event.key)
         if model is not None:
             self._restore.pop(model.key, None)
+            self._hints.bar(model.key)  # nor is it loaded ahead at once
             self._refuse_waiting(model, messages.retired(model))
             self._retire(model, now)
 
@@ -159,8 +161,8 @@ class Residency(Waking):
             self._retire(model, now)
 
     def _on_hint(self, event: Hint, now: float) -> None:
-        self._hints.take(event, now)
-        self._dirty = True
+        if self._hints.take(event, now):
+            self._dirty = True
 
     def _on_tick(self, event: Tick, now: float) -> None:
         self._woken_at = None
@@ -225,13 +227,40 @@ class Residency(Waking):
                 return 0.0
             return (model.queued + 1) * model.lease_s / model.slots
         if model.state in (State.HOST, State.PROMOTING, State.DEMOTING):
-            since = model.load_started if model.state is State.PROMOTING else now
-            return max(since + model.wake_s - now, 0.0) if model.wake_measured else 0.0
+            if not model.wake_measured:
+                return 0.0
+            if model.state is State.PROMOTING:
+                return max(model.load_started + model.wake_s - now, 0.0)
+            leaving = max(model.unload_started + model.unload_s - now, 0.0) if model.state is State.DEMOTING else 0.0
+            return leaving + model.wake_s
         if not model.load_measured:
             return 0.0
         if model.state is State.LOADING:
             return max(model.load_started + model.load_s - now, 0.0)
-        return model.load_s
+        return self._behind_others(model, now) + model.load_s
+
+    def _behind_others(self, model: Model, now: float) -> float:
+        """Seconds until no load that is under way, as far as it was measured, keeps this one from starting."""
+        left = {
+            other.key: max(other.load_started + other.load_s - now, 0.0)
+            for other in self._loading.values()
+            if other.load_measured and other.state is State.LOADING
+        }
+        group = self._groups.get(model.spec.traits.serial_group or "")
+        turn = left.get(group.key, 0.0) if group is not None else 0.0
+        if group is not None and group.state is not State.LOADING and group.load_measured and group is not model:
+            turn = group.load_s  # its room is being made
+        exclusive = model.spec.traits.exclusive_on_device
+
+        def free(devices: tuple[DeviceId, ...]) -> float:
+            there = [
+                left.get(other.key, 0.0)
+                for other in self._loading.values()
+                if not set(other.devices).isdisjoint(devices) and (exclusive or other.spec.traits.exclusive_on_device)
+            ]
+            return max(there, default=0.0)
+
+        return max(turn, min(map(free, model.spec.placements), default=0.0))
 
     def decisions(self, key: ModelKey | None = None) -> tuple[Decided, ...]:
         """The latest decisions (at most ``KEPT``), oldest first; of all models, or those that one was part of."""
@@ -298,7 +327,8 @@ class Residency(Waking):
             assert live or model.retiring, f"{model} drains for nobody"
         if model.want is not None:
             assert model.state in (State.DISK, State.HOST), f"{model} wanted though it is there"
-        elif model.state in (State.DISK, State.HOST):
+            assert not model.retiring, f"{model} wanted though it is told to go"
+        elif model.state in (State.DISK, State.HOST) and not model.retiring:
             assert not model.queued, f"{model} has waiters and nobody wants it"
 
 

@@ -65,7 +65,7 @@ class Lifecycle(Requests):
             return
         model.preflighting = False
         want = model.want
-        self._hints.barred.add(model.key)
+        self._hints.bar(model.key)
         if want is not None and want.phase is Phase.PREFLIGHT:
             refusal = Refusal(Reason.PREFLIGHT, model.key, str(event.error), error=event.error)
             self._refuse_waiting(model, refusal)
@@ -223,11 +223,16 @@ class Lifecycle(Requests):
             return
         model.measured_unload(now - model.unload_started)
         del self._freeing[model.key]
+        made_room, model.made_room = model.made_room, []
         self._freed(model, event.residue, now)
         if model.cooldown_until is not None and model.cooldown_until > now:
             self._cool_down(model, now)
         elif model.queued:
             self._want(model, now)
+            if model.want is not None:
+                model.want.evicted = made_room  # of a wake that failed
+                return
+        self._remember(made_room)
 
     def _freed(self, model: Model, residue: Mapping[DeviceId, int], now: float) -> None:
         """The bytes are free: what was drawn on them is promised from free now, what is missing is residue."""

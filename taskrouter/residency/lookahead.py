@@ -23,21 +23,27 @@ class Hints:
 
     def __init__(self) -> None:
         self.barred: set[ModelKey] = set()
-        """Models that can't be loaded, as was found by trying; not tried ahead again before somebody names any anew."""
+        """Models not to be loaded ahead as long as they are named now: they could not be, or were told to go."""
         self._sources: dict[str, Hint] = {}
         self.ranks: Mapping[ModelKey, int] = {}
 
     def __repr__(self) -> str:
         return f"<Hints {len(self.ranks)} models by {len(self._sources)} sources>"
 
-    def take(self, hint: Hint, now: float) -> None:
-        """What a source says now; nothing, where it names nobody or is over already."""
-        self.barred.clear()
+    def bar(self, key: ModelKey) -> None:
+        """Don't load this model ahead before somebody names it anew."""
+        if key in self.ranks:
+            self.barred.add(key)
+
+    def take(self, hint: Hint, now: float) -> bool:
+        """What a source says now (nothing, where it names nobody or is over already); whether any rank changes."""
+        before = self.ranks
         if hint.keys and hint.until > now:
             self._sources[hint.source] = hint
         else:
             self._sources.pop(hint.source, None)
         self._rank()
+        return self.ranks != before
 
     def forget_old(self, now: float) -> None:
         """Drop what is over."""
@@ -55,16 +61,19 @@ class Hints:
             for place, key in enumerate(hint.keys):
                 ranks[key] = min(place, ranks.get(key, place))
         self.ranks = ranks
+        self.barred &= ranks.keys()
 
     def rank(self, model: Model) -> float:
         """How many come before it; infinity where nobody named it."""
         return self.ranks.get(model.key, inf)
 
-    def gives_way(self, victim: Model, wanted: Model, now: float) -> bool:
-        """Whether a model may make room for one that is only needed soon."""
+    def gives_way_at(self, victim: Model, wanted: Model) -> float:
+        """The instant from which an idle model may make room for one that is only needed soon; infinity: it may not."""
+        if victim.spec.priority > wanted.spec.priority:
+            return inf
         rank = self.ranks.get(victim.key)
         if rank is not None:
-            return rank > self.rank(wanted)
+            return -inf if rank > self.rank(wanted) else inf
         if victim.state is State.HOST:
-            return True
-        return now - max(victim.last_used or -inf, victim.idle_since) >= max(victim.load_s, wanted.load_s)
+            return -inf
+        return max(victim.last_used or -inf, victim.idle_since) + max(victim.load_s, wanted.load_s)

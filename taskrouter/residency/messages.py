@@ -100,6 +100,11 @@ def deadline(core: Store, model: Model, waited: float, now: float) -> Refusal:
     elif model.state is State.UNLOADING:
         retry = model.unload_s + model.load_s
         doing = "it is being unloaded, and has to be loaded again"
+    elif model.state is State.PROMOTING:
+        retry = max(model.load_started + model.wake_s - now, 0.1)
+        doing = f"it is waking and needs about {retry:.0f} s more; that goes on"
+    elif model.state is State.DEMOTING:
+        retry, doing = model.unload_s + model.wake_s, "it is being put to sleep, and has to be woken again"
     elif want is not None and want.phase is Phase.PREFLIGHT:
         retry, doing = model.load_s, "its files were still being checked"
     elif waited <= 0:

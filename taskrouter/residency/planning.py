@@ -297,9 +297,11 @@ class Planner:
         if self.priorities_differ:
             victims = by_priority(victims)
         if self.hints.ranks:
-            victims = sorted(victims, key=lambda model: -self.hints.rank(model))
+            victims = sorted(victims, key=lambda model: (model.spec.priority, -self.hints.rank(model)))
             if want.ahead:
-                victims = [model for model in victims if self.hints.gives_way(model, want.model, now)]
+                at = {model: self.hints.gives_way_at(model, want.model) for model in victims}
+                self.wake = min(self.wake, min((when for when in at.values() if when > now), default=inf))
+                victims = [model for model in victims if at[model] <= now]
         if replaces is not None:
             victims = sorted(victims, key=lambda model: model.key != replaces)
         chosen = self.policy.choose(idle(), missing, self._worths(now, replaces))

@@ -138,8 +138,10 @@ class Scheduling(Sleeping):
         return first.order if first is not None else (inf, self._hints.rank(want.model), 0)
 
     def _somebody_waits(self) -> bool:
-        """Whether a ticket waits for room that isn't promised to it yet."""
-        return any(want.model.queued and want.phase is not Phase.EVICTING for want in self._wants.values())
+        """Whether a ticket waits for room that isn't promised to it yet, or for a model that has to go first."""
+        if any(want.model.queued and want.phase is not Phase.EVICTING for want in self._wants.values()):
+            return True
+        return any(model.queued for model in (*self._freeing.values(), *self._retiring.values()))
 
     def _look_ahead(self, reserved: Reserved, now: float) -> None:
         """Want the models that are needed soon, in order, as far as there is room for them and nobody waits."""
@@ -149,11 +151,13 @@ class Scheduling(Sleeping):
             model = self._models.get(key)
             if model is None or model.want is not None or model.state not in (State.DISK, State.HOST):
                 continue
-            if model.failures or key in self._hints.barred:
+            if model.failures or key in self._hints.barred or model.retiring:
                 continue
             probe = Want(model)
             probe.ahead = True
             plan = self._plans.find(probe, reserved, now=now, count_models=self._counts_models)
+            if plan is None and self._plans.blocked_for_ever(model, frozenset(), count_models=self._counts_models):
+                continue  # What never fits is waited for by nobody.
             if plan is None or plan.mode > Mode.IDLE:
                 return
             reserved.add(plan, exclusive=False)
@@ -277,7 +281,10 @@ class Scheduling(Sleeping):
         if seconds is None or not (model.state is State.READY or sleeps) or model.leases or model.spec.pinned:
             return
         since = max(model.idle_since, model.last_claim if model.claims else -inf)
-        if since + seconds <= now and not self._plans.frozen(model):
+        self._hints.forget_old(now)
+        if model.key in self._hints.ranks:
+            self._arm_keep_alive(model, now + max(seconds, 1.0))  # It is needed soon: it would be loaded again at once.
+        elif since + seconds <= now and not self._plans.frozen(model):
             self._unload(model, Reason.IDLE, now)
             self._dirty = True
         else:

@@ -89,6 +89,7 @@ class Sleeping(Commits):
         assert why is not None, "a bed says for whom it makes room"
         if any(self._accounts[device].free < 0 for device in bed.need):
             self._strip(model)
+            model.retiring = False
             model.state = State.UNLOADING
             self._out.append(
                 Unload(

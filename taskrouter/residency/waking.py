@@ -41,7 +41,6 @@ class Waking(Lifecycle):
             self._accounts[device].charged += amount
         model.devices = devices
         model.state = State.HOST
-        model.sleep_failures = 0
         self._asleep[model.key] = model
         model.expect_back()
         if model.spec.keep_alive_s is not None:
@@ -58,6 +57,7 @@ class Waking(Lifecycle):
         model.sleep_failures += 1
         model.expect_back()
         self._strip(model)
+        model.retiring = False
         model.state = State.UNLOADING
         self._out.append(Unload(model.key, model.generation, dict(model.charges), Reason.SLEEP_FAILED))
         self._dirty = True
@@ -79,11 +79,8 @@ class Waking(Lifecycle):
             return
         del self._loading[model.key]
         model.sleep_failures += 1
-        made_room, model.made_room = model.made_room, []
-        self._unload(model, Reason.SLEEP_FAILED, now)
+        self._unload(model, Reason.SLEEP_FAILED, now)  # whoever made room for it made it for its load, too
         model.expect_back()
-        if not model.queued:
-            self._remember(made_room)
         self._dirty = True
 
     def _on_died(self, event: Died, now: float) -> None:

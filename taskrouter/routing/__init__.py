@@ -19,9 +19,9 @@ Every ``Try`` is followed by exactly one of ``answered``, ``failed`` or ``left``
 """
 
 from taskrouter.routing.breaker import CONSECUTIVE, LEAST, LONGEST_OPEN_S, OPEN_S, WINDOW_S, Breaker
-from taskrouter.routing.decisions import LATE_S, PAUSE_S, Candidate, Decision, Refused, Request, Routing, Try, Wait
+from taskrouter.routing.decisions import PAUSE_S, Candidate, Decision, Refused, Request, Routing, Try, Wait
 from taskrouter.routing.faults import RULES, Fault, Rule
-from taskrouter.routing.pace import Pace
+from taskrouter.routing.pace import LATE_S, Pace
 
 __all__ = [
     "CONSECUTIVE",

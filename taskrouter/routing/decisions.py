@@ -8,13 +8,11 @@ from typing import TypeAlias
 
 from taskrouter.routing.breaker import Breaker
 from taskrouter.routing.faults import RULES, Fault
-from taskrouter.routing.pace import Pace
+from taskrouter.routing.pace import LATE_S, Pace
 from taskrouter.verbs import Passed, Why
 
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 TICK_S = 0.001
-LATE_S = 1.0
-"""What was booked for an instant is used so much later at most."""
 LONGEST_LIMITED_S = 3600.0
 """The longest that a ``Retry-After`` is believed."""
 
@@ -131,8 +129,11 @@ class Routing:
             before = _place(candidates, open_[0].option)
             request.passed = tuple(each for each in request.passed if _place(candidates, each.option) < before)
             return self._try(request, open_, now, warm=warm)
-        wait = self._again(request, candidates, now) or self._book(request, candidates, now)
-        return wait or self._over(request, request.passed)
+        again = self._again(request, candidates, now)
+        if isinstance(again, Try):
+            return again
+        sooner = again.until if isinstance(again, Wait) else request.deadline + TICK_S
+        return self._book(request, candidates, now, sooner) or again or self._over(request, request.passed)
 
     def _again(self, request: Request, candidates: Sequence[Candidate], now: float) -> Decision | None:
         """With nobody else left: ask one again whose pause is over, or wait for the first whose pause will be."""
@@ -151,8 +152,8 @@ class Routing:
         soonest = min(waits, default=None)
         return None if soonest is None or soonest > request.deadline else Wait(max(soonest, now + TICK_S))
 
-    def _book(self, request: Request, candidates: Sequence[Candidate], now: float) -> Wait | None:
-        """With nobody else left: wait for the first free instant of a provider that is only sent so many requests."""
+    def _book(self, request: Request, candidates: Sequence[Candidate], now: float, before: float) -> Wait | None:
+        """With nobody else left before then: wait for the first free instant of a provider with a written limit."""
         found: tuple[float, str] | None = None
         for candidate in candidates:
             provider = candidate.provider or ""
@@ -162,7 +163,7 @@ class Routing:
             why = self._passed(request, candidate, now, paced=False)
             if why is None:
                 at = self._free_at(request, provider, now)
-                if at <= request.deadline and (found is None or at < found[0]):
+                if at <= request.deadline and at < before and (found is None or at < found[0]):
                     found = at, provider
         if found is None:
             return None

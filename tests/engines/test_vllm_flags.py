@@ -262,10 +262,10 @@ def test_its_parser_script_runs_alone(engine_python: Callable[[str], str]) -> No
 @pytest.mark.parametrize(
     ("arguments", "lacking"),
     [
-        ({}, {"tools"}), ({"enable-auto-tool-choice": True}, {"tools"}),
+        ({}, {"automatic tools"}), ({"enable-auto-tool-choice": True}, {"automatic tools"}),
         ({"enable_auto_tool_choice": True, "tool-call-parser": "hermes"}, set()),
-        ({"limit-mm-per-prompt": {"image": 0, "video": 1}}, {"tools", "image"}),
-        ({"limit_mm_per_prompt": 3}, {"tools"}),
+        ({"limit-mm-per-prompt": {"image": 0, "video": 1}}, {"automatic tools", "image"}),
+        ({"limit_mm_per_prompt": 3}, {"automatic tools"}),
     ],
 )  # fmt: skip
 def test_what_its_arguments_leave_out_is_known(arguments: dict[str, Any], lacking: set[str]) -> None:

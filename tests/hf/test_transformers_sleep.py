@@ -86,30 +86,22 @@ async def test_the_storages_on_the_device_die_while_it_sleeps(backend: Transform
     await backend.unload(model, timeout_s=5)
 
 
-async def test_what_somebody_still_refers_to_is_said_to_be_left(
-    backend: TransformersBackend, chat_folder: Path
+@pytest.mark.parametrize("slept_before", [False, True])
+async def test_where_somebody_still_refers_to_weights_it_does_not_sleep_and_the_unload_says_what_is_left(
+    backend: TransformersBackend, chat_folder: Path, slept_before: bool
 ) -> None:
     model = await chatting(backend, chat_folder)
+    if slept_before:
+        await backend.demote(model, timeout_s=5)
+        await backend.promote(model, ROOM)
     kept = model.raw.model.norm.weight.data  # 32 floats
-    asleep = await backend.demote(model, timeout_s=0.05)
-    assert asleep.residue == {CPU: 128}
-    assert await backend.unload(model, timeout_s=0.05) == {CPU: 128}  # it is in sight until it is free
+    with pytest.raises(SleepFailed, match="something still refers to its weights"):
+        await backend.demote(model, timeout_s=0.05)
+    assert await backend.unload(model, timeout_s=0.05) == {CPU: 128}
+    key = request(chat_folder).key
+    assert await backend.residue(key) == {CPU: 128}
     del kept
-    assert await backend.residue(request(chat_folder).key) == {}
-
-
-async def test_what_was_left_by_an_earlier_sleep_is_counted_by_the_next(
-    backend: TransformersBackend, chat_folder: Path
-) -> None:
-    model = await chatting(backend, chat_folder)
-    kept = model.raw.model.norm.weight.data
-    await backend.demote(model, timeout_s=0.05)
-    await backend.promote(model, ROOM)
-    assert (await backend.demote(model, timeout_s=0.05)).residue == {CPU: 128}
-    del kept
-    await backend.promote(model, ROOM)
-    assert (await backend.demote(model, timeout_s=5)).residue == {}
-    assert await backend.unload(model, timeout_s=5) == {}
+    assert await backend.residue(key) == {}
 
 
 def test_tied_weights_views_and_buffers_that_are_not_saved_come_back_as_they_were() -> None:

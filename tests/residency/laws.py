@@ -63,7 +63,8 @@ def on_load(world: World, action: ev.Load) -> None:
 def ahead(world: World, key: ModelKey) -> None:
     """What is loaded ahead, or makes room for that, delays no ticket that was promised nothing yet."""
     for other, waiters in world.waiting.items():
-        unpromised = bool(waiters) and world.job("preflight", other) is not None
+        leaves = other in world.lives and world.state(other) in (State.UNLOADING, State.DEMOTING)
+        unpromised = bool(waiters) and (world.job("preflight", other) is not None or leaves)
         assert other == key or not unpromised, f"{key} is loaded ahead while {other} is waited for"
 
 

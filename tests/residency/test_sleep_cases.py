@@ -52,6 +52,14 @@ class Bedroom:
         size = ram if ram is not None else 6
         return self.send(ev.Demoted(key, self.generation(key), size, (residue and {GPU0: residue["left"]}) or {}))
 
+    def asleep(self, key: ModelKey, *, under: ModelKey) -> None:
+        """One sleeps, and the other, which took its place, is idle."""
+        self.use(key)
+        ticket = self.ask(under)
+        self.sleep(key)
+        self.send(ev.Loaded(under, self.generation(under)), after=20)
+        self.send(ev.Release(ticket))
+
     def state(self, key: ModelKey) -> State:
         return self.core.status(key).state
 
@@ -194,3 +202,122 @@ def test_a_cancelled_load_that_holds_less_than_was_drawn_on_it_owes_the_rest() -
     assert unload.key == A  # type: ignore[union-attr]
     (load,) = room.send(ev.Unloaded(A, 1))
     assert load.key == B  # type: ignore[union-attr]
+
+
+def test_who_asks_for_a_sleeper_that_was_told_to_go_waits_until_it_has_gone() -> None:
+    """It could not go at once: an exclusive load was under way on its device."""
+    exclusive = Traits(exclusive_on_device=True)
+    room = Bedroom([spec("a", 4, traits=SLEEPS), spec("b", 9), spec("c", 9, traits=exclusive)])
+    room.asleep(A, under=B)
+    room.ask(C)
+    room.send(ev.Unloaded(B, 1))
+    assert (room.state(A), room.state(C)) == (State.HOST, State.LOADING)
+    assert room.send(ev.Retire(A)) == []
+    ticket = room.ask(A)
+    (grant, unload) = room.send(ev.Loaded(C, 1), after=20)
+    assert (type(grant).__name__, unload.key) == ("Grant", A)  # type: ignore[union-attr]
+    (preflight,) = room.send(ev.Unloaded(A, 1))
+    assert isinstance(preflight, ev.Preflight)
+    room.send(ev.GiveUp(ticket))
+    assert room.core.books(CPU).charged == 0
+
+
+def test_who_sleeps_well_and_never_wakes_is_not_put_to_sleep_for_ever() -> None:
+    room = Bedroom(sleepers("a", "b"))
+    room.use(A)
+    slept = 0
+    for _ in range(4):
+        ticket = room.ask(B)
+        if room.state(A) is State.DEMOTING:
+            slept += 1
+            room.sleep(A)
+        else:
+            room.send(ev.Unloaded(A, room.generation(A)))
+        room.send(ev.Loaded(B, room.generation(B)), after=20)
+        room.send(ev.Release(ticket))
+        ticket = room.ask(A)
+        room.sleep(B)
+        if room.state(A) is State.PROMOTING:
+            room.send(ev.PromoteFailed(A, room.generation(A), OSError("x")))
+            room.send(ev.Unloaded(A, room.generation(A)))
+            room.send(ev.Preflighted(A, room.generation(A)))
+        room.send(ev.Loaded(A, room.generation(A)), after=20)
+        room.send(ev.Release(ticket))
+        room.send(ev.Retire(B))
+        room.send(ev.Unloaded(B, room.generation(B)))
+    assert slept == 2
+
+
+def test_who_made_room_for_a_wake_that_failed_is_loaded_back_where_the_load_fails_too() -> None:
+    room = Bedroom([spec("a", 6, traits=SLEEPS, selected=True), spec("b", 6, selected=True)])
+    room.asleep(A, under=B)
+    room.ask(A)
+    room.send(ev.Unloaded(B, 1))
+    room.send(ev.PromoteFailed(A, 1, OSError("x")))
+    room.send(ev.Unloaded(A, 1))
+    room.send(ev.Preflighted(A, 2))
+    (refuse, preflight) = room.send(ev.LoadFailed(A, 2, OSError("y")))
+    assert (type(refuse).__name__, preflight.key) == ("Refuse", B)  # type: ignore[union-attr]
+
+
+def test_a_sleeper_told_to_go_whose_sleep_failed_is_as_any_other_afterwards() -> None:
+    room = Bedroom(sleepers("a", "b"))
+    room.use(A)
+    room.ask(B)
+    room.send(ev.Retire(A))
+    room.send(ev.DemoteFailed(A, 1, OSError("x")))
+    room.send(ev.Unloaded(A, 1))
+    room.send(ev.Retire(B))
+    room.send(ev.Loaded(B, 1), after=20)
+    room.send(ev.Unloaded(B, 1))
+    room.use(A)
+    assert room.state(A) is State.READY
+
+
+def test_what_a_deadline_met_is_told_by_what_the_model_was_doing() -> None:
+    def refused(room: Bedroom) -> str:
+        (refuse,) = room.send(ev.Tick(), after=10)
+        return refuse.refusal.message  # type: ignore[union-attr]
+
+    room = Bedroom(sleepers("a", "b"))
+    room.use(A)
+    held = room.ask(B)
+    room.ask(A, wait=5)
+    assert "a was not ready" in (said := refused(room))
+    assert "it is being put to sleep, and has to be woken again" in said
+    room.sleep(A)
+    room.send(ev.Loaded(B, 1), after=20)
+    room.send(ev.Release(held))
+    room.ask(A, wait=5)
+    room.sleep(B)
+    assert "it is waking and needs about" in refused(room)
+
+
+def test_a_sleeper_that_was_pinned_and_let_go_again_idles_away() -> None:
+    room = Bedroom(sleepers("a", "b", keep_alive_s=20.0))
+    room.use(A)
+    held = room.ask(B)
+    room.sleep(A)
+    room.send(ev.Pin(A, True))
+    room.send(ev.Tick(), after=60)
+    assert room.state(A) is State.HOST
+    room.send(ev.Pin(A, False))
+    (unload,) = room.send(ev.Tick(), after=30)
+    assert unload.key == A  # type: ignore[union-attr]
+    room.send(ev.GiveUp(held))
+
+
+def test_the_start_of_a_cold_model_is_expected_behind_the_loads_before_it() -> None:
+    group = Traits(serial_group="one")
+    room = Bedroom([spec("a", 3, traits=group), spec("b", 3, traits=group), spec("c", 3)])
+    for key in (A, B, C):
+        room.use(key)
+    for key in (A, B, C):
+        room.send(ev.Retire(key))
+        room.send(ev.Unloaded(key, 1))
+    room.ask(A)
+    room.now += 5
+    left = 20 - 5
+    assert room.core.expected_start(A, now=room.now) == pytest.approx(left)
+    assert room.core.expected_start(B, now=room.now) == pytest.approx(left + 20)
+    assert room.core.expected_start(C, now=room.now) == pytest.approx(20)

@@ -279,6 +279,8 @@ def test_a_connection_that_broke_in_mid_answer_is_not_asked_again() -> None:
 
 
 PACED = Candidate("t/far", "far", "acme", per_minute=2)
+MINUTE = 60 + routing.LATE_S
+"""What lies between two requests of one slot, so that a late one is still within the minute's limit."""
 
 
 def test_a_written_limit_is_kept_and_who_comes_later_waits_for_the_next_free_instant() -> None:
@@ -286,14 +288,13 @@ def test_a_written_limit_is_kept_and_who_comes_later_waits_for_the_next_free_ins
     for now in (0, 1):
         assert tried(core.decide(Request(100), [PACED], now=now)) == "far"
     third, fourth, fifth = Request(100), Request(100), Request(100)
-    assert [core.decide(way, [PACED], now=2) for way in (third, fourth)] == [Wait(60), Wait(61)]
-    assert whys(core.decide(fifth, [PACED], now=2)) == [Why.RATE_LIMIT]  # the next one is at 120
-    assert third.booked == {"acme": 60}
-    assert fourth.booked == {"acme": 61}
-    assert core.decide(third, [PACED], now=30) == Wait(60)
-    assert tried(core.decide(third, [PACED], now=60)) == "far"
-    core.left(fourth)  # its instant is another's
-    assert core.decide(Request(100), [PACED], now=60) == Wait(61)
+    assert [core.decide(way, [PACED], now=2) for way in (third, fourth)] == [Wait(MINUTE), Wait(MINUTE + 1)]
+    assert whys(core.decide(fifth, [PACED], now=2)) == [Why.RATE_LIMIT]  # the next one is at 122
+    assert third.booked == {"acme": MINUTE}
+    assert core.decide(third, [PACED], now=30) == Wait(MINUTE)
+    core.left(third)  # its instant is another's, though a later one is booked
+    assert core.decide(Request(100), [PACED], now=40) == Wait(MINUTE)
+    assert tried(core.decide(fourth, [PACED], now=MINUTE + 1)) == "far"
 
 
 def test_a_written_limit_passes_requests_on_to_the_next_option() -> None:
@@ -303,7 +304,7 @@ def test_a_written_limit_passes_requests_on_to_the_next_option() -> None:
     way = Request(100)
     assert tried(core.decide(way, [PACED, CLOUD], now=20)) == "cloud"
     (passed,) = way.passed
-    assert (passed.why, passed.retry_after_s) == (Why.RATE_LIMIT, 40)
+    assert (passed.why, passed.retry_after_s) == (Why.RATE_LIMIT, MINUTE - 20)
     assert passed.text == "all of its 2 requests a minute were sent (providers.acme.requests_per_minute)"
     assert way.booked == {}
     refused = core.decide(Request(30), [PACED], now=20)
@@ -314,18 +315,42 @@ def test_a_lease_is_no_request_and_what_was_not_sent_does_not_count() -> None:
     core = Routing()
     for _ in range(9):
         assert tried(core.decide(Request(100, asks=False), [PACED], now=0)) == "far"
-    for _ in range(9):
+    for now in range(9):
         way = Request(100)
-        assert tried(core.decide(way, [PACED], now=0)) == "far"
+        assert tried(core.decide(way, [PACED], now=now)) == "far"
         core.put_back(way)
+    assert "2 a minute" in repr(core._paces["acme"])
 
 
 def test_an_instant_that_is_long_past_is_not_used_any_more() -> None:
     core, way = Routing(), Request(1000)
     for _ in range(2):
         core.decide(Request(100), [PACED], now=0)
-    assert core.decide(way, [PACED], now=10) == Wait(60)
+    assert core.decide(way, [PACED], now=10) == Wait(MINUTE)
     # While it was away, one was sent, and one waits.
     assert tried(core.decide(Request(1000), [PACED], now=70)) == "far"
-    assert core.decide(Request(1000), [PACED], now=70) == Wait(120)
-    assert core.decide(way, [PACED], now=90) == Wait(130)
+    assert core.decide(Request(1000), [PACED], now=70) == Wait(2 * MINUTE)
+    assert core.decide(way, [PACED], now=90) == Wait(70 + MINUTE)
+
+
+def test_what_is_free_sooner_is_waited_for_before_what_may_be_asked_again_later() -> None:
+    core = Routing()
+    core.decide(Request(100), [PACED], now=0)
+    core.decide(Request(100), [PACED], now=0)
+    slow = Candidate("t/slow", "slow", "other", max_retries=2)
+    way = Request(300)
+    assert tried(core.decide(way, [slow, PACED], now=58)) == "slow"
+    core.failed(way, Fault.QUOTA, "429", now=58, retry_after_s=200)
+    assert core.decide(way, [slow, PACED], now=58) == Wait(MINUTE)
+    assert tried(core.decide(way, [slow, PACED], now=MINUTE)) == "far"
+
+
+def test_what_may_be_asked_again_sooner_is_waited_for_and_nothing_booked() -> None:
+    core = Routing()
+    for _ in range(2):
+        core.decide(Request(100), [PACED], now=0)
+    slow, way = Candidate("t/slow", "slow", "other", max_retries=2), Request(300)
+    core.decide(way, [slow, PACED], now=10)
+    core.failed(way, Fault.QUOTA, "429", now=10, retry_after_s=5)
+    assert core.decide(way, [slow, PACED], now=10) == Wait(15)
+    assert way.booked == {}

@@ -48,7 +48,7 @@ class VllmAdapter(HubAdapter):
     def lacks(self, request: ModelRequest) -> Mapping[str, str]:
         said, found = _said(request), {}
         if not (said.get("enable_auto_tool_choice") and said.get("tool_call_parser")):
-            found["tools"] = "vLLM wants engine_args enable-auto-tool-choice and tool-call-parser for them"
+            found["automatic tools"] = "vLLM wants engine_args enable-auto-tool-choice and tool-call-parser for them"
         limits = said.get("limit_mm_per_prompt")
         for kind, most in limits.items() if isinstance(limits, Mapping) else ():
             if most == 0:

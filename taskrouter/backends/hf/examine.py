@@ -44,7 +44,10 @@ VERBS: Mapping[Family, frozenset[str]] = {
 }
 
 _TEXT = "Transformers models here chat in text"
-LACKS: Mapping[str, str] = {**dict.fromkeys(("image", "audio", "video", "document"), _TEXT), "tools": _TEXT}
+LACKS: Mapping[str, str] = {
+    **dict.fromkeys(("image", "audio", "video", "document", "tools"), _TEXT),
+    "extra": "there is none they know",
+}
 """What a chat can't hold."""
 
 NEEDS: Mapping[Family, tuple[str, ...]] = {
