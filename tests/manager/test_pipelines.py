@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from taskrouter import ModelManager, errors
 from taskrouter.manager.handles import Model
 from tests.manager.acme import OPTION, Acme, Purse
-from tests.manager.stage import Stage, now, play, until
+from tests.manager.stage import Stage, now, option, play, until
 
 STEPS = {name: {"kind": "chat", "vram_gb": 4, "load_s": 10} for name in ("hear", "see", "tell")}
 
@@ -28,12 +29,13 @@ def test_a_pipeline_of_the_file_loads_what_comes_next(tmp_path: Path) -> None:
     async def main(stage: Stage) -> None:
         await Model(stage.manager, "hear").chat("hi")
         assert now() == 10
-        await until(30)
+        await until(25)
         assert loaded(stage) == ["hear", "see"]
+        await until(30)
+        assert loaded(stage) == ["hear", "see", "tell"]  # in place of hear, which had its time and is not needed
         await Model(stage.manager, "see").chat("hi")
         assert now() == 30  # it was there
         await until(60)
-        assert loaded(stage) == ["hear", "see", "tell"]  # in place of hear, which is not needed any more
         assert set(stage.manager.loaded_models) == {"see", "tell"}
 
     play(staged(tmp_path, pipelines={"report": ["hear", "see", "tell"]}), main)
@@ -92,6 +94,89 @@ def test_a_request_takes_the_room_of_what_would_be_loaded_ahead(tmp_path: Path) 
     play(staged(tmp_path), main)
 
 
+def test_who_is_unloaded_by_hand_stays_away_until_named_anew(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        async with stage.manager.pipeline(["hear", "see"]):
+            await until(30)
+            await stage.manager.unload_model("see")
+            await until(60)
+            assert stage.state("see") == "disk"
+        async with stage.manager.pipeline(["see"]):
+            await until(90)
+            assert stage.state("see") == "ready"
+
+    play(staged(tmp_path), main)
+
+
+def test_a_keep_alive_does_not_unload_what_is_needed_soon(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        await Model(stage.manager, "hear").chat("hi")
+        await until(200)
+        assert loaded(stage) == ["hear", "brief"]
+        await until(400)  # the pipeline's patience is over
+        assert stage.state("brief") == "disk"
+        assert loaded(stage) == ["hear", "brief"]
+
+    brief = {"kind": "chat", "vram_gb": 4, "load_s": 10, "keep_alive_s": 5}
+    play(Stage(tmp_path, {**STEPS, "brief": brief}, pipelines={"p": ["hear", "brief"]}), main)
+
+
+def test_a_step_may_take_several_tickets(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        async with stage.manager.pipeline(["hear", "see", "hear", "tell"]) as pipeline:
+            model = await stage.manager.get_model("hear")
+            await model.chat("hi")
+            await model.chat("hi")
+            assert repr(pipeline) == "<Pipeline see → hear → tell>"
+            await Model(stage.manager, "see").chat("hi")
+            await model.chat("hi")
+            assert repr(pipeline) == "<Pipeline tell>"
+
+    play(staged(tmp_path), main)
+
+
+def test_pipelines_inside_pipelines_both_go_on(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        async with stage.manager.pipeline(["hear", "see"]) as outer:
+            async with stage.manager.pipeline(["hear", "tell"]) as inner:
+                await Model(stage.manager, "hear").chat("hi")
+                assert (repr(outer), repr(inner)) == ("<Pipeline see>", "<Pipeline tell>")
+            await Model(stage.manager, "see").chat("hi")
+            assert (repr(outer), repr(inner)) == ("<Pipeline at its end>", "<Pipeline at its end>")
+
+    play(staged(tmp_path), main)
+
+
+def test_who_leaves_in_another_context_leaves_no_hint(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        async def steps() -> AsyncGenerator[int]:
+            async with stage.manager.pipeline(["hear", "see"]):
+                yield 1
+
+        generator = steps()
+        await asyncio.create_task(anext(generator))
+        await generator.aclose()  # here, not where it began
+        assert stage.manager._core._hints.ranks == {}
+
+    play(staged(tmp_path), main)
+
+
+def test_a_selection_that_changes_takes_what_was_said_along(tmp_path: Path) -> None:
+    options = {name: option(name, 4, load_s=10) for name in ("old", "new")}
+    told = {"kind": "chat", "selected": "old", "options": options}
+
+    async def main(stage: Stage) -> None:
+        async with stage.manager.pipeline(["told"]):
+            await until(15)
+            assert loaded(stage) == ["old"]
+            await stage.manager.set_selected_model("told", "new")
+            await until(30)
+            assert (stage.state("old"), stage.state("new")) == ("disk", "ready")
+            assert loaded(stage) == ["old", "new"], "the old one is not loaded ahead again"
+
+    play(Stage(tmp_path, {"told": told}), main)
+
+
 def test_external_steps_are_passed_by(tmp_path: Path) -> None:
     far = {"kind": "chat", "selected": "far", "options": {"far": OPTION}}
 
@@ -99,10 +184,6 @@ def test_external_steps_are_passed_by(tmp_path: Path) -> None:
         await (await stage.manager.get_model("far")).chat("hi")
         await until(30)
         assert loaded(stage) == ["see"]
-        await stage.manager.unload_model("see")
-        async with stage.manager.pipeline(["far", "see"]):
-            await until(60)
-            assert loaded(stage) == ["see", "see"]
 
     stage = Stage(tmp_path, {**STEPS, "far": far}, pipelines={"p": ["far", "see"]})
     stage.registry.register_provider("acme", Acme())

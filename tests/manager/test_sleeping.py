@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from taskrouter import errors
 from taskrouter.types import CPU
 from tests.manager.stage import GPU, Stage, now, option, play, until
 
@@ -145,6 +146,64 @@ def test_one_that_dies_asleep_is_noticed_and_loaded_again(tmp_path: Path) -> Non
         assert await ask(stage, "a") == 21
 
     play(staged(tmp_path), main)
+
+
+@pytest.mark.parametrize(("moment", "state"), [(42.0, "promoting"), (20.5, "demoting")])
+def test_one_that_dies_on_its_way_is_loaded_again(tmp_path: Path, moment: float, state: str) -> None:
+    """Falling asleep or waking: who waits for it, or asks later, gets one that is alive."""
+    slow = {**SLEEPS, "wake_s": 5}
+
+    async def main(stage: Stage) -> None:
+        await ask(stage, "a")
+        turns = asyncio.create_task(ask(stage, "b"))
+        if state == "promoting":
+            await turns
+            turns = asyncio.create_task(ask(stage, "a"))
+            await until(43)  # b sleeps until 42
+        else:
+            await until(moment)
+        assert stage.state("a") == state
+        stage.backend.kill("a")
+        await turns
+        await ask(stage, "a")
+        assert stage.backend.labels("load-start").count("a") == 2
+
+    play(staged(tmp_path, tasks={"a": slow, "b": slow}), main)
+
+
+def test_unloading_one_that_wakes_ends_whoever_joins(tmp_path: Path) -> None:
+    slow = {**SLEEPS, "wake_s": 5}
+
+    async def main(stage: Stage) -> None:
+        await ask(stage, "a")
+        await ask(stage, "b")
+        first = asyncio.create_task(ask(stage, "a"))
+        await until(now() + 2)
+        assert stage.state("a") == "promoting"
+        unload = asyncio.create_task(stage.manager.unload_model("a"))
+        await until(now() + 0.5)
+        assert await ask(stage, "a") < 30, "the wake goes on for who came later"
+        await asyncio.wait_for(unload, 100)
+        with pytest.raises(errors.Unloaded, match="unloaded by request"):
+            await first
+
+    play(staged(tmp_path, tasks={"a": slow, "b": slow}), main)
+
+
+def test_a_selection_that_changes_leaves_no_sleeper_behind(tmp_path: Path) -> None:
+    options = {name: option(name, **{k: v for k, v in SLEEPS.items() if k != "kind"}) for name in ("x", "y")}
+    tasks = {"t": {"kind": "chat", "selected": "x", "options": options}, "b": SLEEPS}
+
+    async def main(stage: Stage) -> None:
+        async with stage.manager.lease("t"):
+            pass
+        await ask(stage, "b")
+        assert stage.state("x") == "host"
+        await stage.manager.set_selected_model("t", "y")
+        assert stage.state("x") == "disk"
+        assert CPU not in stage.backend.in_use or stage.state("b") == "host"
+
+    play(staged(tmp_path, tasks=tasks), main)
 
 
 def test_unloading_one_that_sleeps_gives_its_ram_back(tmp_path: Path) -> None:
