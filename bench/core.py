@@ -6,7 +6,8 @@ import time
 
 from bench.measure import Row, baseline_lock, in_turns, show
 from taskrouter.residency import Residency, Settings
-from taskrouter.residency.events import Acquire, Loaded, Preflight, Preflighted, Release, Unload, Unloaded
+from taskrouter.residency.actions import Preflight, Unload
+from taskrouter.residency.events import Acquire, Loaded, Preflighted, Release, Unloaded
 from taskrouter.types import GIB, DeviceId, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId
 
 GPU = DeviceId("cuda:0")

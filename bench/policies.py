@@ -12,17 +12,8 @@ from collections.abc import Sequence
 
 from bench.measure import Row, show
 from taskrouter.residency import Residency, Settings
-from taskrouter.residency.events import (
-    Acquire,
-    Event,
-    Load,
-    Loaded,
-    Preflight,
-    Preflighted,
-    Release,
-    Unload,
-    Unloaded,
-)
+from taskrouter.residency.actions import Load, Preflight, Unload
+from taskrouter.residency.events import Acquire, Event, Loaded, Preflighted, Release, Unloaded
 from taskrouter.types import GIB, DeviceId, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId
 
 GPU = DeviceId("cuda:0")

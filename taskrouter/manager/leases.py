@@ -23,7 +23,8 @@ from taskrouter.manager.asking import Verbs
 from taskrouter.manager.refusals import fresh
 from taskrouter.manager.residents import Operation, Resident
 from taskrouter.manager.streams import Channel, Stream
-from taskrouter.residency.events import Acquire, Grant, Release
+from taskrouter.residency.actions import Grant
+from taskrouter.residency.events import Acquire, Release
 from taskrouter.types import ModelKey, TicketId
 
 if TYPE_CHECKING:

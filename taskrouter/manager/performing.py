@@ -21,23 +21,19 @@ from taskrouter.manager.refusals import fresh
 from taskrouter.manager.residents import Resident
 from taskrouter.manager.spans import Spans
 from taskrouter.residency import Residency, State
+from taskrouter.residency.actions import CancelLoad, Kill, Load, Preflight, Unload
 from taskrouter.residency.events import (
-    CancelLoad,
     Died,
     Event,
     GiveUp,
-    Kill,
-    Load,
     LoadCancelled,
     Loaded,
     LoadFailed,
     LoadStuck,
     Observed,
-    Preflight,
     Preflighted,
     PreflightFailed,
     Reclaimed,
-    Unload,
     Unloaded,
 )
 from taskrouter.types import Charges, Footprint, ModelKey, ModelRequest

@@ -23,7 +23,8 @@ from taskrouter.manager.refusals import error_of
 from taskrouter.manager.residents import Resident
 from taskrouter.manager.spans import Spans
 from taskrouter.residency import Residency
-from taskrouter.residency.events import Acquire, Action, Event, GiveUp, Grant, Refusal, Refuse, Release, Tick, WakeAt
+from taskrouter.residency.actions import Action, Grant, Refusal, Refuse, WakeAt
+from taskrouter.residency.events import Acquire, Event, GiveUp, Release, Tick
 from taskrouter.types import ModelKey, ModelRequest, TicketId
 
 logger = logging.getLogger("taskrouter")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 
 from taskrouter import errors
-from taskrouter.residency.events import Reason, Refusal
+from taskrouter.residency.actions import Refusal
+from taskrouter.residency.events import Reason
 
 _CLASSES: dict[Reason, type[errors.TaskRouterError]] = {
     Reason.TOO_LARGE: errors.InsufficientMemory,

@@ -11,7 +11,8 @@ from taskrouter.backends.base import LoadedModel, Sleeper
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.residents import Resident
 from taskrouter.residency import State
-from taskrouter.residency.events import Demote, Demoted, DemoteFailed, Event, Promote, Promoted, PromoteFailed
+from taskrouter.residency.actions import Demote, Promote
+from taskrouter.residency.events import Demoted, DemoteFailed, Event, Promoted, PromoteFailed
 
 logger = logging.getLogger("taskrouter")
 

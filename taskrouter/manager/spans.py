@@ -11,7 +11,7 @@ from opentelemetry.trace import Span, TracerProvider
 
 from taskrouter import telemetry
 from taskrouter.residency import HOST_BUDGET, MODEL_SLOTS
-from taskrouter.residency.events import Action, Demote, Load, Promote, Unload
+from taskrouter.residency.actions import Action, Demote, Load, Promote, Unload
 from taskrouter.types import Charges, DeviceId, Footprint, ModelKey, ModelRequest, TicketId
 
 MOST_LINKS = 128

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from taskrouter.residency.actions import CancelLoad, Load, Preflight, Promote, Unload
 from taskrouter.residency.books import MODEL_SLOTS, State
 from taskrouter.residency.decisions import Decided, Rule, Victim
-from taskrouter.residency.events import CancelLoad, Load, Preflight, Promote, Reason, Unload
+from taskrouter.residency.events import Reason
 from taskrouter.residency.planning import Mode, Plan
 from taskrouter.residency.records import Model, Phase, Want
 from taskrouter.residency.store import Store

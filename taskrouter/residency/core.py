@@ -33,11 +33,11 @@ from dataclasses import replace
 from typing import Any
 
 from taskrouter.residency import messages
+from taskrouter.residency.actions import Action
 from taskrouter.residency.books import ModelStatus, Snapshot, State
 from taskrouter.residency.decisions import Decided
 from taskrouter.residency.events import (
     Acquire,
-    Action,
     ClearCooldown,
     Demoted,
     DemoteFailed,

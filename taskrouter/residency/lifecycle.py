@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from taskrouter.residency import messages
+from taskrouter.residency.actions import Kill, Refusal
 from taskrouter.residency.books import State
 from taskrouter.residency.events import (
     Died,
-    Kill,
     LoadCancelled,
     Loaded,
     LoadFailed,
@@ -17,7 +17,6 @@ from taskrouter.residency.events import (
     PreflightFailed,
     Reason,
     Reclaimed,
-    Refusal,
     Unloaded,
 )
 from taskrouter.residency.records import Model, Phase

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from taskrouter.residency.actions import Refusal
 from taskrouter.residency.books import MODEL_SLOTS, State
-from taskrouter.residency.events import Reason, Refusal
+from taskrouter.residency.events import Reason
 from taskrouter.residency.records import Model, Phase
 from taskrouter.types import CPU, GIB, MIB, DeviceId
 

@@ -7,8 +7,9 @@ from enum import Enum
 from heapq import heappop, heappush
 from math import inf
 
+from taskrouter.residency.actions import Unload
 from taskrouter.residency.books import MODEL_SLOTS, State
-from taskrouter.residency.events import Acquire, Unload
+from taskrouter.residency.events import Acquire
 from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId
 
 LEASE_PRIOR_S = 1.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from taskrouter.residency import messages
+from taskrouter.residency.actions import Grant, Refusal
 from taskrouter.residency.books import State
-from taskrouter.residency.events import Acquire, GiveUp, Grant, Reason, Refusal, Release
+from taskrouter.residency.events import Acquire, GiveUp, Reason, Release
 from taskrouter.residency.records import ALPHA, Model, Ticket
 from taskrouter.residency.scheduling import Scheduling
 

@@ -19,9 +19,10 @@ from heapq import heapify, heappop, nsmallest
 from math import inf
 
 from taskrouter.residency import messages
+from taskrouter.residency.actions import WakeAt
 from taskrouter.residency.books import HOST_BUDGET, State
 from taskrouter.residency.decisions import Rule
-from taskrouter.residency.events import Reason, WakeAt
+from taskrouter.residency.events import Reason
 from taskrouter.residency.planning import Mode, Plan, Reserved
 from taskrouter.residency.records import Model, Phase, Ticket, Want
 from taskrouter.residency.sleeping import Sleeping

@@ -9,9 +9,10 @@ of an unload.
 
 from __future__ import annotations
 
+from taskrouter.residency.actions import Demote, Unload
 from taskrouter.residency.books import HOST_BUDGET, State
 from taskrouter.residency.commits import WENT, Commits
-from taskrouter.residency.events import Demote, Reason, Unload
+from taskrouter.residency.events import Reason
 from taskrouter.residency.policy import drop_unneeded, take, worth_at
 from taskrouter.residency.records import Model, Phase, Want
 from taskrouter.types import CPU, ModelKey, TicketId

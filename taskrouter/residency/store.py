@@ -8,9 +8,9 @@ from heapq import heappush
 from math import inf
 
 from taskrouter.residency.accounts import Account
+from taskrouter.residency.actions import Action, Grant, Refusal, Refuse
 from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, DeviceBooks, Settings, State
 from taskrouter.residency.decisions import KEPT, Decided, Rule
-from taskrouter.residency.events import Action, Grant, Refusal, Refuse
 from taskrouter.residency.lookahead import Hints
 from taskrouter.residency.messages import size
 from taskrouter.residency.planning import Planner

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
+from taskrouter.residency.actions import Kill, Unload
 from taskrouter.residency.books import HOST_BUDGET, State
-from taskrouter.residency.events import (
-    Demoted,
-    DemoteFailed,
-    Died,
-    Kill,
-    Promoted,
-    PromoteFailed,
-    Reason,
-    Unload,
-)
+from taskrouter.residency.events import Demoted, DemoteFailed, Died, Promoted, PromoteFailed, Reason
 from taskrouter.residency.lifecycle import Lifecycle
 from taskrouter.types import CPU, Footprint
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.books import DeviceBooks, ModelStatus, Settings, Snapshot
 from taskrouter.types import DeviceId, DeviceSpec, ModelKey, ModelSpec
@@ -16,7 +17,7 @@ Bytes: TypeAlias = dict[DeviceId, int]
 class Core(Protocol):
     """What the harnesses use of the core."""
 
-    def handle(self, event: ev.Event, *, now: float) -> list[ev.Action]: ...
+    def handle(self, event: ev.Event, *, now: float) -> list[act.Action]: ...
     def snapshot(self) -> Snapshot: ...
     def status(self, key: ModelKey) -> ModelStatus: ...
     def books(self, device: DeviceId) -> DeviceBooks: ...
@@ -43,7 +44,7 @@ class Ticket:
     state: str = "waiting"
     generation: int = -1
     granted_at: float = 0.0
-    refusal: ev.Refusal | None = None
+    refusal: act.Refusal | None = None
     note: Any = None
 
     @property
@@ -92,7 +93,7 @@ class Step:
     event: ev.Event
     before: Mapping[ModelKey, ModelStatus]
     free_before: Mapping[DeviceId, int]
-    actions: list[ev.Action] = field(default_factory=list)
+    actions: list[act.Action] = field(default_factory=list)
     refused: list[Ticket] = field(default_factory=list)
     ended_claims: dict[ModelKey, list[Ticket]] = field(default_factory=dict)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, State
 from taskrouter.types import CPU, DeviceId, DeviceReading, ModelKey, TicketId
@@ -23,11 +24,11 @@ RESIDENT = (State.READY, State.DRAINING)
 # --- actions, one by one ----------------------------------------------------------------------------------------------
 
 
-def on_preflight(world: World, action: ev.Preflight) -> None:
+def on_preflight(world: World, action: act.Preflight) -> None:
     assert world.job("preflight", action.key) is None, f"{action.key} is preflighted twice at once"
 
 
-def on_load(world: World, action: ev.Load) -> None:
+def on_load(world: World, action: act.Load) -> None:
     key, spec = action.key, world.specs[action.key]
     assert key not in world.lives, f"{key} is loaded while a copy of it still holds bytes"
     assert world.job("load", key) is None, f"{key}: two loads in flight"
@@ -68,7 +69,7 @@ def ahead(world: World, key: ModelKey) -> None:
         assert other == key or not unpromised, f"{key} is loaded ahead while {other} is waited for"
 
 
-def on_cancel(world: World, action: ev.CancelLoad) -> None:
+def on_cancel(world: World, action: act.CancelLoad) -> None:
     job = world.job("load", action.key)
     assert job is not None, f"CancelLoad of {action.key}, which isn't loading"
     assert job.generation == action.generation, f"CancelLoad of {action.key} names a load of another life"
@@ -83,7 +84,7 @@ def on_cancel(world: World, action: ev.CancelLoad) -> None:
         assert job.reason is not ev.Reason.REQUEST or world.tickets[world.step.event.ticket].ask.key == action.key
 
 
-def on_demote(world: World, action: ev.Demote) -> None:
+def on_demote(world: World, action: act.Demote) -> None:
     key = action.key
     life = world.lives.get(key)
     assert life is not None, f"Demote of {key}, which isn't there"
@@ -99,7 +100,7 @@ def on_demote(world: World, action: ev.Demote) -> None:
     beside_nobody_exclusive(world, key, life.devices)
 
 
-def on_promote(world: World, action: ev.Promote) -> None:
+def on_promote(world: World, action: act.Promote) -> None:
     key = action.key
     life = world.lives.get(key)
     assert life is not None, f"Promote of {key}, which isn't there"
@@ -123,7 +124,7 @@ def beside_nobody_exclusive(world: World, key: ModelKey, devices: tuple[DeviceId
         )
 
 
-def on_unload(world: World, action: ev.Unload) -> None:
+def on_unload(world: World, action: act.Unload) -> None:
     key = action.key
     life = world.lives.get(key)
     assert life is not None, f"Unload of {key}, which isn't there"
@@ -156,14 +157,14 @@ def on_unload(world: World, action: ev.Unload) -> None:
         assert life.idle_since + keep <= world.now + 1e-9, f"{key} idles since {life.idle_since} only"
 
 
-def on_kill(world: World, action: ev.Kill) -> None:
+def on_kill(world: World, action: act.Kill) -> None:
     life = world.lives.get(action.key)
     assert life is not None, f"Kill of {action.key}, of which nothing is left"
     assert life.dead, f"Kill of {action.key}, which is alive"
     assert world.job("unload", action.key) is None, f"Kill of {action.key}, which is being unloaded already"
 
 
-def on_grant(world: World, action: ev.Grant, number: TicketId) -> Ticket:
+def on_grant(world: World, action: act.Grant, number: TicketId) -> Ticket:
     ticket, key = world.tickets[number], action.key
     assert ticket.state == "waiting", f"ticket {number} is granted after it was {ticket.state}"
     assert ticket.ask.key == key, f"ticket {number} asked for {ticket.ask.key} and is granted {key}"
@@ -182,7 +183,7 @@ def on_grant(world: World, action: ev.Grant, number: TicketId) -> Ticket:
     return ticket
 
 
-def on_refuse(world: World, number: TicketId, refusal: ev.Refusal) -> Ticket:
+def on_refuse(world: World, number: TicketId, refusal: act.Refusal) -> Ticket:
     ticket = world.tickets[number]
     key, reason = ticket.ask.key, refusal.reason
     assert ticket.state == "waiting", f"ticket {number} is refused after it was {ticket.state}"
@@ -217,9 +218,9 @@ def after_step(world: World, step: Step) -> None:
             life.booked[MODEL_SLOTS] = 1
     if step.before or isinstance(step.event, ev.Tick):
         deadlines(world)
-    batches: dict[ModelKey, list[ev.Unload | ev.Demote]] = {}
+    batches: dict[ModelKey, list[act.Unload | act.Demote]] = {}
     for action in step.actions:
-        if not isinstance(action, ev.Unload | ev.Demote) or action.reason is not ev.Reason.ROOM:
+        if not isinstance(action, act.Unload | act.Demote) or action.reason is not ev.Reason.ROOM:
             continue
         # Who can't wake where it sleeps makes room for itself, to be loaded elsewhere.
         if action.wanted is not None and action.wanted != action.key:
@@ -228,7 +229,7 @@ def after_step(world: World, step: Step) -> None:
         eviction(world, wanted, batch, alone=len(batches) == 1)
     if step.before:
         for action in step.actions:
-            if isinstance(action, ev.Unload | ev.Demote) and action.reason is ev.Reason.ROOM:
+            if isinstance(action, act.Unload | act.Demote) and action.reason is ev.Reason.ROOM:
                 protections(world, step, action)
 
 
@@ -241,10 +242,10 @@ def deadlines(world: World) -> None:
             assert world.wake <= ticket.ask.deadline, f"the core sleeps past ticket {ticket.ask.ticket}'s deadline"
 
 
-def eviction(world: World, wanted: ModelKey, batch: list[ev.Unload | ev.Demote], *, alone: bool) -> None:
+def eviction(world: World, wanted: ModelKey, batch: list[act.Unload | act.Demote], *, alone: bool) -> None:
     """Each batch suffices, and nothing in it is superfluous."""
     waiting = [ticket for ticket in world.waiting[wanted].values() if not ticket.ask.background]
-    if not waiting and all(isinstance(action, ev.Demote) for action in batch):
+    if not waiting and all(isinstance(action, act.Demote) for action in batch):
         return  # who waited for a bed in RAM lies down, though whom it made room for is gone meanwhile
     assert waiting, f"{[u.key for u in batch]} are evicted for {wanted}, for which nobody waits"
     spec = world.specs[wanted]
@@ -302,7 +303,7 @@ def overtaken(world: World, wanted: ModelKey, slack: Callable[[Bytes, list[Job]]
         for job in world.jobs
     ):
         return  # nor can who was promised the bytes of an unload (or a cancelled load) that was begun for nobody
-    now = {action.key for action in world.step.actions if isinstance(action, ev.Unload | ev.Demote)}
+    now = {action.key for action in world.step.actions if isinstance(action, act.Unload | act.Demote)}
     if any(job.wanted not in (None, wanted) and job.key not in now for job in world.jobs):
         return  # nor how much of what frees for somebody else will be left over
     if any(world.state(key) is State.DEMOTING and world.job("demote", key) is None for key in world.lives):
@@ -372,7 +373,7 @@ def frees(world: World, job: Job, device: DeviceId) -> int:
     return life.booked.get(device, 0)
 
 
-def protections(world: World, step: Step, action: ev.Unload | ev.Demote) -> None:
+def protections(world: World, step: Step, action: act.Unload | act.Demote) -> None:
     """A claim and the residency of a just loaded model hold until a drain may end them."""
     key, wanted = action.key, action.wanted
     assert wanted is not None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.books import Settings
 from taskrouter.types import GIB, DeviceReading, DeviceSpec, Footprint, ModelSpec, Traits
@@ -29,7 +30,7 @@ def value(thing: Any) -> str:
             )
         case float():
             return f"{thing:g}"
-        case ev.Refusal():
+        case act.Refusal():
             return f"{thing.reason.value} ({thing.message})"
         case ModelSpec():
             return model(thing)
@@ -37,7 +38,7 @@ def value(thing: Any) -> str:
             return str(thing)
 
 
-def line(thing: ev.Event | ev.Action) -> str:
+def line(thing: ev.Event | act.Action) -> str:
     """An event or action without the fields that stand at their defaults."""
     defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(thing)}
     shown = [

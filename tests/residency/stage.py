@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.books import Settings
 from taskrouter.types import CPU, DeviceId, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId, Traits
@@ -43,7 +44,7 @@ class Stage(World):
         self._mark = 0
         self._deep = False
 
-    def send(self, event: ev.Event) -> list[ev.Action]:
+    def send(self, event: ev.Event) -> list[act.Action]:
         """As the world does; then preflights pass at once, where the scene says so."""
         if self._deep:
             return super().send(event)
@@ -122,20 +123,20 @@ class Stage(World):
     def history(self) -> list[str]:
         return self.brief(self.performed)
 
-    def brief(self, actions: list[ev.Action]) -> list[str]:
+    def brief(self, actions: list[act.Action]) -> list[str]:
         """One string per action, wake-ups and matter-of-course preflights left out."""
         out = []
         for action in actions:
             match action:
-                case ev.WakeAt():
+                case act.WakeAt():
                     continue
-                case ev.Preflight() if self.preflights_pass:
+                case act.Preflight() if self.preflights_pass:
                     continue
-                case ev.Grant(key, _, tickets):
+                case act.Grant(key, _, tickets):
                     out.append(f"Grant {key} {numbers(tickets)}")
-                case ev.Refuse(tickets, refusal):
+                case act.Refuse(tickets, refusal):
                     out.append(f"Refuse {refusal.key} {numbers(tickets)}: {refusal.reason.value}")
-                case ev.Unload(key, _, _, reason, wanted):
+                case act.Unload(key, _, _, reason, wanted):
                     out.append(f"Unload {key} for {wanted}" if wanted else f"Unload {key}: {reason.value}")
                 case _:
                     out.append(f"{type(action).__name__} {action.key}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.books import State
 from taskrouter.types import ModelKey, Traits
@@ -207,7 +208,7 @@ def test_a_failed_load_leaves_who_was_serving_and_loads_back_what_it_had_evicted
     assert world.failed("c") == ["Refuse c 4: load_failed", "Load a"]
     assert world.state(B) is State.READY
     assert busy.live
-    load = next(action for action in reversed(world.performed) if isinstance(action, ev.Load))
+    load = next(action for action in reversed(world.performed) if isinstance(action, act.Load))
     assert (load.key, load.reason, load.ticket) == (A, ev.Reason.RESTORE, None)
 
 

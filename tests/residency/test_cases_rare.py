@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from taskrouter.residency import actions as act
 from taskrouter.residency import core as core_module
 from taskrouter.residency import events as ev
 from taskrouter.residency import scheduling
@@ -171,7 +172,7 @@ def test_a_load_given_up_while_its_victim_unloads_has_the_victim_loaded_back(cor
     assert world.said == ["Unload a for b"]
     assert world.tell(ev.GiveUp(waiter.ask.ticket)) == []
     assert world.unloaded("a") == ["Load a"]
-    assert world.performed[-1] == ev.Load(
+    assert world.performed[-1] == act.Load(
         A, world.core.status(A).generation, (GPU0,), {GPU0: 8}, ev.Reason.RESTORE, None
     )
 
@@ -264,7 +265,7 @@ def test_a_clock_that_jumps_back_or_is_no_number_stands_still(core: CoreFactory,
     model.handle(ev.Observed({}), now=100.0)
     model.handle(ev.Acquire(TicketId(1), A, deadline=160.0), now=odd)
     model.handle(ev.Preflighted(A, 1), now=odd)
-    assert model.handle(ev.Loaded(A, 1), now=odd)[0] == ev.Grant(A, 1, (TicketId(1),))
+    assert model.handle(ev.Loaded(A, 1), now=odd)[0] == act.Grant(A, 1, (TicketId(1),))
     assert model.status(A).loaded_at == 100.0
     model.handle(ev.Release(TicketId(1)), now=101.0)
     assert model.status(A).last_used == 101.0
@@ -272,12 +273,12 @@ def test_a_clock_that_jumps_back_or_is_no_number_stands_still(core: CoreFactory,
 
 def test_a_ticket_without_a_deadline_waits_and_wakes_nobody(core: CoreFactory) -> None:
     model = core([DeviceSpec(GPU0, 10, budget=10)], [spec("a", 4)], Settings())
-    assert model.handle(ev.Acquire(TicketId(1), A, deadline=math.inf), now=0.0) == [ev.Preflight(A, 1)]
+    assert model.handle(ev.Acquire(TicketId(1), A, deadline=math.inf), now=0.0) == [act.Preflight(A, 1)]
     assert model.handle(ev.Preflighted(A, 1), now=0.0) == [
-        ev.Load(A, 1, (GPU0,), {GPU0: 4}, ev.Reason.REQUEST, TicketId(1))
+        act.Load(A, 1, (GPU0,), {GPU0: 4}, ev.Reason.REQUEST, TicketId(1))
     ]
     assert model.handle(ev.Tick(), now=1e9) == []
-    assert model.handle(ev.Loaded(A, 1), now=1e9) == [ev.Grant(A, 1, (TicketId(1),))]
+    assert model.handle(ev.Loaded(A, 1), now=1e9) == [act.Grant(A, 1, (TicketId(1),))]
 
 
 def test_a_ticket_without_a_deadline_is_drained_for_after_half_an_hour(core: CoreFactory) -> None:
@@ -287,7 +288,7 @@ def test_a_ticket_without_a_deadline_is_drained_for_after_half_an_hour(core: Cor
     model.handle(ev.Loaded(A, 1), now=1.0)
     model.handle(ev.Acquire(TicketId(2), A, deadline=160.0), now=100.0)
     model.handle(ev.Acquire(TicketId(3), B, deadline=math.inf), now=100.0)
-    assert model.handle(ev.Preflighted(B, 1), now=100.0) == [ev.WakeAt(1900.0)]
+    assert model.handle(ev.Preflighted(B, 1), now=100.0) == [act.WakeAt(1900.0)]
     model.handle(ev.Tick(), now=1900.0)
     assert model.status(A).state is State.DRAINING
 
@@ -307,7 +308,7 @@ def test_a_deadline_that_is_no_number_is_refused_for_nobody_could_be_woken_for_i
     model.handle(ev.Acquire(TicketId(1), A, deadline=60.0), now=0.0)
     for ticket in (TicketId(2), TicketId(3)):  # behind another, and behind its load
         answer = model.handle(ev.Acquire(ticket, A, deadline=math.nan), now=0.0)[0]
-        assert isinstance(answer, ev.Refuse)
+        assert isinstance(answer, act.Refuse)
         assert (answer.tickets, answer.refusal.reason) == ((ticket,), ev.Reason.DEADLINE)
         model.handle(ev.Preflighted(A, 1), now=0.0)
 
@@ -347,4 +348,4 @@ def test_passes_that_would_not_end_leave_the_rest_to_the_next_second(monkeypatch
     monkeypatch.setattr(scheduling, "MOST_PASSES", 1)
     model = core_module.Residency([DeviceSpec(GPU0, 10, budget=10)], [spec("a", 4)], Settings())
     model.handle(ev.Acquire(TicketId(1), A, deadline=160.0), now=0.0)
-    assert model.handle(ev.Preflighted(A, 1), now=5.0)[-1] == ev.WakeAt(6.0)
+    assert model.handle(ev.Preflighted(A, 1), now=5.0)[-1] == act.WakeAt(6.0)

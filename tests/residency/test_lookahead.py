@@ -7,6 +7,7 @@ from math import inf
 import pytest
 
 from taskrouter.residency import Residency, Settings
+from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.events import Reason
 from taskrouter.types import GIB, DeviceReading, DeviceSpec, ModelKey, ModelSpec, TicketId, Traits
@@ -31,7 +32,7 @@ class Desk:
         )
         self.now = 0.0
         self.done: list[tuple[str, ModelKey]] = []
-        self.loading: list[ev.Load] = []
+        self.loading: list[act.Load] = []
         self.load_at_once = True
 
     def send(self, *events: ev.Event) -> list[tuple[str, ModelKey]]:
@@ -41,16 +42,16 @@ class Desk:
         while todo:
             for action in self.core.handle(todo.pop(0), now=self.now):
                 match action:
-                    case ev.Preflight(key, generation):
+                    case act.Preflight(key, generation):
                         todo.append(ev.Preflighted(key, generation))
-                    case ev.Load(key, generation, _, _, reason):
+                    case act.Load(key, generation, _, _, reason):
                         self.done.append((reason.value, key))
                         if self.load_at_once:
                             todo.append(ev.Loaded(key, generation))
-                    case ev.CancelLoad(key, generation):
+                    case act.CancelLoad(key, generation):
                         self.done.append(("cancelled", key))
                         todo.append(ev.LoadCancelled(key, generation))
-                    case ev.Unload(key, generation):
+                    case act.Unload(key, generation):
                         self.done.append(("unloaded", key))
                         todo.append(ev.Unloaded(key, generation))
         self.core.check()
@@ -134,8 +135,8 @@ def test_a_hint_is_over_at_its_end_and_when_its_source_says_nothing_more() -> No
     assert desk.send(ev.Observed({GPU0: DeviceReading()})) == []
 
 
-def preflights(actions: list[ev.Action]) -> list[ev.Preflight]:
-    return [action for action in actions if isinstance(action, ev.Preflight)]
+def preflights(actions: list[act.Action]) -> list[act.Preflight]:
+    return [action for action in actions if isinstance(action, act.Preflight)]
 
 
 def test_a_model_that_can_not_be_loaded_is_tried_once_as_long_as_it_is_named() -> None:

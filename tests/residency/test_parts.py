@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from taskrouter.residency import Residency, events, messages
 from taskrouter.residency.accounts import Account
+from taskrouter.residency.actions import Refusal, Refuse
 from taskrouter.residency.books import MODEL_SLOTS, Settings, State
-from taskrouter.residency.events import Reason, Refusal
+from taskrouter.residency.events import Reason
 from taskrouter.residency.policy import Missing, by_priority, drop_unneeded, oldest, take
 from taskrouter.residency.records import Model
 from taskrouter.types import CPU, GIB, MIB, DeviceId, DeviceReading, DeviceSpec, Footprint, ModelKey, TicketId
@@ -247,7 +248,7 @@ def test_residue_is_named_after_the_model_that_left_it_and_a_stuck_load_after_it
     core.handle(events.Preflighted(THIRD, 1), now=12.0)
     core.handle(events.LoadStuck(THIRD, 1), now=13.0)
     refuse = core.handle(events.Acquire(TicketId(3), SMALL, deadline=100.0), now=13.0)[0]
-    assert isinstance(refuse, events.Refuse)
+    assert isinstance(refuse, Refuse)
     assert refuse.refusal.reason is Reason.NO_ROOM
     assert "only 3.0 GiB can be had" in refuse.refusal.message
     assert "(large 7.0 GiB, third (stuck))" in refuse.refusal.message

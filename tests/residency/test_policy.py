@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskrouter.residency import Residency
+from taskrouter.residency.actions import Load, Preflight, Unload
 from taskrouter.residency.books import Settings
-from taskrouter.residency.events import Acquire, Event, Load, Loaded, Preflight, Preflighted, Release, Unload, Unloaded
+from taskrouter.residency.events import Acquire, Event, Loaded, Preflighted, Release, Unloaded
 from taskrouter.residency.policy import EXACT, by_rate, cheapest, worth_at
 from taskrouter.residency.records import USES, Model
 from taskrouter.types import CPU, GIB, DeviceId, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId, Traits

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from taskrouter.residency import Residency, Settings, State
+from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.types import CPU, DeviceReading, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId, Traits
 
@@ -26,9 +27,9 @@ class Bedroom:
         self.now = 0.0
         self.tickets = 0
 
-    def send(self, event: ev.Event, *, after: float = 1.0) -> list[ev.Action]:
+    def send(self, event: ev.Event, *, after: float = 1.0) -> list[act.Action]:
         self.now += after
-        actions: list[ev.Action] = [a for a in self.core.handle(event, now=self.now) if not isinstance(a, ev.WakeAt)]
+        actions: list[act.Action] = [a for a in self.core.handle(event, now=self.now) if not isinstance(a, act.WakeAt)]
         self.core.check()
         return actions
 
@@ -37,7 +38,7 @@ class Bedroom:
         self.tickets += 1
         ticket = TicketId(self.tickets)
         for action in self.send(ev.Acquire(ticket, key, self.now + 1 + wait)):
-            if isinstance(action, ev.Preflight):
+            if isinstance(action, act.Preflight):
                 self.last = self.send(ev.Preflighted(key, action.generation))
         return ticket
 
@@ -48,7 +49,7 @@ class Bedroom:
             self.send(ev.Loaded(key, self.generation(key)), after=20)
         self.send(ev.Release(ticket))
 
-    def sleep(self, key: ModelKey, ram: int | None = None, **residue: int) -> list[ev.Action]:
+    def sleep(self, key: ModelKey, ram: int | None = None, **residue: int) -> list[act.Action]:
         size = ram if ram is not None else 6
         return self.send(ev.Demoted(key, self.generation(key), size, (residue and {GPU0: residue["left"]}) or {}))
 
@@ -104,7 +105,7 @@ def test_where_the_ram_is_gone_by_then_it_is_unloaded() -> None:
 def test_one_that_dies_while_it_waits_for_its_bed_is_cleared_away() -> None:
     room = two_asleep()
     (kill,) = room.send(ev.Died(A, 1, OSError("gone")))
-    assert isinstance(kill, ev.Kill)
+    assert isinstance(kill, act.Kill)
     assert room.send(ev.Unloaded(B, 1)) == []
     (load,) = room.send(ev.Unloaded(A, 1))
     assert load.key == C  # type: ignore[union-attr]
@@ -166,7 +167,7 @@ def test_who_is_too_large_for_any_bed_is_unloaded() -> None:
     room.use(A)
     room.ask(B)
     (unload,) = room.last
-    assert isinstance(unload, ev.Unload)
+    assert isinstance(unload, act.Unload)
 
 
 def test_the_start_of_one_that_sleeps_is_expected_as_its_wake_was_measured() -> None:
@@ -217,7 +218,7 @@ def test_who_asks_for_a_sleeper_that_was_told_to_go_waits_until_it_has_gone() ->
     (grant, unload) = room.send(ev.Loaded(C, 1), after=20)
     assert (type(grant).__name__, unload.key) == ("Grant", A)  # type: ignore[union-attr]
     (preflight,) = room.send(ev.Unloaded(A, 1))
-    assert isinstance(preflight, ev.Preflight)
+    assert isinstance(preflight, act.Preflight)
     room.send(ev.GiveUp(ticket))
     assert room.core.books(CPU).charged == 0
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, Settings, State
 from taskrouter.types import CPU, DeviceId, DeviceReading, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId
@@ -51,8 +52,8 @@ class World:
         self.shut = False
         self.failed_loads = 0
         self.counts: dict[str, int] = defaultdict(int)
-        self.performed: list[ev.Action] = []
-        self.log: list[tuple[float, ev.Event, list[ev.Action]]] = []
+        self.performed: list[act.Action] = []
+        self.log: list[tuple[float, ev.Event, list[act.Action]]] = []
         self.step: Step | None = None
         self.watcher: Watcher | None = None
         self._audit_every = audit_every
@@ -114,7 +115,7 @@ class World:
 
     # --- one step -------------------------------------------------------------------------------------------------
 
-    def send(self, event: ev.Event) -> list[ev.Action]:
+    def send(self, event: ev.Event) -> list[act.Action]:
         """Hand one event to the core, carry out its actions, and judge the step."""
         self._steps += 1
         full = self._steps % self._audit_every == 0
@@ -149,41 +150,41 @@ class World:
         ]
         return "\n".join([what, *head, *steps])
 
-    def _perform(self, action: ev.Action) -> None:
+    def _perform(self, action: act.Action) -> None:
         match action:
-            case ev.Preflight(key, generation):
+            case act.Preflight(key, generation):
                 laws.on_preflight(self, action)
                 self._begin(Job("preflight", key, generation, self.now))
-            case ev.Load(key, generation, devices, charges, reason, _):
+            case act.Load(key, generation, devices, charges, reason, _):
                 laws.on_load(self, action)
                 held = {device: count for device, count in charges.items() if count}
                 self.lives[key] = Life(generation, devices, dict(held), held, self.now)
                 self._begin(Job("load", key, generation, self.now, devices, reason=reason))
                 self.generations[key] = generation
-            case ev.CancelLoad():
+            case act.CancelLoad():
                 laws.on_cancel(self, action)
                 self.job_of(action).cancelled = self.lives[action.key].cancelled = True
-            case ev.Demote(key, generation, _, ram, reason, wanted, _, _):
+            case act.Demote(key, generation, _, ram, reason, wanted, _, _):
                 laws.on_demote(self, action)
                 life = self.lives[key]
                 life.awake = dict(life.true)
                 life.true = {**life.true, CPU: life.true.get(CPU, 0) + ram, HOST_BUDGET: ram}
                 self._begin(Job("demote", key, generation, self.now, life.devices, wanted, reason))
                 self._claims_end(key)
-            case ev.Promote(key, generation, devices, charges, reason, _):
+            case act.Promote(key, generation, devices, charges, reason, _):
                 laws.on_promote(self, action)
                 life = self.lives[key]
                 life.booked = {device: count for device, count in charges.items() if count}
                 life.true = {d: max(life.true.get(d, 0), life.awake.get(d, 0)) for d in {**life.true, **life.awake}}
                 self._begin(Job("promote", key, generation, self.now, devices, reason=reason))
-            case ev.Unload(key, generation, _, reason, wanted, _, _):
+            case act.Unload(key, generation, _, reason, wanted, _, _):
                 laws.on_unload(self, action)
                 self._begin(Job("unload", key, generation, self.now, self.lives[key].devices, wanted, reason))
                 self._claims_end(key)
-            case ev.Kill(key, generation, _):
+            case act.Kill(key, generation, _):
                 laws.on_kill(self, action)
                 self._begin(Job("unload", key, generation, self.now, self.lives[key].devices))
-            case ev.Grant(key, generation, numbers):
+            case act.Grant(key, generation, numbers):
                 for number in numbers:
                     ticket = laws.on_grant(self, action, number)
                     ticket.state, ticket.generation, ticket.granted_at = "granted", generation, self.now
@@ -191,7 +192,7 @@ class World:
                     del self.waiting[key][number]
                     self.held[key][number] = ticket
                     self._answered(ticket)
-            case ev.Refuse(numbers, refusal):
+            case act.Refuse(numbers, refusal):
                 for number in numbers:
                     ticket = laws.on_refuse(self, number, refusal)
                     ticket.state, ticket.refusal = "refused", refusal
@@ -199,7 +200,7 @@ class World:
                         self.step.refused.append(ticket)
                     del self.waiting[ticket.ask.key][number]
                     self._answered(ticket)
-            case ev.WakeAt(when):
+            case act.WakeAt(when):
                 assert when is None or when > self.now, f"WakeAt({when}) lies not after now ({self.now})"
                 self.wake = when
         self.counts[type(action).__name__] += 1
@@ -221,7 +222,7 @@ class World:
         if self.watcher is not None:
             self.watcher.answered(ticket)
 
-    def job_of(self, action: ev.CancelLoad) -> Job:
+    def job_of(self, action: act.CancelLoad) -> Job:
         return next(job for job in self.jobs if job.kind == "load" and job.key == action.key)
 
     def _note(self, event: ev.Event) -> None:
