@@ -96,17 +96,17 @@ class Spans:
         """Open one span for each eviction among these actions: all the models that go for one that comes."""
         batches: dict[ModelKey, list[Unload | Demote]] = {}
         for action in actions:
-            if isinstance(action, (Unload, Demote)) and action.wanted is not None:
-                batches.setdefault(action.wanted, []).append(action)
+            if isinstance(action, (Unload, Demote)) and action.why.wanted is not None:
+                batches.setdefault(action.why.wanted, []).append(action)
         for wanted, unloads in batches.items():
             span = telemetry.start_evict_span(
                 self._tracer,
-                self._context(unloads[0].ticket),
-                task=self._task(unloads[0].ticket),
+                self._context(unloads[0].why.ticket),
+                task=self._task(unloads[0].why.ticket),
                 wanted=wanted,
                 victims=[unload.key for unload in unloads],
-                victims_considered=max(unload.considered for unload in unloads),
-                reason=unloads[0].reason.value,
+                victims_considered=max(unload.why.considered for unload in unloads),
+                reason=unloads[0].why.reason.value,
             )
             eviction = Eviction(span, {unload.key for unload in unloads})
             self._evictions.update(dict.fromkeys(eviction.left, eviction))
@@ -120,15 +120,15 @@ class Spans:
         asked = self._asked.pop(action.key, None)
         self._unloading[action.key] = telemetry.start_unload_span(
             self._tracer,
-            telemetry.context_of(eviction.span) if eviction else asked or self._context(action.ticket),
-            task=self._task(action.ticket),
+            telemetry.context_of(eviction.span) if eviction else asked or self._context(action.why.ticket),
+            task=self._task(action.why.ticket),
             model=action.key,
             option=request.label,
             framework=request.framework,
             device=real(action.charges),
             generation=action.generation,
-            reason=action.reason.value,
-            wanted=action.wanted,
+            reason=action.why.reason.value,
+            wanted=action.why.wanted,
         )
 
     # --- a model sleeps and wakes -------------------------------------------------------------------------------------
@@ -137,10 +137,10 @@ class Spans:
         eviction = self._evictions.get(action.key)
         self._resting[action.key] = telemetry.start_sleep_span(
             self._tracer,
-            telemetry.context_of(eviction.span) if eviction else self._context(action.ticket),
-            task=self._task(action.ticket), model=action.key, option=request.label, framework=request.framework,
-            device=real(action.charges), generation=action.generation, reason=action.reason.value,
-            wanted=action.wanted, bytes_needed=action.ram_bytes,
+            telemetry.context_of(eviction.span) if eviction else self._context(action.why.ticket),
+            task=self._task(action.why.ticket), model=action.key, option=request.label, framework=request.framework,
+            device=real(action.charges), generation=action.generation, reason=action.why.reason.value,
+            wanted=action.why.wanted, bytes_needed=action.ram_bytes,
         )  # fmt: skip
 
     def waking(self, action: Promote, request: ModelRequest) -> None:

@@ -40,20 +40,31 @@ class CancelLoad:
 
 
 @message
+class Why:
+    """Why a model goes.
+
+    ``wanted`` is the model it makes room for, ``ticket`` the request behind that; ``considered`` counts the models that
+    were looked at as victims.
+    """
+
+    reason: Reason
+    wanted: ModelKey | None = None
+    ticket: TicketId | None = None
+    considered: int = 0
+
+
+@message
 class Demote:
     """Put the idle model to sleep and see its device bytes free → ``Demoted`` or ``DemoteFailed``.
 
-    ``ram_bytes`` is what its sleep is expected to take; the rest is as in ``Unload``.
+    ``ram_bytes`` is what its sleep is expected to take.
     """
 
     key: ModelKey
     generation: int
     charges: Charges
     ram_bytes: int
-    reason: Reason
-    wanted: ModelKey | None = None
-    ticket: TicketId | None = None
-    considered: int = 0
+    why: Why
 
 
 @message
@@ -70,19 +81,12 @@ class Promote:
 
 @message
 class Unload:
-    """Unload the idle model and see its bytes free → ``Unloaded``.
-
-    ``wanted`` is the model it makes room for, ``ticket`` the request behind that; ``considered`` counts the models that
-    were looked at as victims.
-    """
+    """Unload the idle model and see its bytes free → ``Unloaded``."""
 
     key: ModelKey
     generation: int
     charges: Charges
-    reason: Reason
-    wanted: ModelKey | None = None
-    ticket: TicketId | None = None
-    considered: int = 0
+    why: Why
 
 
 @message

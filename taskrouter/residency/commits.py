@@ -6,16 +6,17 @@ Every change of a plan's bytes goes through ``_adopt``, ``_suspend`` and ``_resu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
-from taskrouter.residency.actions import CancelLoad, Load, Preflight, Promote, Unload
+from taskrouter.residency.actions import CancelLoad, Load, Preflight, Promote, Unload, Why
 from taskrouter.residency.books import MODEL_SLOTS, State
 from taskrouter.residency.decisions import Decided, Rule, Victim
 from taskrouter.residency.events import Reason
 from taskrouter.residency.planning import Mode, Plan
 from taskrouter.residency.records import Model, Phase, Want
 from taskrouter.residency.store import Store
-from taskrouter.types import DeviceId, ModelKey, TicketId
+from taskrouter.types import DeviceId
 
 RULES: Mapping[Mode, Rule] = {Mode.FREE: Rule.FREE, Mode.PENDING: Rule.PENDING, Mode.IDLE: Rule.IDLE}
 WENT: Mapping[Reason, Rule] = {
@@ -27,7 +28,7 @@ WENT: Mapping[Reason, Rule] = {
 """Why a model went that made room for no other."""
 
 
-class Commits(Store):
+class Commits(Store, ABC):
     """Plans that became promises."""
 
     # --- committing a plan --------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ class Commits(Store):
             if victim.state is State.LOADING:
                 self._cancel_load(victim)  # A warm-up nobody waits for gives way now; it has nothing to drain.
             elif victim.state is State.HOST:
-                self._unload(victim, Reason.ROOM, now, wanted=want.model.key)  # Nor has one that sleeps.
+                self._unload(victim, Why(Reason.ROOM, want.model.key), now)  # Nor has one that sleeps.
             else:
                 victim.state = State.DRAINING
                 victim.drain_for = want
@@ -167,14 +168,8 @@ class Commits(Store):
             if victim.spec.selected and victim.used:
                 want.evicted.append(victim)
             first = want.model.first()
-            self._put_away(
-                victim,
-                Reason.AHEAD if want.ahead else Reason.ROOM,
-                now,
-                wanted=want.model.key,
-                ticket=first.id if first else None,
-                considered=want.considered,
-            )
+            reason = Reason.AHEAD if want.ahead else Reason.ROOM
+            self._put_away(victim, Why(reason, want.model.key, first.id if first else None, want.considered), now)
         self._start_if_settled(want, now)
 
     def _take_group(self, model: Model) -> None:
@@ -248,35 +243,18 @@ class Commits(Store):
 
     # --- unloading ----------------------------------------------------------------------------------------------------
 
-    def _unload(
-        self,
-        model: Model,
-        reason: Reason,
-        now: float,
-        *,
-        wanted: ModelKey | None = None,
-        ticket: TicketId | None = None,
-        considered: int = 0,
-    ) -> None:
-        if reason in WENT:
-            self._went(model, WENT[reason], now)
-        self._begin_freeing(model, now)
-        self._out.append(Unload(model.key, model.generation, dict(model.charges), reason, wanted, ticket, considered))
+    @abstractmethod
+    def _put_away(self, model: Model, why: Why, now: float) -> None:
+        """Take an idle model off its devices: to sleep where that is better, else unload it."""
 
-    def _put_away(
-        self,
-        model: Model,
-        reason: Reason,
-        now: float,
-        *,
-        wanted: ModelKey | None = None,
-        ticket: TicketId | None = None,
-        considered: int = 0,
-    ) -> None:
-        """Take an idle model off its devices: to sleep where that is better (``Sleeping``), else unload it."""
-        self._unload(model, reason, now, wanted=wanted, ticket=ticket, considered=considered)
+    def _unload(self, model: Model, why: Why, now: float) -> None:
+        self._begin_freeing(model, now, why)
+        self._out.append(Unload(model.key, model.generation, dict(model.charges), why))
 
-    def _begin_freeing(self, model: Model, now: float) -> None:
+    def _begin_freeing(self, model: Model, now: float, why: Why | None = None) -> None:
+        """Nobody gets it any more. One that died needs no ``why``: nobody decided that."""
+        if why is not None and why.reason in WENT:
+            self._went(model, WENT[why.reason], now)
         model.state = State.UNLOADING
         model.drain_for = None
         model.retiring = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from taskrouter.residency import messages
-from taskrouter.residency.actions import Kill, Refusal
+from taskrouter.residency.actions import Kill, Refusal, Why
 from taskrouter.residency.books import State
 from taskrouter.residency.events import (
     Died,
@@ -104,7 +104,7 @@ class Lifecycle(Requests):
             # Cancelled for its bytes, or retired, and the load ended well all the same: unload it now.
             reason = Reason.ROOM if model.draws else Reason.SHUTDOWN if self._closed else Reason.RETIRED
             wanted = next(iter(model.draws)).model.key if model.draws else None
-            self._unload(model, reason, now, wanted=wanted)
+            self._unload(model, Why(reason, wanted), now)
             return
         model.retiring = False
         if model.spec.keep_alive_s is not None:

@@ -18,14 +18,12 @@ from taskrouter.residency.books import HOST_BUDGET, Settings, State
 from taskrouter.residency.lookahead import Hints
 from taskrouter.residency.policy import POLICIES, Missing, by_priority, drop_unneeded, take, worth_at
 from taskrouter.residency.records import Model, Want
-from taskrouter.types import CPU, DeviceId, ModelKey, TicketId
+from taskrouter.types import CPU, DeviceId, ModelKey
 
 PRIORITY_WORTH = 1e3
 """What one step of priority is worth: more than a hundred models by their use, each of which is worth at most 8."""
 SOON_WORTH = 20.0
 """What a model is worth beside that is needed next: more than any use; half of it the one after, and so on."""
-MENDABLE = ("too_large", "no_room", "pinned", "own_lease")
-"""Why a model can't fit, the hardest to mend first."""
 
 
 class Mode(IntEnum):
@@ -356,49 +354,3 @@ class Planner:
         if victim.leases or self.idle_at(victim, first.arrival if first else now) > now:
             return Mode.DRAIN
         return Mode.RESERVE if self.frozen(victim) else Mode.IDLE
-
-    # --- what can never be --------------------------------------------------------------------------------------------
-
-    def blocked_for_ever(
-        self,
-        model: Model,
-        holding: frozenset[TicketId],
-        *,
-        count_models: bool,
-        placements: tuple[tuple[DeviceId, ...], ...] | None = None,
-    ) -> tuple[str, DeviceId, int, int] | None:
-        """Why no waiting would help: ``(what, device, needed bytes, bytes that could be had)``; ``None``: it could fit.
-
-        ``what`` is ``too_large``, ``pinned``, ``own_lease`` or ``no_room`` (residue, a stuck load). Foreign use never
-        counts. Of several device sets (``placements``; by default all of the model's) the one easiest to mend is named,
-        and of these the one with the most room.
-        """
-        worst: tuple[str, DeviceId, int, int] | None = None
-        for devices in placements or model.spec.placements:
-            verdict: tuple[str, DeviceId, int, int] | None = None
-            for device, amount in model.charges_on(devices, count_models=count_models).items():
-                account = self.accounts[device]
-                fixed = {"no_room": account.residue, "pinned": 0, "own_lease": 0}
-                for other in (*self.resident.values(), *self.loading.values(), *self.asleep.values()):
-                    held = other.charges.get(device, 0)
-                    if other is model or not held:
-                        continue
-                    if other.state is State.STUCK:
-                        fixed["no_room"] += held
-                    elif other.spec.pinned and not (other.cancelling or other.retiring):
-                        fixed["pinned"] += held
-                    elif holding and not holding.isdisjoint(other.leases):
-                        fixed["own_lease"] += held
-                room = account.capacity - sum(fixed.values())
-                if amount > account.capacity:
-                    verdict = ("too_large", device, amount, account.capacity)
-                elif amount > room:
-                    what = next(what for what in ("own_lease", "pinned", "no_room") if fixed[what])
-                    verdict = (what, device, amount, room)
-                if verdict:
-                    break
-            if verdict is None:
-                return None
-            if worst is None or (MENDABLE.index(verdict[0]), verdict[3]) > (MENDABLE.index(worst[0]), worst[3]):
-                worst = verdict
-        return worst

@@ -7,7 +7,7 @@ from enum import Enum
 from heapq import heappop, heappush
 from math import inf
 
-from taskrouter.residency.actions import Unload
+from taskrouter.residency.actions import Why
 from taskrouter.residency.books import MODEL_SLOTS, State
 from taskrouter.residency.events import Acquire
 from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId
@@ -77,7 +77,7 @@ class Want:
         self.sources: set[Model] = set()
         self.evicted: list[Model] = []
         self.considered = 0
-        self.why: Unload | None = None
+        self.why: Why | None = None
 
 
 class Model:

@@ -6,6 +6,7 @@ from taskrouter.residency import messages
 from taskrouter.residency.actions import Grant, Refusal
 from taskrouter.residency.books import State
 from taskrouter.residency.events import Acquire, GiveUp, Reason, Release
+from taskrouter.residency.impossible import blocked_for_ever
 from taskrouter.residency.records import ALPHA, Model, Ticket
 from taskrouter.residency.scheduling import Scheduling
 
@@ -62,7 +63,7 @@ class Requests(Scheduling):
             if culprit is not None and culprit.state is State.STUCK:
                 return messages.stuck(model, culprit)
         if model.state in (State.DISK, State.UNLOADING, State.DEMOTING, State.HOST):
-            verdict = self._plans.blocked_for_ever(model, event.holding, count_models=self._counts_models)
+            verdict = blocked_for_ever(self._plans, model, event.holding, count_models=self._counts_models)
             if verdict is not None:
                 return messages.no_room(self, model, *verdict)
         return None

@@ -19,10 +19,11 @@ from heapq import heapify, heappop, nsmallest
 from math import inf
 
 from taskrouter.residency import messages
-from taskrouter.residency.actions import WakeAt
+from taskrouter.residency.actions import WakeAt, Why
 from taskrouter.residency.books import HOST_BUDGET, State
 from taskrouter.residency.decisions import Rule
 from taskrouter.residency.events import Reason
+from taskrouter.residency.impossible import blocked_for_ever
 from taskrouter.residency.planning import Mode, Plan, Reserved
 from taskrouter.residency.records import Model, Phase, Ticket, Want
 from taskrouter.residency.sleeping import Sleeping
@@ -157,7 +158,7 @@ class Scheduling(Sleeping):
             probe = Want(model)
             probe.ahead = True
             plan = self._plans.find(probe, reserved, now=now, count_models=self._counts_models)
-            if plan is None and self._plans.blocked_for_ever(model, frozenset(), count_models=self._counts_models):
+            if plan is None and blocked_for_ever(self._plans, model, frozenset(), count_models=self._counts_models):
                 continue  # What never fits is waited for by nobody.
             if plan is None or plan.mode > Mode.IDLE:
                 return
@@ -221,13 +222,13 @@ class Scheduling(Sleeping):
         plan = self._plans.find(want, reserved, now=now, count_models=self._counts_models, cold=True)
         if plan is None:
             return False
-        if plan.mode > Mode.IDLE and not self._plans.blocked_for_ever(
-            model, frozenset(), count_models=self._counts_models, placements=(model.devices,)
+        if plan.mode > Mode.IDLE and not blocked_for_ever(
+            self._plans, model, frozenset(), count_models=self._counts_models, placements=(model.devices,)
         ):
             return False  # what keeps it from waking may pass sooner
         self._drop(want, now)
         self._went(model, Rule.COLDER, now)
-        self._unload(model, Reason.ROOM, now, wanted=model.key)
+        self._unload(model, Why(Reason.ROOM, model.key), now)
         return True
 
     def _able(self, want: Want, plan: Plan, reserved: Reserved) -> bool:
@@ -272,7 +273,7 @@ class Scheduling(Sleeping):
         for model in list(self._retiring.values()):
             gone = model.state in (State.DRAINING, State.HOST) and not model.leases
             if gone and not self._plans.frozen(model):
-                self._unload(model, Reason.SHUTDOWN if self._closed else Reason.RETIRED, now)
+                self._unload(model, Why(Reason.SHUTDOWN if self._closed else Reason.RETIRED), now)
 
     def _keep_alive(self, model: Model, now: float) -> None:
         """A keep-alive timer fired: unload a model that has really been idle that long, else look again then."""
@@ -286,7 +287,7 @@ class Scheduling(Sleeping):
         if model.key in self._hints.ranks:
             self._arm_keep_alive(model, now + max(seconds, 1.0))  # It is needed soon: it would be loaded again at once.
         elif since + seconds <= now and not self._plans.frozen(model):
-            self._unload(model, Reason.IDLE, now)
+            self._unload(model, Why(Reason.IDLE), now)
             self._dirty = True
         else:
             self._arm_keep_alive(model, max(since + seconds, now + 1.0))
@@ -311,20 +312,20 @@ class Scheduling(Sleeping):
                     continue
                 excess -= held
                 if in_ram or model.state is State.HOST:
-                    self._unload(model, Reason.SHRUNK, now)
+                    self._unload(model, Why(Reason.SHRUNK), now)
                 else:
-                    self._put_away(model, Reason.SHRUNK, now)
+                    self._put_away(model, Why(Reason.SHRUNK), now)
 
     def _refuse_impossible(self, want: Want, now: float) -> None:
         """No plan was found: refuse at once those for whom there never will be one as things stand."""
         model = want.model
-        verdict = self._plans.blocked_for_ever(model, frozenset(), count_models=self._counts_models)
+        verdict = blocked_for_ever(self._plans, model, frozenset(), count_models=self._counts_models)
         if verdict is not None:
             self._refuse_waiting(model, messages.no_room(self, model, *verdict))
         elif model.holders:
             for ticket in model.waiting():
                 if not ticket.holding.isdisjoint(self._granted):
-                    blocked = self._plans.blocked_for_ever(model, ticket.holding, count_models=self._counts_models)
+                    blocked = blocked_for_ever(self._plans, model, ticket.holding, count_models=self._counts_models)
                     if blocked is not None:
                         refusal = messages.no_room(self, model, *blocked)
                         self._refuse_waiting(model, refusal, only=ticket)

@@ -9,39 +9,28 @@ of an unload.
 
 from __future__ import annotations
 
-from taskrouter.residency.actions import Demote, Unload
+from taskrouter.residency.actions import Demote, Unload, Why
 from taskrouter.residency.books import HOST_BUDGET, State
-from taskrouter.residency.commits import WENT, Commits
+from taskrouter.residency.commits import Commits
 from taskrouter.residency.events import Reason
 from taskrouter.residency.policy import drop_unneeded, take, worth_at
 from taskrouter.residency.records import Model, Phase, Want
-from taskrouter.types import CPU, ModelKey, TicketId
+from taskrouter.types import CPU
 
 
 class Sleeping(Commits):
     """Beds."""
 
-    def _put_away(
-        self,
-        model: Model,
-        reason: Reason,
-        now: float,
-        *,
-        wanted: ModelKey | None = None,
-        ticket: TicketId | None = None,
-        considered: int = 0,
-    ) -> None:
+    def _put_away(self, model: Model, why: Why, now: float) -> None:
         forgotten = self._room_to_sleep(model, now)
         if forgotten is None:
-            self._unload(model, reason, now, wanted=wanted, ticket=ticket, considered=considered)
+            self._unload(model, why, now)
             return
-        if reason in WENT:
-            self._went(model, WENT[reason], now)
         bed = model.bed = Want(model)
         bed.phase = Phase.EVICTING
         bed.need = {CPU: model.sleep_bytes, HOST_BUDGET: model.sleep_bytes}
-        bed.why = Unload(model.key, model.generation, {}, reason, wanted, ticket, considered)
-        self._begin_freeing(model, now)
+        bed.why = why
+        self._begin_freeing(model, now, why)
         model.state = State.DEMOTING
         short = {device: amount - max(self._accounts[device].free, 0) for device, amount in bed.need.items()}
         for other in forgotten:
@@ -52,7 +41,7 @@ class Sleeping(Commits):
                     short[device] -= part
         self._promise(bed)
         for other in forgotten:
-            self._unload(other, Reason.HOST_ROOM, now, wanted=model.key)
+            self._unload(other, Why(Reason.HOST_ROOM, model.key), now)
         self._lie_down(bed)
 
     def _room_to_sleep(self, model: Model, now: float) -> list[Model] | None:
@@ -92,23 +81,14 @@ class Sleeping(Commits):
             self._strip(model)
             model.retiring = False
             model.state = State.UNLOADING
-            self._out.append(
-                Unload(
-                    model.key, model.generation, dict(model.charges), why.reason, why.wanted, why.ticket, why.considered
-                )
-            )
+            self._out.append(Unload(model.key, model.generation, dict(model.charges), why))
             return
         self._withdraw(bed)
         model.bed = None
         model.sleep_charges = bed.need
         for device, amount in bed.need.items():
             self._accounts[device].charged += amount
-        self._out.append(
-            Demote(
-                model.key, model.generation, dict(model.charges), model.sleep_bytes, why.reason, why.wanted,
-                why.ticket, why.considered,
-            )
-        )  # fmt: skip
+        self._out.append(Demote(model.key, model.generation, dict(model.charges), model.sleep_bytes, why))
 
     def _strip(self, model: Model) -> None:
         """Give back the RAM a model was to sleep in; who was forgotten for it goes on unloading, owned by nobody."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskrouter.residency.actions import Kill, Unload
+from taskrouter.residency.actions import Kill, Unload, Why
 from taskrouter.residency.books import HOST_BUDGET, State
 from taskrouter.residency.events import Demoted, DemoteFailed, Died, Promoted, PromoteFailed, Reason
 from taskrouter.residency.lifecycle import Lifecycle
@@ -38,7 +38,7 @@ class Waking(Lifecycle):
         if model.spec.keep_alive_s is not None:
             self._arm_keep_alive(model, max(model.idle_since + model.spec.keep_alive_s, now))
         if retiring or self._closed:
-            self._unload(model, Reason.SHUTDOWN if self._closed else Reason.RETIRED, now)
+            self._unload(model, Why(Reason.SHUTDOWN if self._closed else Reason.RETIRED), now)
         elif model.queued:
             self._want(model, now)
 
@@ -51,7 +51,7 @@ class Waking(Lifecycle):
         self._strip(model)
         model.retiring = False
         model.state = State.UNLOADING
-        self._out.append(Unload(model.key, model.generation, dict(model.charges), Reason.SLEEP_FAILED))
+        self._out.append(Unload(model.key, model.generation, dict(model.charges), Why(Reason.SLEEP_FAILED)))
         self._dirty = True
 
     def _on_promoted(self, event: Promoted, now: float) -> None:
@@ -71,7 +71,7 @@ class Waking(Lifecycle):
             return
         del self._loading[model.key]
         model.sleep_failures += 1
-        self._unload(model, Reason.SLEEP_FAILED, now)  # whoever made room for it made it for its load, too
+        self._unload(model, Why(Reason.SLEEP_FAILED), now)  # whoever made room for it made it for its load, too
         model.expect_back()
         self._dirty = True
 

@@ -69,6 +69,12 @@ def ahead(world: World, key: ModelKey) -> None:
         assert other == key or not unpromised, f"{key} is loaded ahead while {other} is waited for"
 
 
+def gives_way(world: World, key: ModelKey, wanted: ModelKey) -> None:
+    """Who makes room for what is only needed soon is needed later, or never, and is no more important."""
+    assert world.rank(wanted) < world.rank(key), f"{key} makes room for {wanted}, which isn't needed sooner"
+    assert world.specs[key].priority <= world.specs[wanted].priority, f"{key} makes room for {wanted}, which is less"
+
+
 def on_cancel(world: World, action: act.CancelLoad) -> None:
     job = world.job("load", action.key)
     assert job is not None, f"CancelLoad of {action.key}, which isn't loading"
@@ -95,6 +101,11 @@ def on_demote(world: World, action: act.Demote) -> None:
     assert not any(job.key == key and job.kind != "preflight" for job in world.jobs), f"Demote of {key}, which is at it"
     assert not world.live(key), f"Demote of {key} under leases"
     assert world.specs[key].traits.can_sleep, f"{key} can't sleep"
+    assert world.sleep_failures[key] < 2, f"{key} is put to sleep, which failed twice in a row"
+    if action.why.reason is ev.Reason.AHEAD and action.why.wanted is not None:
+        before = world.step.before.get(key) if world.step is not None else None
+        if before is not None and before.state is State.READY:  # Who waited for its bed was chosen earlier.
+            gives_way(world, key, action.why.wanted)
     for device in (CPU, HOST_BUDGET):
         assert world.used(device) + action.ram_bytes <= world.allowed(device), f"no room on {device} for {key} to sleep"
     beside_nobody_exclusive(world, key, life.devices)
@@ -132,7 +143,7 @@ def on_unload(world: World, action: act.Unload) -> None:
     assert life.generation == action.generation, f"Unload of {key} names another life"
     assert world.job("unload", key) is None, f"{key} is unloaded twice"
     assert not world.live(key), f"Unload of {key} under the leases {[t.ask.ticket for t in world.live(key)]}"
-    forced = key in world.retired or world.shut or life.cancelled or action.reason is ev.Reason.SLEEP_FAILED
+    forced = key in world.retired or world.shut or life.cancelled or action.why.reason is ev.Reason.SLEEP_FAILED
     before = world.step.before.get(key) if world.step is not None else None
     # Who waits for a bed in RAM may be pinned meanwhile, and find none.
     forced = forced or before is None or before.state is State.DEMOTING
@@ -141,16 +152,19 @@ def on_unload(world: World, action: act.Unload) -> None:
         exclusive = job.kind == "load" and not job.stuck and world.specs[job.key].traits.exclusive_on_device
         if exclusive and not world.shut:
             assert not set(job.devices) & set(life.devices), f"{key} is freed while {job.key} loads exclusively there"
-    if action.reason is ev.Reason.ROOM:
-        assert action.wanted is not None, f"Unload of {key} makes room for nobody"
-        assert action.wanted in world.preflighted, f"{key} is evicted for {action.wanted}, which passed no preflight"
-    elif action.reason is ev.Reason.AHEAD:
-        assert action.wanted is not None, f"{key} makes room ahead for nobody"
-        ahead(world, action.wanted)
-    elif action.reason is ev.Reason.HOST_ROOM:
+    if action.why.reason is ev.Reason.ROOM:
+        assert action.why.wanted is not None, f"Unload of {key} makes room for nobody"
+        assert action.why.wanted in world.preflighted, (
+            f"{key} is evicted for {action.why.wanted}, which passed no preflight"
+        )
+    elif action.why.reason is ev.Reason.AHEAD:
+        assert action.why.wanted is not None, f"{key} makes room ahead for nobody"
+        ahead(world, action.why.wanted)
+        gives_way(world, key, action.why.wanted)
+    elif action.why.reason is ev.Reason.HOST_ROOM:
         assert life.asleep, f"{key} is forgotten for RAM, and doesn't sleep"
-        assert action.wanted in world.lives, f"{key} is forgotten for {action.wanted}, which isn't there"
-    elif action.reason is ev.Reason.IDLE:
+        assert action.why.wanted in world.lives, f"{key} is forgotten for {action.why.wanted}, which isn't there"
+    elif action.why.reason is ev.Reason.IDLE:
         keep = world.specs[key].keep_alive_s
         assert keep is not None, f"{key} was unloaded for idling, and has no keep_alive"
         assert not world.live(key, claims=True) or life.idle_since + keep <= world.now
@@ -220,16 +234,16 @@ def after_step(world: World, step: Step) -> None:
         deadlines(world)
     batches: dict[ModelKey, list[act.Unload | act.Demote]] = {}
     for action in step.actions:
-        if not isinstance(action, act.Unload | act.Demote) or action.reason is not ev.Reason.ROOM:
+        if not isinstance(action, act.Unload | act.Demote) or action.why.reason is not ev.Reason.ROOM:
             continue
         # Who can't wake where it sleeps makes room for itself, to be loaded elsewhere.
-        if action.wanted is not None and action.wanted != action.key:
-            batches.setdefault(action.wanted, []).append(action)
+        if action.why.wanted is not None and action.why.wanted != action.key:
+            batches.setdefault(action.why.wanted, []).append(action)
     for wanted, batch in batches.items():
         eviction(world, wanted, batch, alone=len(batches) == 1)
     if step.before:
         for action in step.actions:
-            if isinstance(action, act.Unload | act.Demote) and action.reason is ev.Reason.ROOM:
+            if isinstance(action, act.Unload | act.Demote) and action.why.reason is ev.Reason.ROOM:
                 protections(world, step, action)
 
 
@@ -375,7 +389,7 @@ def frees(world: World, job: Job, device: DeviceId) -> int:
 
 def protections(world: World, step: Step, action: act.Unload | act.Demote) -> None:
     """A claim and the residency of a just loaded model hold until a drain may end them."""
-    key, wanted = action.key, action.wanted
+    key, wanted = action.key, action.why.wanted
     assert wanted is not None
     before, life = step.before.get(key), world.lives[key]
     asking = list(world.waiting[wanted].values())

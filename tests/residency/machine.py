@@ -218,7 +218,7 @@ class Machine(RuleBasedStateMachine):
         job = jobs[pick % len(jobs)]
         life = self.world.lives[job.key]
         took = life.true[HOST_BUDGET]
-        if luck == 0:
+        if luck == 0 or (luck > 5 and self.world.sleep_failures[job.key]):  # who failed once, often fails again
             self.world.demote_failed(job)
         else:
             ram = {1: took // 2, 2: took + UNIT // 2}.get(luck, took)
@@ -230,7 +230,7 @@ class Machine(RuleBasedStateMachine):
         jobs = self.jobs("promote")
         job = jobs[pick % len(jobs)]
         self.world.advance(min(took, 3.0))
-        if luck == 0:
+        if luck == 0 or (luck > 5 and self.world.sleep_failures[job.key]):
             self.world.promote_failed(job)
         else:
             self.world.promote_ok(job)

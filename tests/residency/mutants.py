@@ -18,7 +18,7 @@ import taskrouter.residency
 
 from .account import CoreFactory
 
-SHARED = {"__init__", "books", "events"}
+SHARED = {"__init__", "actions", "books", "events"}
 """Modules whose classes the harnesses compare by identity: they stay as they are."""
 
 _numbers = count(1)
@@ -118,8 +118,9 @@ MUTANTS = [
     ),
     Mutant(
         "frees when the unload is asked for, not when it is seen",
-        "dict(model.charges), reason, wanted, ticket, considered))\n",
-        "dict(model.charges), reason, wanted, ticket, considered))\n        self._freed(model, {}, now)\n",
+        "why)\n        self._out.append(Unload(model.key, model.generation, dict(model.charges), why))\n",
+        "why)\n        self._out.append(Unload(model.key, model.generation, dict(model.charges), why))\n"
+        "        self._freed(model, {}, now)\n",
         "cases days traffic",
     ),
     Mutant(
@@ -222,5 +223,48 @@ MUTANTS = [
         "gone = model.state in (State.DRAINING, State.HOST) and not model.leases",
         "gone = model.state in (State.DRAINING, State.HOST)",
         "cases days",
+    ),
+    Mutant(
+        "charges no RAM for who sleeps",
+        "        for device, amount in model.charges.items():\n            self._accounts[device].charged += amount\n"
+        "        model.devices = devices\n",
+        "        model.devices = devices\n",
+        "days",
+    ),
+    Mutant(
+        "forgets what a sleeper leaves on its device",
+        "in event.residue.items() if amount > 0 and device in self._accounts}",
+        "in event.residue.items() if False}",
+        "days",
+    ),
+    Mutant(
+        "puts to sleep where no RAM is left",
+        "        chosen = take(sleepers, missing)\n        if missing:\n            return None\n",
+        "        chosen = take(sleepers, missing)\n",
+        "days",
+    ),
+    Mutant(
+        "tries for ever to put to sleep who can't",
+        "        model.sleep_failures += 1\n        model.expect_back()\n        self._strip(model)\n",
+        "        model.expect_back()\n        self._strip(model)\n",
+        "cases",
+    ),
+    Mutant(
+        "tries for ever to wake who can't",
+        "        model.sleep_failures += 1\n        self._unload(model",
+        "        self._unload(model",
+        "cases",
+    ),
+    Mutant(
+        "makes room ahead for what is needed later",
+        "            return -inf if rank > self.rank(wanted) else inf\n",
+        "            return -inf\n",
+        "days",
+    ),
+    Mutant(
+        "lets what is needed soon outweigh priority",
+        "        if victim.spec.priority > wanted.spec.priority:\n            return inf\n        rank = ",
+        "        rank = ",
+        "days",
     ),
 ]

@@ -136,8 +136,8 @@ class Stage(World):
                     out.append(f"Grant {key} {numbers(tickets)}")
                 case act.Refuse(tickets, refusal):
                     out.append(f"Refuse {refusal.key} {numbers(tickets)}: {refusal.reason.value}")
-                case act.Unload(key, _, _, reason, wanted):
-                    out.append(f"Unload {key} for {wanted}" if wanted else f"Unload {key}: {reason.value}")
+                case act.Unload(key, _, _, why):
+                    out.append(f"Unload {key} for {why.wanted}" if why.wanted else f"Unload {key}: {why.reason.value}")
                 case _:
                     out.append(f"{type(action).__name__} {action.key}")
         return out

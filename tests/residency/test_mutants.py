@@ -15,6 +15,7 @@ from . import (
     test_cases_failing,
     test_cases_people,
     test_cases_rare,
+    test_sleep_cases,
     test_traffic,
 )
 from .account import CoreFactory
@@ -57,7 +58,15 @@ def traffic(core: CoreFactory) -> str | None:
 
 HARNESSES: dict[str, Harness] = {"cases": cases, "days": days, "traffic": traffic}
 
-CASES = (test_cases, test_cases_books, test_cases_crossed, test_cases_failing, test_cases_people, test_cases_rare)
+CASES = (
+    test_cases,
+    test_cases_books,
+    test_cases_crossed,
+    test_cases_failing,
+    test_cases_people,
+    test_cases_rare,
+    test_sleep_cases,
+)
 
 CLAIMS = [
     pytest.param(mutant, name, id=f"{mutant.name}: {name}") for mutant in MUTANTS for name in mutant.caught_by.split()

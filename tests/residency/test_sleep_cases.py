@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +12,7 @@ from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.types import CPU, DeviceReading, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId, Traits
 
+from .account import CoreFactory
 from .stage import GPU0, spec
 
 SLEEPS = Traits(can_sleep=True, start_s=30.0)
@@ -21,9 +22,18 @@ A, B, C, D = (ModelKey(name) for name in "abcd")
 class Bedroom:
     """Ten bytes on the GPU, as many of RAM as are given, and models that sleep; loads end at once."""
 
-    def __init__(self, specs: Sequence[ModelSpec], *, ram: int = 100, beds: int = 100, **settings: Any) -> None:
+    def __init__(
+        self,
+        specs: Sequence[ModelSpec],
+        *,
+        ram: int = 100,
+        beds: int = 100,
+        core: CoreFactory = Residency,
+        **settings: Any,
+    ) -> None:
         devices = [DeviceSpec(GPU0, 40, budget=10), DeviceSpec(CPU, ram, budget=ram)]
-        self.core = Residency(devices, specs, Settings(host_budget=beds, min_residency_s=0, **settings))
+        settled = Settings(host_budget=beds, min_residency_s=0, **settings)
+        self.core = cast(Residency, core(devices, specs, settled))
         self.now = 0.0
         self.tickets = 0
 
@@ -82,7 +92,7 @@ def two_asleep(**how: Any) -> Bedroom:
     room.send(ev.Release(TicketId(room.tickets)))
     room.ask(C)
     assert [type(action).__name__ for action in room.last] == ["Unload"]
-    assert room.last[0].reason is ev.Reason.HOST_ROOM  # type: ignore[union-attr]
+    assert room.last[0].why.reason is ev.Reason.HOST_ROOM  # type: ignore[union-attr]
     assert (room.state(A), room.state(B)) == (State.DEMOTING, State.UNLOADING)
     return room
 
@@ -90,7 +100,7 @@ def two_asleep(**how: Any) -> Bedroom:
 def test_a_bed_waits_until_who_is_forgotten_for_it_was_seen_free() -> None:
     room = two_asleep()
     (demote,) = room.send(ev.Unloaded(B, 1))
-    assert (type(demote).__name__, demote.key, demote.wanted) == ("Demote", A, C)  # type: ignore[union-attr]
+    assert (type(demote).__name__, demote.key, demote.why.wanted) == ("Demote", A, C)  # type: ignore[union-attr]
     (load,) = room.sleep(A)
     assert (type(load).__name__, load.key) == ("Load", C)  # type: ignore[union-attr]
 
@@ -99,7 +109,7 @@ def test_where_the_ram_is_gone_by_then_it_is_unloaded() -> None:
     room = two_asleep(ram=12)
     room.send(ev.Observed({CPU: DeviceReading(foreign=200)}))
     (unload,) = room.send(ev.Unloaded(B, 1))
-    assert (type(unload).__name__, unload.key, unload.wanted) == ("Unload", A, C)  # type: ignore[union-attr]
+    assert (type(unload).__name__, unload.key, unload.why.wanted) == ("Unload", A, C)  # type: ignore[union-attr]
 
 
 def test_one_that_dies_while_it_waits_for_its_bed_is_cleared_away() -> None:
@@ -117,7 +127,7 @@ def test_a_death_while_it_falls_asleep_is_told_by_how_that_ends() -> None:
     room.ask(B)
     assert room.send(ev.Died(A, 1, OSError("gone"))) == []
     (unload,) = room.send(ev.DemoteFailed(A, 1, OSError("gone")))
-    assert (unload.key, unload.reason) == (A, ev.Reason.SLEEP_FAILED)  # type: ignore[union-attr]
+    assert (unload.key, unload.why.reason) == (A, ev.Reason.SLEEP_FAILED)  # type: ignore[union-attr]
     (load,) = room.send(ev.Unloaded(A, 1))
     assert load.key == B  # type: ignore[union-attr]
 
@@ -223,8 +233,25 @@ def test_who_asks_for_a_sleeper_that_was_told_to_go_waits_until_it_has_gone() ->
     assert room.core.books(CPU).charged == 0
 
 
-def test_who_sleeps_well_and_never_wakes_is_not_put_to_sleep_for_ever() -> None:
-    room = Bedroom(sleepers("a", "b"))
+def test_who_failed_twice_to_fall_asleep_is_unloaded_from_then_on(core: CoreFactory) -> None:
+    room = Bedroom(sleepers("a", "b"), core=core)
+    tried = []
+    for _ in range(4):
+        room.use(A)
+        ticket = room.ask(B)
+        tried.append(room.state(A))
+        if room.state(A) is State.DEMOTING:
+            room.send(ev.DemoteFailed(A, room.generation(A), OSError("x")))
+        room.send(ev.Unloaded(A, room.generation(A)))
+        room.send(ev.Loaded(B, room.generation(B)), after=20)
+        room.send(ev.Release(ticket))
+        room.send(ev.Retire(B))
+        room.send(ev.Unloaded(B, room.generation(B)))
+    assert tried == [State.DEMOTING, State.DEMOTING, State.UNLOADING, State.UNLOADING]
+
+
+def test_who_sleeps_well_and_never_wakes_is_not_put_to_sleep_for_ever(core: CoreFactory) -> None:
+    room = Bedroom(sleepers("a", "b"), core=core)
     room.use(A)
     slept = 0
     for _ in range(4):

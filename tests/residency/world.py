@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from taskrouter.residency import actions as act
@@ -48,6 +49,8 @@ class World:
         self.preflighted: set[ModelKey] = set()
         self.retired: set[ModelKey] = set()
         self.oom_retries: dict[ModelKey, int] = {}
+        self.sleep_failures: dict[ModelKey, int] = defaultdict(int)
+        self.hints: dict[str, ev.Hint] = {}
         self.longest = {"lease": 1.0, "load": 0.0, "unload": 1.0}
         self.shut = False
         self.failed_loads = 0
@@ -113,6 +116,11 @@ class World:
             out[MODEL_SLOTS] = 1
         return out
 
+    def rank(self, key: ModelKey) -> float:
+        """How soon pipelines say it will be needed: 0 is next, infinity where none does."""
+        lists = [hint.keys for hint in self.hints.values() if hint.until > self.now]
+        return min((keys.index(key) for keys in lists if key in keys), default=inf)
+
     # --- one step -------------------------------------------------------------------------------------------------
 
     def send(self, event: ev.Event) -> list[act.Action]:
@@ -164,12 +172,12 @@ class World:
             case act.CancelLoad():
                 laws.on_cancel(self, action)
                 self.job_of(action).cancelled = self.lives[action.key].cancelled = True
-            case act.Demote(key, generation, _, ram, reason, wanted, _, _):
+            case act.Demote(key, generation, _, ram, why):
                 laws.on_demote(self, action)
                 life = self.lives[key]
                 life.awake = dict(life.true)
                 life.true = {**life.true, CPU: life.true.get(CPU, 0) + ram, HOST_BUDGET: ram}
-                self._begin(Job("demote", key, generation, self.now, life.devices, wanted, reason))
+                self._begin(Job("demote", key, generation, self.now, life.devices, why.wanted, why.reason))
                 self._claims_end(key)
             case act.Promote(key, generation, devices, charges, reason, _):
                 laws.on_promote(self, action)
@@ -177,9 +185,9 @@ class World:
                 life.booked = {device: count for device, count in charges.items() if count}
                 life.true = {d: max(life.true.get(d, 0), life.awake.get(d, 0)) for d in {**life.true, **life.awake}}
                 self._begin(Job("promote", key, generation, self.now, devices, reason=reason))
-            case act.Unload(key, generation, _, reason, wanted, _, _):
+            case act.Unload(key, generation, _, why):
                 laws.on_unload(self, action)
-                self._begin(Job("unload", key, generation, self.now, self.lives[key].devices, wanted, reason))
+                self._begin(Job("unload", key, generation, self.now, self.lives[key].devices, why.wanted, why.reason))
                 self._claims_end(key)
             case act.Kill(key, generation, _):
                 laws.on_kill(self, action)
@@ -236,6 +244,8 @@ class World:
                     life.dead = True
                     for number in list(self.held[key]):
                         self._end(number)
+            case ev.Hint(source):
+                self.hints[source] = event
             case ev.Observed(readings):
                 self.readings.update(readings)
             case ev.Reconfigure(spec):
@@ -327,6 +337,7 @@ class World:
     def demote_failed(self, job: Job) -> None:
         self.jobs.remove(job)
         self.lives[job.key].true = dict(self.lives[job.key].awake)
+        self.sleep_failures[job.key] += 1
         self.send(ev.DemoteFailed(job.key, job.generation, Broken("sleep")))
 
     def promote_ok(self, job: Job) -> None:
@@ -336,10 +347,12 @@ class World:
         life.loaded_at = life.idle_since = self.now
         life.load_s = self.now - job.since
         self.longest["load"] = max(self.longest["load"], life.load_s)
+        self.sleep_failures[job.key] = 0
         self.send(ev.Promoted(job.key, job.generation))
 
     def promote_failed(self, job: Job) -> None:
         self.jobs.remove(job)
+        self.sleep_failures[job.key] += 1
         self.send(ev.PromoteFailed(job.key, job.generation, Broken("wake")))
 
     def unload_ok(self, job: Job, residue: Mapping[DeviceId, int] | None = None) -> None:
