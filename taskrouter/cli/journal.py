@@ -21,6 +21,7 @@ WHY = {
     Reason.IDLE.value: "it idled for its keep_alive_s",
     Reason.SHRUNK.value: "others took memory of its device",
     Reason.RETIRED.value: "it was unloaded by request",
+    Reason.REMOVED.value: "the file names it no more",
 }
 """Reasons as people say them; any other stands as it is."""
 

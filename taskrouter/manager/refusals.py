@@ -21,6 +21,7 @@ _CLASSES: dict[Reason, type[errors.TaskRouterError]] = {
     Reason.OUT_OF_MEMORY: errors.OutOfMemory,
     Reason.DIED: errors.ModelDied,
     Reason.RETIRED: errors.Unloaded,
+    Reason.REMOVED: errors.Unloaded,
     Reason.SHUTDOWN: errors.ManagerClosed,
     Reason.UNKNOWN_MODEL: errors.UnknownOption,
 }

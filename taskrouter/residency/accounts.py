@@ -25,6 +25,11 @@ class Account:
         self.promised = 0
         self.residue = 0
 
+    def configure(self, spec: DeviceSpec) -> None:
+        """Take over another budget; what is charged beyond it is for the core to free."""
+        self.spec = spec
+        self.capacity = spec.capacity
+
     def read(self, reading: DeviceReading) -> None:
         """Take over an observation; numbers below zero are a driver's mistake and count as zero."""
         self.foreign = max(0, reading.foreign)

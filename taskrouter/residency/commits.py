@@ -24,6 +24,7 @@ WENT: Mapping[Reason, Rule] = {
     Reason.SHRUNK: Rule.SHRUNK,
     Reason.HOST_ROOM: Rule.HOST_ROOM,
     Reason.RETIRED: Rule.RETIRED,
+    Reason.REMOVED: Rule.REMOVED,
 }
 """Why a model went that made room for no other."""
 
@@ -251,6 +252,12 @@ class Commits(Store, ABC):
         self._begin_freeing(model, now, why)
         self._out.append(Unload(model.key, model.generation, dict(model.charges), why))
 
+    def _why_retired(self, model: Model) -> Reason:
+        """What it was that told it to go."""
+        if self._closed:
+            return Reason.SHUTDOWN
+        return Reason.REMOVED if model.removed else Reason.RETIRED
+
     def _begin_freeing(self, model: Model, now: float, why: Why | None = None) -> None:
         """Nobody gets it any more. One that died needs no ``why``: nobody decided that."""
         if why is not None and why.reason in WENT:
@@ -304,4 +311,4 @@ class Commits(Store, ABC):
 
     def _remember(self, evicted: Iterable[Model]) -> None:
         """These were evicted for a load that came to nothing."""
-        self._restore.update((victim.key, victim) for victim in evicted)
+        self._restore.update((victim.key, victim) for victim in evicted if not victim.removed)

@@ -34,10 +34,12 @@ from typing import Any
 from taskrouter.residency import messages
 from taskrouter.residency.actions import Action
 from taskrouter.residency.books import ModelStatus, Snapshot, State
+from taskrouter.residency.configuring import Configuring
 from taskrouter.residency.decisions import Decided
 from taskrouter.residency.events import (
     Acquire,
     ClearCooldown,
+    Configure,
     Demoted,
     DemoteFailed,
     Died,
@@ -62,12 +64,11 @@ from taskrouter.residency.events import (
     Tick,
     Unloaded,
 )
-from taskrouter.residency.operating import Operating
 from taskrouter.residency.records import Model, Phase
 from taskrouter.types import DeviceId, ModelKey
 
 
-class Residency(Operating):
+class Residency(Configuring):
     """The one mutator. ``handle`` takes an event and the time and answers what is to be done; it does no I/O."""
 
     def handle(self, event: Event, *, now: float) -> list[Action]:
@@ -196,7 +197,7 @@ class Residency(Operating):
         """Everything, frozen; holds no reference to a model."""
         return Snapshot(
             devices={device: account.view() for device, account in self._accounts.items()},
-            models={key: self.status(key) for key in self._models},
+            models={key: self.status(key) for key, model in self._models.items() if not self._is_gone(model)},
             waiting=len(self._tickets),
             oldest_arrival=min((ticket.arrival for ticket in self._tickets.values()), default=None),
             earliest_deadline=min((ticket.deadline for ticket in self._tickets.values()), default=None),
@@ -238,6 +239,7 @@ class Residency(Operating):
         freeing = model.state in (State.UNLOADING, State.DEMOTING) or model.cancelling
         assert (model.key in self._freeing) == freeing, f"{model} freeing"
         assert (model.key in self._asleep) == (model.state is State.HOST), f"{model} asleep"
+        assert not model.removed or (model.state is not State.READY and not model.queued), f"{model} serves, removed"
         assert model.state is State.DEMOTING or not (model.bed or model.sleep_charges), f"{model} has a bed"
         for device in model.charges:
             assert model.unowned(device) >= 0, f"{model} promised more than it holds"
@@ -278,6 +280,7 @@ _HANDLERS: Mapping[type, _Handler] = {
     Pin: Residency._on_pin,
     Retire: Residency._on_retire,
     Reconfigure: Residency._on_reconfigure,
+    Configure: Residency._on_configure,
     ClearCooldown: Residency._on_clear_cooldown,
     Hint: Residency._on_hint,
     Tick: Residency._on_tick,

@@ -26,6 +26,7 @@ class Rule(Enum):
     HOST_ROOM = "the RAM it slept in was wanted by one worth more"
     COLDER = "it could not wake where it slept, and was loaded elsewhere"
     RETIRED = "it was asked to go"
+    REMOVED = "it is no longer configured"
     REFUSED = "it was refused"
 
 

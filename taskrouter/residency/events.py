@@ -16,7 +16,17 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias, TypeVar, dataclass_transform
 
-from taskrouter.types import Charges, DeviceId, DeviceReading, Footprint, ModelKey, ModelSpec, TicketId
+from taskrouter.residency.books import Settings
+from taskrouter.types import (
+    Charges,
+    DeviceId,
+    DeviceReading,
+    DeviceSpec,
+    Footprint,
+    ModelKey,
+    ModelSpec,
+    TicketId,
+)
 
 
 class Reason(Enum):
@@ -35,6 +45,7 @@ class Reason(Enum):
     OUT_OF_MEMORY = "out_of_memory"
     DIED = "died"
     RETIRED = "unloaded_by_request"
+    REMOVED = "no_longer_configured"
     UNKNOWN_MODEL = "unknown_model"
     SHUTDOWN = "shutdown"
     # loads
@@ -243,6 +254,18 @@ class Reconfigure:
 
 
 @message
+class Configure:
+    """All that is configured, anew. Models that stand in it no more drain and go; the others go on as they are.
+
+    ``devices`` are those there were, with the budgets they have now.
+    """
+
+    specs: tuple[ModelSpec, ...]
+    devices: tuple[DeviceSpec, ...]
+    settings: Settings
+
+
+@message
 class ClearCooldown:
     """Forget a model's failures: the next request tries it again."""
 
@@ -289,6 +312,7 @@ Event: TypeAlias = (
     | Pin
     | Retire
     | Reconfigure
+    | Configure
     | ClearCooldown
     | Hint
     | Tick

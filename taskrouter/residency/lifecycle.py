@@ -56,6 +56,7 @@ class Lifecycle(Requests):
         if model.oom_grown:
             device_bytes = max(device_bytes, model.need.device_bytes)
         model.need = Footprint(device_bytes, ram_bytes)
+        model.learned = True
         model.expect_load()
 
     def _on_preflight_failed(self, event: PreflightFailed, now: float) -> None:
@@ -100,11 +101,12 @@ class Lifecycle(Requests):
         for want in list(model.draws):
             if not want.model.queued:
                 self._drop(want, now)  # Whoever it was cancelled for has been refused meanwhile: it had better stay.
-        if model.draws or self._closed or (model.retiring and not model.queued):
-            # Cancelled for its bytes, or retired, and the load ended well all the same: unload it now.
-            reason = Reason.ROOM if model.draws else Reason.SHUTDOWN if self._closed else Reason.RETIRED
-            wanted = next(iter(model.draws)).model.key if model.draws else None
-            self._unload(model, Why(reason, wanted), now)
+        if self._closed or (model.retiring and not model.queued):
+            self._unload(model, Why(self._why_retired(model)), now)
+            return
+        if model.draws:
+            # Cancelled for its bytes, and the load ended well all the same: unload it now.
+            self._unload(model, Why(Reason.ROOM, next(iter(model.draws)).model.key), now)
             return
         model.retiring = False
         if model.spec.keep_alive_s is not None:
@@ -247,6 +249,7 @@ class Lifecycle(Requests):
                 self._accounts[device].promised += amount
             want.sources.discard(model)
         model.charges = {}
+        model.configure(model.spec)  # a need that was lowered meanwhile counts now
         model.devices = ()
         model.loaded_at = None
         model.state = State.DISK

@@ -148,6 +148,11 @@ def retired(model: Model) -> Refusal:
     return Refusal(Reason.RETIRED, model.key, f"{model.spec.label} was unloaded by request while this call waited.")
 
 
+def removed(model: Model) -> Refusal:
+    """The model stands in the configuration no more."""
+    return Refusal(Reason.REMOVED, model.key, f"{model.spec.label} is no longer configured: the file was reloaded.")
+
+
 def shutdown(model: Model) -> Refusal:
     """The manager shuts down."""
     return Refusal(Reason.SHUTDOWN, model.key, f"{model.spec.label} is not loaded: the manager is shutting down.")

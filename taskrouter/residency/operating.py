@@ -9,6 +9,7 @@ from taskrouter.residency.books import State
 from taskrouter.residency.events import ClearCooldown, Hint, Observed, Pin, Reconfigure, Retire, Shutdown, Tick
 from taskrouter.residency.records import Model
 from taskrouter.residency.waking import Waking
+from taskrouter.types import ModelSpec
 
 
 class Operating(Waking):
@@ -30,10 +31,15 @@ class Operating(Waking):
             self._dirty = True
 
     def _on_reconfigure(self, event: Reconfigure, now: float) -> None:
-        known = self._models.get(event.spec.key)
-        if known is not None and known.spec.keep_alive_s != event.spec.keep_alive_s:
+        self._reconfigure(event.spec, now)
+
+    def _reconfigure(self, spec: ModelSpec, now: float) -> None:
+        known = self._models.get(spec.key)
+        if known is not None and known.spec.keep_alive_s != spec.keep_alive_s:
             known.keep_alive_armed = False  # The timer of the old keep-alive may fire far too late.
-        model = self._add(event.spec)
+        model = self._add(spec)
+        if model.state in (State.READY, State.DRAINING):
+            self._recharge(model)
         if model.state is State.READY:
             self._grant_waiting(model, now)
         self._let_idle(model, now)

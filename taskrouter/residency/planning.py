@@ -104,11 +104,15 @@ class Planner:
         self.loading = loading
         self.asleep = asleep
         self.hints = hints
+        self.priorities_differ = False
+        self.wake = inf
+        self.configure(settings)
+
+    def configure(self, settings: Settings) -> None:
+        """Decide by these from now on."""
         self.settings = settings
         self.policy = POLICIES[settings.policy]
         self.by_worth = settings.policy != "lru"
-        self.priorities_differ = False
-        self.wake = inf
 
     # --- who may be a victim ------------------------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ class Model:
         "keep_alive_armed",
         "last_claim",
         "last_used",
+        "learned",
         "lease_s",
         "leases",
         "load_measured",
@@ -123,6 +124,7 @@ class Model:
         "oom_grown",
         "preflighting",
         "queued",
+        "removed",
         "residue",
         "retiring",
         "sleep_bytes",
@@ -157,10 +159,12 @@ class Model:
         self.preflighting = False
         self.cancelling = False
         self.retiring = False
+        self.removed = False
         self.background = False
         self.used = False
         self.uses: deque[float] = deque(maxlen=USES)
         self.oom_grown = False
+        self.learned = False
         self.keep_alive_armed = False
         self.last_used: float | None = None
         self.idle_since = 0.0
@@ -199,8 +203,13 @@ class Model:
         """Take over what isn't part of the model's identity."""
         self.spec = spec
         self.slots = spec.slots if spec.slots is not None else spec.traits.slots
-        if not self.load_measured and not self.oom_grown:
+        if not (self.learned or self.oom_grown or self.charges):
             self.need = spec.need
+        elif spec.declared:
+            # What a person says is a floor at once; what was said before, and is less now, until it is loaded anew.
+            self.need = Footprint(
+                max(self.need.device_bytes, spec.need.device_bytes), max(self.need.ram_bytes, spec.need.ram_bytes)
+            )
         self.expect_load()
 
     @property

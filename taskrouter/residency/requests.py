@@ -38,6 +38,9 @@ class Requests(Scheduling):
             text = f"There is no model {event.key}. Reload the configuration."
             self._refuse((event.ticket,), Refusal(Reason.UNKNOWN_MODEL, event.key, text))
             return
+        if model.removed:
+            self._refuse((event.ticket,), messages.removed(model))
+            return
         joins = model.want is not None or model.state in (State.LOADING, State.PROMOTING)
         if not joins or event.holding or not event.deadline > now or self._closed:
             # One more behind others that wait for the same model already is no new question.

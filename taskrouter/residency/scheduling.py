@@ -153,7 +153,7 @@ class Scheduling(Sleeping):
             model = self._models.get(key)
             if model is None or model.want is not None or model.state not in (State.DISK, State.HOST):
                 continue
-            if model.failures or key in self._hints.barred or model.retiring:
+            if model.failures or key in self._hints.barred or model.retiring or model.removed:
                 continue
             probe = Want(model)
             probe.ahead = True
@@ -273,7 +273,7 @@ class Scheduling(Sleeping):
         for model in list(self._retiring.values()):
             gone = model.state in (State.DRAINING, State.HOST) and not model.leases
             if gone and not self._plans.frozen(model):
-                self._unload(model, Why(Reason.SHUTDOWN if self._closed else Reason.RETIRED), now)
+                self._unload(model, Why(self._why_retired(model)), now)
 
     def _keep_alive(self, model: Model, now: float) -> None:
         """A keep-alive timer fired: unload a model that has really been idle that long, else look again then."""

@@ -70,7 +70,7 @@ class Store:
             model = self._models[spec.key] = Model(spec)
         else:
             model.configure(spec)
-        model.sleeps = spec.traits.can_sleep and HOST_BUDGET in self._accounts and CPU in self._accounts
+        model.sleeps = spec.traits.can_sleep and self.settings.host_budget > 0 and CPU in self._accounts
         model.expect_back()
         if spec.priority:
             self._plans.priorities_differ = True

@@ -18,12 +18,16 @@ class Waking(Lifecycle):
             return
         model.measured_unload(now - model.unload_started)
         devices, retiring = model.devices, model.retiring
-        # It will need as much again, whatever its configuration says by then.
-        held = max(amount for device, amount in model.charges.items() if device in devices)
-        model.need = Footprint(max(model.need.device_bytes, held), max(model.need.ram_bytes, model.charges.get(CPU, 0)))
+        held = Footprint(
+            max(amount for device, amount in model.charges.items() if device in devices), model.charges.get(CPU, 0)
+        )
         del self._freeing[model.key]
         self._strip(model)
         self._freed(model, {}, now)
+        # It will need as much again, whatever its configuration says by then.
+        model.need = Footprint(
+            max(model.need.device_bytes, held.device_bytes), max(model.need.ram_bytes, held.ram_bytes)
+        )
         if event.ram_bytes > 0:
             model.sleep_bytes, model.sleep_measured = event.ram_bytes, True
         # What stayed on its devices is its own as long as it sleeps.
@@ -38,7 +42,7 @@ class Waking(Lifecycle):
         if model.spec.keep_alive_s is not None:
             self._arm_keep_alive(model, max(model.idle_since + model.spec.keep_alive_s, now))
         if retiring or self._closed:
-            self._unload(model, Why(Reason.SHUTDOWN if self._closed else Reason.RETIRED), now)
+            self._unload(model, Why(self._why_retired(model)), now)
         elif model.queued:
             self._want(model, now)
 

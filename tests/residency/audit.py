@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 from .laws import RESIDENT, drain_floor, feasible, real, slots_of
 
 INJECTED = (
-    ev.Observed, ev.Loaded, ev.Unloaded, ev.LoadFailed, ev.LoadCancelled, ev.Demoted, ev.Promoted,
+    ev.Observed, ev.Loaded, ev.Unloaded, ev.LoadFailed, ev.LoadCancelled, ev.Demoted, ev.Promoted, ev.Configure,
 )  # fmt: skip
 """Events by which a device may come to be overbooked."""
 
@@ -78,10 +78,7 @@ def books(world: World, step: Step) -> None:
         assert books.charged + books.residue >= world.used(device), f"{device}: {books}, {world.used(device)} in use"
         room = world.allowed(device) - books.charged - books.promised - books.residue
         assert books.free == room, f"{device}: free {books.free}, by the formula {room}"
-        injected = isinstance(
-            step.event,
-            ev.Observed | ev.Loaded | ev.Unloaded | ev.LoadFailed | ev.LoadCancelled | ev.Demoted | ev.Promoted,
-        )
+        injected = isinstance(step.event, INJECTED)
         if not injected and device in step.free_before:
             least = min(0, step.free_before[device])
             assert books.free >= least, f"{device} is overbooked by {step.event}: {books.free} free"

@@ -47,6 +47,10 @@ MOVES: list[tuple[int, str, Callable[[random.Random], dict[str, Any]]]] = [
     (6, "hint", lambda r: {
         "source": r.randrange(2), "picks": [r.randrange(720) for _ in range(r.randrange(5))], "lasts": r.choice(PAUSES),
     }),
+    (2, "configure", lambda r: {
+        "picks": [r.randrange(720) for _ in range(r.choice([0, 1, 1, 2]))], "room": r.choice([None, 10, 12, 12, 5]),
+        "change": r.randrange(10),
+    }),
     (1, "needless_tick", lambda r: {}),
     (1, "quiesce", lambda r: {"together": r.random() < 0.5}),
 ]  # fmt: skip

@@ -33,6 +33,7 @@ def on_load(world: World, action: act.Load) -> None:
     assert key not in world.lives, f"{key} is loaded while a copy of it still holds bytes"
     assert world.job("load", key) is None, f"{key}: two loads in flight"
     assert not world.shut, f"{key} is loaded after Shutdown"
+    assert key not in world.removed, f"{key} is loaded, which is no longer configured"
     assert key in world.preflighted, f"{key} is loaded without a passed preflight"
     assert action.devices in spec.placements, f"{key} is put on {action.devices}, not one of {spec.placements}"
     assert action.generation > world.generations.get(key, -1), f"{key}: generation {action.generation} was used before"
@@ -82,7 +83,7 @@ def on_cancel(world: World, action: act.CancelLoad) -> None:
     assert not job.cancelled, f"the load of {action.key} is cancelled twice"
     assert world.specs[action.key].traits.cancellable, f"{action.key} can't be cancelled"
     assert world.step is not None
-    asked = isinstance(world.step.event, ev.GiveUp | ev.Release | ev.Retire | ev.Shutdown)
+    asked = isinstance(world.step.event, ev.GiveUp | ev.Release | ev.Retire | ev.Configure | ev.Shutdown)
     assert asked or job.reason in (ev.Reason.WARMUP, ev.Reason.RESTORE, ev.Reason.AHEAD), (
         f"nobody asked to cancel the load of {action.key}"
     )
@@ -185,6 +186,7 @@ def on_grant(world: World, action: act.Grant, number: TicketId) -> Ticket:
     assert world.now <= ticket.ask.deadline, f"ticket {number} is granted after its deadline {ticket.ask.deadline}"
     life = world.lives.get(key)
     assert life is not None, f"ticket {number} is granted {key}, which isn't there"
+    assert key not in world.removed, f"ticket {number} is granted {key}, which is no longer configured"
     assert life.loaded_at is not None, f"ticket {number} is granted {key}, which isn't loaded"
     assert life.generation == action.generation, f"ticket {number} is granted life {action.generation} of {key}"
     assert not life.dead, f"ticket {number} is granted {key}, which died"
@@ -217,6 +219,8 @@ def on_refuse(world: World, number: TicketId, refusal: act.Refusal) -> Ticket:
         )
     elif reason is ev.Reason.UNKNOWN_MODEL:
         assert key not in world.specs, f"{key} is known"
+    elif reason is ev.Reason.REMOVED:
+        assert key in world.removed, f"{key} is still configured"
     elif reason is ev.Reason.SHUTDOWN:
         assert world.shut, "refused for a shutdown that never was"
     return ticket
@@ -288,6 +292,9 @@ def eviction(world: World, wanted: ModelKey, batch: list[act.Unload | act.Demote
         f"evicting {sorted(victims)} makes no room for {wanted}: short by {least}"
     )
     overtaken(world, wanted, slack, sure)
+    ended = world.step.event if world.step is not None else None
+    if isinstance(ended, ev.Loaded) and victims == {ended.key} and world.lives[ended.key].cancelled:
+        return  # nobody wanted it any more, and it was promised to another before it ended well all the same
     others = any(
         waiters and key != wanted and world.state(key) not in (State.READY,) for key, waiters in world.waiting.items()
     )

@@ -301,6 +301,22 @@ class Machine(RuleBasedStateMachine):
         else:
             self.world.send(ev.ClearCooldown(key))
 
+    @rule(picks=st.lists(index, max_size=2), room=st.sampled_from([None, 10, 12, 12, 5]), change=often)
+    def configure(self, picks: list[int], room: int | None, change: int) -> None:
+        """Some leave the file, who had left it comes back; a budget changes, and now and then how it is decided."""
+        world = self.world
+        leave = {self.key(pick) for pick in picks} - world.removed
+        devices = [replace(world.devices[GPU0], budget=room and room * UNIT), *list(world.devices.values())[1:]]
+        settings = world.settings
+        if change == 0:
+            settings = replace(settings, policy="lru" if settings.policy == "cost_aware" else "cost_aware")
+        elif change <= 2:
+            settings = replace(settings, max_models=(settings.max_models + change) % 3)
+        elif change == 3:
+            settings = replace(settings, host_budget=0 if settings.host_budget else 20 * UNIT)
+        named = tuple(spec for key, spec in world.specs.items() if key not in leave)
+        world.send(ev.Configure(named, tuple(devices), settings))
+
     @rule(source=st.integers(0, 1), picks=st.lists(index, max_size=4), lasts=pauses)
     def hint(self, source: int, picks: list[int], lasts: float) -> None:
         keys = tuple(dict.fromkeys(self.key(pick) for pick in picks))
@@ -354,6 +370,11 @@ class Machine(RuleBasedStateMachine):
         assert not self.queued(), world.story(f"in a quiet house these still wait: {[t.ask for t in self.queued()]}")
         for key in list(world.residue):
             world.send(ev.Reclaimed(key, {}))
+        left = world.removed & world.lives.keys()
+        assert not left, world.story(f"in a quiet house these are still there, and no longer configured: {left}")
+        if world.removed:
+            everybody = tuple(world.specs.values()), tuple(world.devices.values())
+            world.send(ev.Configure(*everybody, world.settings))
         for key in world.specs:
             if world.state(key) is State.COOLDOWN:
                 world.send(ev.ClearCooldown(key))

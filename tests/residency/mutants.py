@@ -214,7 +214,7 @@ MUTANTS = [
     ),
     Mutant(
         "loads nothing back after a failed load",
-        "        self._restore.update((victim.key, victim) for victim in evicted)\n",
+        "        self._restore.update((victim.key, victim) for victim in evicted if not victim.removed)\n",
         "        pass\n",
         "cases",
     ),
@@ -266,5 +266,43 @@ MUTANTS = [
         "        if victim.spec.priority > wanted.spec.priority:\n            return inf\n        rank = ",
         "        rank = ",
         "days",
+    ),
+    Mutant(
+        "forgets who was removed, and what it left behind with it",
+        "            and not model.residue\n",
+        "",
+        "cases",
+    ),
+    Mutant(
+        "lets go who is named again before it has gone",
+        "        if model.retiring and not model.cancelling:\n            model.retiring = False\n",
+        "        if False:\n            model.retiring = False\n",
+        "cases days",
+    ),
+    Mutant(
+        "loads back what is no longer configured",
+        "        model.removed = True\n        self._restore.pop(model.key, None)\n",
+        "        model.removed = True\n",
+        "cases",
+    ),
+    Mutant(
+        "keeps a plan that no longer fits its device",
+        "        self._replan(lambda want: any(n > self._accounts[device].capacity for device, n in want.need.items()),"
+        " now)\n",
+        "",
+        "cases days",
+    ),
+    Mutant(
+        "grants what is no longer configured while it still loads",
+        "        if model.removed:\n            self._refuse((event.ticket,), messages.removed(model))\n"
+        "            return\n",
+        "",
+        "days",
+    ),
+    Mutant(
+        "counts none of the models that are there already",
+        "                    model.charges[MODEL_SLOTS] = 1\n",
+        "                    pass\n",
+        "cases days",
     ),
 ]

@@ -15,6 +15,7 @@ from . import (
     test_cases_failing,
     test_cases_people,
     test_cases_rare,
+    test_configure,
     test_sleep_cases,
     test_traffic,
 )
@@ -47,7 +48,7 @@ def cases(core: CoreFactory) -> str | None:
 
 
 def days(core: CoreFactory) -> str | None:
-    caught = fuzz.hunt(core, days=400)
+    caught = fuzz.hunt(core, days=700)
     return f"day {caught[0]}: {str(caught[1]).splitlines()[0]}" if caught else None
 
 
@@ -65,6 +66,7 @@ CASES = (
     test_cases_failing,
     test_cases_people,
     test_cases_rare,
+    test_configure,
     test_sleep_cases,
 )
 

@@ -48,6 +48,7 @@ class World:
         self.generations: dict[ModelKey, int] = {}
         self.preflighted: set[ModelKey] = set()
         self.retired: set[ModelKey] = set()
+        self.removed: set[ModelKey] = set()
         self.oom_retries: dict[ModelKey, int] = {}
         self.sleep_failures: dict[ModelKey, int] = defaultdict(int)
         self.hints: dict[str, ev.Hint] = {}
@@ -252,6 +253,8 @@ class World:
                 self.specs[spec.key] = spec
                 self.need_low.setdefault(spec.key, spec.need)
                 self.need_high.setdefault(spec.key, spec.need)
+            case ev.Configure(specs, devices, settings):
+                self._configure(specs, devices, settings)
             case ev.Pin(key, pinned):
                 self.specs[key] = replace(self.specs[key], pinned=pinned)
             case ev.Retire(key):
@@ -264,6 +267,19 @@ class World:
             case ev.Tick():
                 if self.wake is not None and self.now >= self.wake:
                     self.wake = None
+
+    def _configure(self, specs: tuple[ModelSpec, ...], devices: tuple[DeviceSpec, ...], settings: Settings) -> None:
+        self.devices = {device.id: device for device in devices}
+        self.settings = settings
+        named = {spec.key: spec for spec in specs}
+        self.retired |= {key for key in self.lives if key not in named}
+        self.retired -= self.removed & named.keys()
+        self.removed = self.specs.keys() - named.keys()
+        self.specs.update(named)
+        for life in self.lives.values():
+            life.true.pop(MODEL_SLOTS, None)
+            if settings.max_models and not life.asleep:
+                life.true[MODEL_SLOTS] = life.booked[MODEL_SLOTS] = 1
 
     def _end(self, number: TicketId) -> None:
         ticket = self.tickets.get(number)
@@ -312,7 +328,8 @@ class World:
         if oom:
             spec = self.specs[job.key]
             most = max(self.devices[d].capacity for placement in spec.placements for d in placement)
-            self.need_high[job.key] = Footprint(most, self.need_high[job.key].ram_bytes)
+            known = self.need_high[job.key]  # which may be more than a budget that was lowered meanwhile
+            self.need_high[job.key] = Footprint(max(most, known.device_bytes), known.ram_bytes)
         event = ev.LoadFailed(job.key, job.generation, Broken("load"), oom, residue or {})
         self.send(event)
 
