@@ -28,6 +28,7 @@ from taskrouter.residency.events import Acquire, Release
 from taskrouter.types import ModelKey, TicketId
 
 if TYPE_CHECKING:
+    from taskrouter.manager.configured import Configured
     from taskrouter.manager.manager import ModelManager
     from taskrouter.manager.performing import Performer
     from taskrouter.manager.targets import Target
@@ -36,7 +37,7 @@ _HELD: ContextVar[tuple[weakref.ref[Lease], ...]] = ContextVar("taskrouter_held"
 _NOTHING: frozenset[TicketId] = frozenset()
 
 
-def held_lease(manager: ModelManager, key: ModelKey) -> Lease | None:
+def held_lease(manager: Configured, key: ModelKey) -> Lease | None:
     """The lease on this model that the caller is in, if any."""
     for lease in _held():
         resident, performer = lease.resident, lease._performer

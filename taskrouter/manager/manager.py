@@ -7,81 +7,36 @@ beside them. Nothing is loaded, and no device looked at, before the first call t
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from opentelemetry.context import Context, get_current
-
 from taskrouter import errors, telemetry
 from taskrouter.manager import reports
 from taskrouter.manager.asking import check_bounds
+from taskrouter.manager.changing import Changing
 from taskrouter.manager.explaining import decided
-from taskrouter.manager.externals import Externals
 from taskrouter.manager.handles import Model
-from taskrouter.manager.leaks import LeakWatch
-from taskrouter.manager.leases import Lease, Where, held_lease, holding
+from taskrouter.manager.leases import Lease, Where, holding
 from taskrouter.manager.performing import Performer
-from taskrouter.manager.pipelines import Pipeline, Pipelines
-from taskrouter.manager.questions import Questions
-from taskrouter.manager.resting import Resting
-from taskrouter.manager.routed import Found, Router, Taken, order_of, told
+from taskrouter.manager.pipelines import Pipeline
+from taskrouter.manager.routed import Found, Taken, order_of, told
 from taskrouter.manager.routed_lease import RoutedLease
-from taskrouter.manager.spans import Spans
 from taskrouter.manager.targets import Target
 from taskrouter.manager.views import LiveView
-from taskrouter.residency import State
-from taskrouter.residency.events import Acquire, ClearCooldown, Reason, Reconfigure, Release, Retire, Shutdown
-from taskrouter.types import ModelKey
+from taskrouter.residency.events import Release, Shutdown
 
 DRAIN_S = 30.0
 
 
-class ModelManager(Questions):
+class ModelManager(Changing):
     """Resolves a task to its selected option, makes room on the device, loads, and hands out leases.
 
     Bound to the event loop of its first await: from another one it raises ``WrongLoop``, in a forked child ``Forked``.
     Raises ``ConfigError`` (a ``ValueError``) for a bad file, ``ConfigNotFound`` (a ``FileNotFoundError``) for a missing
     one. ``registry``, ``machine``, ``tracer_provider``, ``environ`` and ``spend`` are for embedding and for tests.
     """
-
-    def enter(self) -> Performer:
-        """Bind to the running loop on the first call; refuse another loop, a forked child, and a closed manager."""
-        performer = self.performer
-        if performer is not None and performer.loop is asyncio.get_running_loop() and not performer.closed:
-            return performer
-        if self._closed:
-            raise errors.ManagerClosed(f"the manager of {self._catalog.path} has been shut down; make a new one")
-        if performer is None:
-            return self._begin()
-        if os.getpid() != self._pid:
-            raise errors.Forked("this manager was started before the process was forked; make one in the child")
-        raise errors.WrongLoop(
-            "this manager is bound to another event loop; make one for each loop, or use manager.blocking()"
-        )
-
-    def _begin(self) -> Performer:
-        self._pid = os.getpid()
-        spans = Spans(self._tracer_provider, self._requests)
-        engines = self._catalog.engines
-
-        def start_timeout_s(framework: str) -> float:
-            return engines[framework].start_timeout_s if framework in engines else 600.0
-
-        performer = Resting(self._core, self._registry, self._machine, spans, self._requests, start_timeout_s)
-        performer.on_observe.append(LeakWatch(self.leases, self._catalog.memory.lease_warn_s).look)
-        performer.on_observe.append(spans.look)
-        performer.start()
-        self.performer = performer
-        if self._catalog.pipelines:
-            performer.pipelines = self._pipelines(performer)
-        self.router = Router(self, performer, Externals(self._catalog, self._registry, self._spend))
-        return performer
-
-    router: Router
-    """Set on the first await."""
 
     # --- models -------------------------------------------------------------------------------------------------------
 
@@ -123,20 +78,6 @@ class ModelManager(Questions):
         """The same as ``get_model``: a loaded model is handed out as it is."""
         return await self.get_model(task_type)
 
-    @staticmethod
-    def _claim(
-        performer: Performer, target: Target, timeout: float | None, priority: int | None = None, **more: Any
-    ) -> Acquire:
-        return Acquire(
-            ticket=next(performer.ids),
-            key=target.key,
-            deadline=performer.loop.time() + (target.max_wait_s if timeout is None else timeout),
-            priority=target.priority if priority is None else priority,
-            claim=True,
-            holding=holding(),
-            **more,
-        )
-
     @property
     def loaded_models(self) -> Mapping[str, Any]:
         """Tasks with a loaded model, least recently used first, each with a handle on it."""
@@ -168,14 +109,6 @@ class ModelManager(Questions):
             task = task.with_selected(option).model_copy(update={"fallback": ()})
         return RoutedLease(self, task, target, timeout, priority, where, only=option is not None)
 
-    def _pipelines(self, performer: Performer) -> Pipelines:
-        def key_of(task: str) -> ModelKey | None:
-            known = self._catalog.tasks.get(task)
-            key = self._keys.get((task, self._selected[task])) if known is not None else None
-            return key if key in self._specs_known else None
-
-        return Pipelines(self._catalog.pipelines, key_of, performer.post, performer.time)
-
     def pipeline(self, tasks: Sequence[str]) -> Pipeline:
         """``async with manager.pipeline([task, …])``: these tasks are coming, in this order, from whoever is inside.
 
@@ -187,57 +120,6 @@ class ModelManager(Questions):
         if performer.pipelines is None:
             performer.pipelines = self._pipelines(performer)
         return performer.pipelines.begin(names)
-
-    async def unload_model(self, task_type: str, *, force: bool = False) -> None:
-        """Unload the task's model: operations at work finish first (``force``: are told to stop), waiters are refused.
-
-        Nothing happens where it isn't loaded. Other tasks that share the model lose it too. Raises ``UnknownTask``,
-        ``WouldDeadlock`` where the caller itself holds a lease on it, ``ModelStuck`` for a load that can't be killed.
-        """
-        performer = self.enter()
-        task = self._task(task_type)
-        key = self._keys.get((task.task_name, task.selected))
-        if key is not None and key in self._specs_known:
-            await self._unload(performer, key, get_current(), force=force)
-
-    async def _unload(self, performer: Performer, key: ModelKey, context: Context, *, force: bool = False) -> None:
-        self._check_own_lease(key)
-        state = self._core.status(key).state
-        if state is State.STUCK:
-            raise errors.ModelStuck(f"{self._requests[key].label} can't be unloaded: its load is stuck")
-        if state in (State.READY, State.DRAINING, State.HOST):
-            performer.spans.asked(key, context)
-        gone = performer.gone(key)
-        performer.post(Retire(key))
-        resident = performer.residents.get(key)
-        if force and resident is not None:
-            text = f"{resident.request.label} was unloaded by force while it answered"
-            resident.stop_operations(errors.Unloaded(text))
-        if self._core.status(key).state in (State.DISK, State.COOLDOWN):
-            gone.cancel()
-            return
-        await gone
-
-    def _check_own_lease(self, key: ModelKey) -> None:
-        if held_lease(self, key) is not None:
-            raise errors.WouldDeadlock(
-                f"{self._requests[key].label} can't be unloaded by a caller that holds a lease on it; leave that first"
-            )
-
-    async def evict_lru_model(self) -> str | None:
-        """Unload the idle model used longest ago; answers its task, or ``None`` where there is none to evict."""
-        performer = self.enter()
-        key = self._core.lru()
-        if key is None:
-            return None
-        span = telemetry.start_evict_span(self._tracer, get_current(), victims=[key], reason=Reason.RETIRED.value)
-        try:
-            await self._unload(performer, key, telemetry.context_of(span))
-        except BaseException as error:
-            telemetry.end_span(span, error)
-            raise
-        telemetry.end_span(span)
-        return self._task_of(key)
 
     def explain(self, task_type: str) -> str:
         """How the task's latest requests were answered, and what was decided for its models, the newest first.
@@ -253,58 +135,6 @@ class ModelManager(Questions):
             keys = {self._keys.get((task.task_name, name)) for name in task.options}
             lines += decided(self._core, keys & self._specs_known, self.performer.time())
         return "\n".join(lines)
-
-    async def clear_cooldown(self, task_type: str) -> None:
-        """Forget the failures of the task's model, so that the next request tries it again at once."""
-        performer = self.enter()
-        task = self._task(task_type)
-        self.router.forget(task)
-        if not task.get_selected_config().is_external:
-            performer.post(ClearCooldown(self.target(task_type).key))
-
-    async def set_selected_model(self, task_type: str, model_name: str) -> None:
-        """Select another option of a task.
-
-        If the task's model is resident, the new one is loaded first (beside the old one if both fit, else in its
-        place), and then the old one is dropped unless another task selects it. Whatever fails leaves the selection as
-        it was. Raises ``UnknownTask``, ``UnknownOption``, and what loading raises.
-        """
-        performer = self.enter()
-        task = self._task(task_type)
-        name = task.task_name
-        if model_name == self._selected[name]:
-            return
-        config = task.with_selected(model_name).get_selected_config()
-        old = self._keys.get((name, self._selected[name]))
-        if old is not None and old != self._keys.get((name, model_name)) and self._selecting(old) == 1:
-            self._check_own_lease(old)
-        if config.is_external:
-            reason = self._catalog.why_unavailable(name, model_name)
-            if reason:
-                raise errors.MissingDependency(f"{name}/{model_name} can't be used: {reason}")
-            self._select(performer, name, model_name)
-        else:
-            new = self._make_target(task, model_name)
-            if old is not None and new.key != old and self._is_resident(old):
-                await self._replace(performer, name, new, old)
-            else:
-                self._select(performer, name, model_name)
-        if old is not None and not self._selecting(old) and self._is_there(old):
-            await self._unload(performer, old, get_current())
-
-    async def _replace(self, performer: Performer, task: str, new: Target, old: ModelKey) -> None:
-        event = self._claim(performer, new, None, replaces=None if self._selecting(old) > 1 else old)
-        await performer.acquire(event, task=task, option=new.option)
-        self._select(performer, task, new.option)
-        performer.post(Release(event.ticket))
-
-    def _select(self, performer: Performer, task: str, option: str) -> None:
-        self._selected[task] = option
-        self._targets.clear()
-        for spec in self._specs().values():
-            performer.post(Reconfigure(spec))
-        if performer.pipelines is not None:
-            performer.pipelines.selected()
 
     async def warmup_models(self) -> None:
         """Load the selected models that fit, by priority and then in the order of the file; never evicts.

@@ -1,0 +1,83 @@
+"""A manager's event loop: bound on the first await, and what is started there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from taskrouter import errors
+from taskrouter.manager.externals import Externals
+from taskrouter.manager.leaks import LeakWatch
+from taskrouter.manager.leases import holding
+from taskrouter.manager.performing import Performer
+from taskrouter.manager.pipelines import Pipelines
+from taskrouter.manager.questions import Questions
+from taskrouter.manager.resting import Resting
+from taskrouter.manager.routed import Router
+from taskrouter.manager.spans import Spans
+from taskrouter.manager.targets import Target
+from taskrouter.residency.events import Acquire
+from taskrouter.types import ModelKey
+
+
+class Bound(Questions):
+    """What acts for a manager on its loop."""
+
+    def enter(self) -> Performer:
+        """Bind to the running loop on the first call; refuse another loop, a forked child, and a closed manager."""
+        performer = self.performer
+        if performer is not None and performer.loop is asyncio.get_running_loop() and not performer.closed:
+            return performer
+        if self._closed:
+            raise errors.ManagerClosed(f"the manager of {self._catalog.path} has been shut down; make a new one")
+        if performer is None:
+            return self._begin()
+        if os.getpid() != self._pid:
+            raise errors.Forked("this manager was started before the process was forked; make one in the child")
+        raise errors.WrongLoop(
+            "this manager is bound to another event loop; make one for each loop, or use manager.blocking()"
+        )
+
+    def _begin(self) -> Performer:
+        self._pid = os.getpid()
+        spans = Spans(self._tracer_provider, self._requests)
+        engines = self._catalog.engines
+
+        def start_timeout_s(framework: str) -> float:
+            return engines[framework].start_timeout_s if framework in engines else 600.0
+
+        performer = Resting(self._core, self._registry, self._machine, spans, self._requests, start_timeout_s)
+        performer.on_observe.append(LeakWatch(self.leases, self._catalog.memory.lease_warn_s).look)
+        performer.on_observe.append(spans.look)
+        performer.start()
+        self.performer = performer
+        if self._catalog.pipelines:
+            performer.pipelines = self._pipelines(performer)
+        self.router = Router(self, performer, Externals(self._catalog, self._registry, self._spend))
+        return performer
+
+    router: Router
+    """Set on the first await."""
+
+    def _pipelines(self, performer: Performer) -> Pipelines:
+        def key_of(task: str) -> ModelKey | None:
+            known = self._catalog.tasks.get(task)
+            key = self._keys.get((task, self._selected[task])) if known is not None else None
+            return key if key in self._specs_known else None
+
+        return Pipelines(self._catalog.pipelines, key_of, performer.post, performer.time)
+
+    @staticmethod
+    def _claim(
+        performer: Performer, target: Target, timeout: float | None, priority: int | None = None, **more: Any
+    ) -> Acquire:
+        return Acquire(
+            ticket=next(performer.ids),
+            key=target.key,
+            deadline=performer.loop.time() + (target.max_wait_s if timeout is None else timeout),
+            priority=target.priority if priority is None else priority,
+            claim=True,
+            holding=holding(),
+            **more,
+        )

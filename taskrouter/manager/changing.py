@@ -1,0 +1,121 @@
+"""What people change while everything runs: what is loaded, which option is selected."""
+
+from __future__ import annotations
+
+from opentelemetry.context import Context, get_current
+
+from taskrouter import errors, telemetry
+from taskrouter.manager.binding import Bound
+from taskrouter.manager.leases import held_lease
+from taskrouter.manager.performing import Performer
+from taskrouter.manager.targets import Target
+from taskrouter.residency import State
+from taskrouter.residency.events import ClearCooldown, Reason, Reconfigure, Release, Retire
+from taskrouter.types import ModelKey
+
+
+class Changing(Bound):
+    """Unloading, evicting, selecting."""
+
+    async def unload_model(self, task_type: str, *, force: bool = False) -> None:
+        """Unload the task's model: operations at work finish first (``force``: are told to stop), waiters are refused.
+
+        Nothing happens where it isn't loaded. Other tasks that share the model lose it too. Raises ``UnknownTask``,
+        ``WouldDeadlock`` where the caller itself holds a lease on it, ``ModelStuck`` for a load that can't be killed.
+        """
+        performer = self.enter()
+        task = self._task(task_type)
+        key = self._keys.get((task.task_name, task.selected))
+        if key is not None and key in self._specs_known:
+            await self._unload(performer, key, get_current(), force=force)
+
+    async def _unload(self, performer: Performer, key: ModelKey, context: Context, *, force: bool = False) -> None:
+        self._check_own_lease(key)
+        state = self._core.status(key).state
+        if state is State.STUCK:
+            raise errors.ModelStuck(f"{self._requests[key].label} can't be unloaded: its load is stuck")
+        if state in (State.READY, State.DRAINING, State.HOST):
+            performer.spans.asked(key, context)
+        gone = performer.gone(key)
+        performer.post(Retire(key))
+        resident = performer.residents.get(key)
+        if force and resident is not None:
+            text = f"{resident.request.label} was unloaded by force while it answered"
+            resident.stop_operations(errors.Unloaded(text))
+        if self._core.status(key).state in (State.DISK, State.COOLDOWN):
+            gone.cancel()
+            return
+        await gone
+
+    def _check_own_lease(self, key: ModelKey) -> None:
+        if held_lease(self, key) is not None:
+            raise errors.WouldDeadlock(
+                f"{self._requests[key].label} can't be unloaded by a caller that holds a lease on it; leave that first"
+            )
+
+    async def evict_lru_model(self) -> str | None:
+        """Unload the idle model used longest ago; answers its task, or ``None`` where there is none to evict."""
+        performer = self.enter()
+        key = self._core.lru()
+        if key is None:
+            return None
+        span = telemetry.start_evict_span(self._tracer, get_current(), victims=[key], reason=Reason.RETIRED.value)
+        try:
+            await self._unload(performer, key, telemetry.context_of(span))
+        except BaseException as error:
+            telemetry.end_span(span, error)
+            raise
+        telemetry.end_span(span)
+        return self._task_of(key)
+
+    async def clear_cooldown(self, task_type: str) -> None:
+        """Forget the failures of the task's model, so that the next request tries it again at once."""
+        performer = self.enter()
+        task = self._task(task_type)
+        self.router.forget(task)
+        if not task.get_selected_config().is_external:
+            performer.post(ClearCooldown(self.target(task_type).key))
+
+    async def set_selected_model(self, task_type: str, model_name: str) -> None:
+        """Select another option of a task.
+
+        If the task's model is resident, the new one is loaded first (beside the old one if both fit, else in its
+        place), and then the old one is dropped unless another task selects it. Whatever fails leaves the selection as
+        it was. Raises ``UnknownTask``, ``UnknownOption``, and what loading raises.
+        """
+        performer = self.enter()
+        task = self._task(task_type)
+        name = task.task_name
+        if model_name == self._selected[name]:
+            return
+        config = task.with_selected(model_name).get_selected_config()
+        old = self._keys.get((name, self._selected[name]))
+        if old is not None and old != self._keys.get((name, model_name)) and self._selecting(old) == 1:
+            self._check_own_lease(old)
+        if config.is_external:
+            reason = self._catalog.why_unavailable(name, model_name)
+            if reason:
+                raise errors.MissingDependency(f"{name}/{model_name} can't be used: {reason}")
+            self._select(performer, name, model_name)
+        else:
+            new = self._make_target(task, model_name)
+            if old is not None and new.key != old and self._is_resident(old):
+                await self._replace(performer, name, new, old)
+            else:
+                self._select(performer, name, model_name)
+        if old is not None and not self._selecting(old) and self._is_there(old):
+            await self._unload(performer, old, get_current())
+
+    async def _replace(self, performer: Performer, task: str, new: Target, old: ModelKey) -> None:
+        event = self._claim(performer, new, None, replaces=None if self._selecting(old) > 1 else old)
+        await performer.acquire(event, task=task, option=new.option)
+        self._select(performer, task, new.option)
+        performer.post(Release(event.ticket))
+
+    def _select(self, performer: Performer, task: str, option: str) -> None:
+        self._selected[task] = option
+        self._targets.clear()
+        for spec in self._specs().values():
+            performer.post(Reconfigure(spec))
+        if performer.pipelines is not None:
+            performer.pipelines.selected()
