@@ -228,9 +228,9 @@ class Lifecycle(Requests):
             self._cool_down(model, now)
         elif model.queued:
             self._want(model, now)
-            if model.want is not None:
-                model.want.evicted = made_room  # of a wake that failed
-                return
+            assert model.want is not None, "it is on disk, and nothing tells it to go"
+            model.want.evicted = made_room  # of a wake that failed
+            return
         self._remember(made_room)
 
     def _freed(self, model: Model, residue: Mapping[DeviceId, int], now: float) -> None:
