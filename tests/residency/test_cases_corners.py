@@ -5,7 +5,7 @@ from __future__ import annotations
 from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.books import State
-from taskrouter.types import CPU, Footprint, ModelKey, TicketId, Traits
+from taskrouter.types import CPU, DeviceReading, Footprint, ModelKey, TicketId, Traits
 
 from .account import CoreFactory
 from .stage import GPU0, GPU1, Stage, spec
@@ -81,6 +81,33 @@ def test_a_cancelled_load_that_holds_less_than_two_were_promised_owes_the_rest_o
     assert world.loaded("w", measured=Footprint(6)) == ["Unload w for b"]
     assert world.core.books(GPU0).promised == 2
     assert sorted(world.unloaded("w")) == ["Load b", "Load c", "Refuse w 1: no_room"]
+
+
+def drawn_upon(core: CoreFactory) -> Stage:
+    """A scene: w loads for nobody any more, and was cancelled for b, which needs RAM as well."""
+    world = Stage(core, spec("w", 7, traits=STOPPABLE), spec("b", 5, ram=10))
+    gone = world.ask("w", 600.0)
+    world.ask("b", 600.0)
+    assert world.tell(ev.GiveUp(gone.ask.ticket)) == ["CancelLoad w"]
+    return world
+
+
+def test_a_cancelled_load_that_comes_through_stays_where_who_wanted_its_bytes_lacks_others(core: CoreFactory) -> None:
+    world = drawn_upon(core)
+    world.tell(ev.Observed({CPU: DeviceReading(foreign=95)}))
+    assert world.loaded("w") == []
+    assert world.state(ModelKey("w")) is State.READY
+    world.advance(60.0)
+    assert world.tell(ev.Observed({CPU: DeviceReading()})) == ["Unload w for b"]
+    assert world.unloaded("w") == ["Load b"]
+
+
+def test_a_cancelled_load_that_comes_through_on_a_device_that_shrank_goes_for_that(core: CoreFactory) -> None:
+    world = drawn_upon(core)
+    world.tell(ev.Observed({GPU0: DeviceReading(foreign=37)}))
+    assert world.loaded("w") == ["Unload w: device_shrank"]
+    assert world.unloaded("w") == []
+    assert world.tell(ev.Observed({GPU0: DeviceReading()})) == ["Load b"]
 
 
 # --- people -----------------------------------------------------------------------------------------------------------
