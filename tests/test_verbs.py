@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskrouter.verbs import KINDS, PASS_THROUGH, STREAMING_VERBS, VERBS_OF_KIND, Usage
+from taskrouter.verbs import KINDS, PASS_THROUGH, STREAMING_VERBS, VERBS_OF_KIND, Passed, Usage, Why
 
 
 def test_every_kind_can_be_asked_something_and_what_streams_is_a_verb_of_some_kind() -> None:
@@ -12,3 +12,7 @@ def test_every_kind_can_be_asked_something_and_what_streams_is_a_verb_of_some_ki
 
 def test_the_tokens_of_a_call_are_those_read_and_those_written() -> None:
     assert Usage(prompt_tokens=7, completion_tokens=5).total_tokens == 12
+
+
+def test_an_option_that_was_passed_over_says_why_in_a_line() -> None:
+    assert str(Passed("near", Why.COLD, "not loaded")) == "near: cold (not loaded)"

@@ -19,7 +19,7 @@ from taskrouter.residency.events import (
     Reclaimed,
     Unloaded,
 )
-from taskrouter.residency.records import Model, Phase
+from taskrouter.residency.records import Model, Phase, Want
 from taskrouter.residency.requests import Requests
 from taskrouter.types import DeviceId, Footprint, ModelKey
 
@@ -101,6 +101,8 @@ class Lifecycle(Requests):
         for want in list(model.draws):
             if not want.model.queued:
                 self._drop(want, now)  # Whoever it was cancelled for has been refused meanwhile: it had better stay.
+            elif self._stays_short(want, model):
+                self._back_to_blocked(want, now)  # Nor does it go for who could not start all the same.
         if self._closed or (model.retiring and not model.queued):
             self._unload(model, Why(self._why_retired(model)), now)
             return
@@ -112,6 +114,13 @@ class Lifecycle(Requests):
         if model.spec.keep_alive_s is not None:
             self._arm_keep_alive(model, now + model.spec.keep_alive_s)
         self._grant_waiting(model, now)
+
+    def _stays_short(self, want: Want, model: Model) -> bool:
+        """Whether others took so much meanwhile that this want can't start when all it waits for has gone."""
+        going = {model, *want.sources, *self._freeing.values()}
+        return any(
+            self._accounts[device].free + sum(other.unowned(device) for other in going) < 0 for device in want.need
+        )
 
     def _recharge(self, model: Model) -> None:
         """Replace what was charged by what was measured (or declared, where that is more)."""
@@ -230,9 +239,9 @@ class Lifecycle(Requests):
             self._cool_down(model, now)
         elif model.queued:
             self._want(model, now)
-            if model.want is not None:
-                model.want.evicted = made_room  # of a wake that failed
-                return
+            assert model.want is not None, "it is on disk, and nothing tells it to go"
+            model.want.evicted = made_room  # of a wake that failed
+            return
         self._remember(made_room)
 
     def _freed(self, model: Model, residue: Mapping[DeviceId, int], now: float) -> None:

@@ -10,7 +10,9 @@ import pytest
 from . import (
     fuzz,
     test_cases,
+    test_cases_asleep,
     test_cases_books,
+    test_cases_corners,
     test_cases_crossed,
     test_cases_failing,
     test_cases_people,
@@ -61,7 +63,9 @@ HARNESSES: dict[str, Harness] = {"cases": cases, "days": days, "traffic": traffi
 
 CASES = (
     test_cases,
+    test_cases_asleep,
     test_cases_books,
+    test_cases_corners,
     test_cases_crossed,
     test_cases_failing,
     test_cases_people,

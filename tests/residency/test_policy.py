@@ -85,6 +85,38 @@ def test_who_is_cheapest_for_what_it_frees_is_looked_at_first(
     assert by_rate(victims, lack, 100.0) == helping
 
 
+def test_who_is_cheapest_for_the_share_it_frees_of_all_that_is_missing_goes_first() -> None:
+    both, half, none = made([({GPU0: 4, GPU1: 4}, 0.0), ({GPU0: 8}, 0.0), ({CPU: 8}, 0.0)])
+    for model in (both, half, none):
+        model.measured_load(10.0)
+        model.uses.append(90.0)
+    assert by_rate([none, half, both], {GPU0: 4, GPU1: 4}, 100.0) == [both, half]
+
+
+def test_two_that_are_worth_less_together_go_instead_of_the_first_that_were_enough() -> None:
+    worths = made([({GPU0: 3}, 1.0), ({GPU0: 9}, 6.0), ({GPU0: 6}, 4.5), ({GPU1: 9}, 0.0)])
+    small, large, middle, _ = worths
+    missing = {GPU0: 9}
+    assert cheapest(iter(worths), missing, worths.__getitem__) == [small, middle]
+    assert missing == {}
+    assert worths[small] + worths[middle] < worths[large]
+
+
+def test_of_more_than_can_be_tried_out_those_that_were_enough_are_weighed_against_the_cheapest() -> None:
+    """Eleven have to be looked at until there is enough; what is worth least is found among the ten best of them."""
+    worths = made([*(({GPU0: 2}, 0.5) for _ in range(EXACT)), ({GPU0: 21}, 9.0)])
+    large = list(worths)[-1]
+    assert cheapest(iter(worths), {GPU0: 21}, worths.__getitem__) == [large]
+    worths = made([*(({GPU0: 2}, 0.5) for _ in range(EXACT)), ({GPU0: 17}, 9.0)])
+    assert cheapest(iter(worths), {GPU0: 18}, worths.__getitem__) == list(worths)[: EXACT - 1]
+
+
+def test_where_nothing_is_missing_nobody_goes() -> None:
+    worths = made([({GPU0: 3}, 1.0)])
+    assert by_rate(worths, {}, 100.0) == []
+    assert cheapest(iter(worths), {}, worths.__getitem__) == []
+
+
 def used(*instants: float, load_s: float = 10.0) -> Model:
     model = Model(spec("m", 1))
     model.measured_load(load_s)
