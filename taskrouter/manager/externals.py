@@ -216,6 +216,13 @@ class Externals:
             self._residents[task, option] = found
         return found
 
+    def account(self, task: str, option: str) -> str:
+        """Whom the provider counts its calls to: what it says of its limits holds for one address and one key."""
+        config = self.catalog.tasks[task].options[option]
+        settings = self.catalog.providers.get(config.provider or "")
+        variable = config.api_key_env or (settings.api_key_env if settings else None)
+        return f"{config.provider} {config.api_endpoint or ''} {variable or ''}"
+
     def turns(self, task: str, option: str) -> Turns | None:
         """What bounds the calls to an option; ``None`` where nothing does."""
         most = self.catalog.tasks[task].options[option].max_concurrency

@@ -23,7 +23,8 @@ class Candidate:
 
     ``name`` identifies it over all tasks, ``option`` within its task. ``ready``: loaded, or external; ``start_s`` is
     when it could start on this request (seconds from now). ``barred`` is what keeps it from being used at all;
-    ``per_minute`` the requests its provider may be sent in any minute, where that is written.
+    ``per_minute`` the requests its provider may be sent in any minute, where that is written. ``account`` is whom a
+    limit that the provider itself tells is for: its name where there is but one address and key of it.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Candidate:
     barred: Passed | None = None
     max_retries: int = 0
     per_minute: int | None = None
+    account: str | None = None
+
+    @property
+    def limited_as(self) -> str | None:
+        """What a limit that this option meets is kept under."""
+        return self.account or self.provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ class Routing:
 
     def __repr__(self) -> str:
         unwell = [name for name, breaker in self._breakers.items() if breaker.opened_at is not None]
-        return f"<Routing {len(unwell)} breakers open, {len(self._limited)} providers limited>"
+        return f"<Routing {len(unwell)} breakers open, {len(self._limited)} accounts limited>"
 
     def decide(self, request: Request, candidates: Sequence[Candidate], *, now: float) -> Decision:
         """What is done with a request next. ``candidates`` are as they are at this instant, the selected one first."""
@@ -222,12 +229,12 @@ class Routing:
             return request.failed[candidate.name]
         if candidate.barred is not None:
             return candidate.barred
-        limited = self._limited.get(candidate.provider or "")
+        limited = self._limited.get(candidate.limited_as or "")
         if limited is not None:
             until, text = limited
             if now < until and until - now <= LONGEST_LIMITED_S:
                 return Passed(candidate.option, Why.RATE_LIMIT, text, until - now)
-            del self._limited[candidate.provider or ""]
+            del self._limited[candidate.limited_as or ""]
         breaker = self._breakers.get(candidate.name)
         wait_s = breaker.wait_s(now) if breaker is not None else 0.0
         if wait_s:
@@ -286,7 +293,7 @@ class Routing:
         pause = min(PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S) * (1 - 0.25 * jitter)
         at = now + (pause if retry_after_s is None else min(retry_after_s, LONGEST_LIMITED_S))
         if rule.limits:
-            self._limit(candidate.provider, at, text)
+            self._limit(candidate.limited_as, at, text)
         if not rule.elsewhere:
             request.over = True
             self._give_back(request)
@@ -296,14 +303,14 @@ class Routing:
             request.again_at[candidate.name] = at
         return True
 
-    def _limit(self, provider: str | None, until: float, text: str) -> None:
-        if provider is not None and until > self._limited.get(provider, (until - 1.0, ""))[0]:
-            self._limited[provider] = (until, text)
+    def _limit(self, account: str | None, until: float, text: str) -> None:
+        if account is not None and until > self._limited.get(account, (until - 1.0, ""))[0]:
+            self._limited[account] = (until, text)
 
     def broke(
         self,
         name: str,
-        provider: str | None,
+        account: str | None,
         fault: Fault,
         text: str,
         *,
@@ -313,16 +320,16 @@ class Routing:
         """An answer that had begun broke off: too late to ask elsewhere, but it may speak against the option."""
         rule = RULES[fault]
         if rule.limits:
-            self._limit(provider, now + min(retry_after_s or PAUSE_S, LONGEST_LIMITED_S), text)
+            self._limit(account, now + min(retry_after_s or PAUSE_S, LONGEST_LIMITED_S), text)
         if rule.counts:
             breaker = self._breakers.setdefault(name, Breaker())
             breaker.failed(now, None, trips=False)
             breaker.last = text
 
-    def forget(self, name: str, provider: str | None) -> None:
-        """Take an option, and its provider, for healthy."""
+    def forget(self, name: str, account: str | None) -> None:
+        """Take an option, and the account it is asked by, for healthy."""
         self._breakers.pop(name, None)
-        self._limited.pop(provider or "", None)
+        self._limited.pop(account or "", None)
 
     def put_back(self, request: Request) -> None:
         """The option wasn't asked after all: decide anew."""

@@ -146,3 +146,27 @@ async def test_a_local_model_that_is_not_ready_in_time_leaves_the_answer_to_a_pr
             assert found.routed is not None
             assert [each.why for each in found.routed.passed] == [Why.NOT_READY]
             assert found.text == "here"
+
+
+async def test_a_limit_at_one_address_of_a_provider_is_none_at_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``provider: openai`` is any server that speaks its API."""
+    monkeypatch.setenv("OUR_KEY", "test-key-1")
+    async with serving() as first, serving() as second:
+        options = {"first": option(OPENAI, first), "second": option(OPENAI, second)}
+        tasks = {"t": {"kind": "chat", "selected": "first", "fallback": ["second"], "options": options}}
+        (tmp_path / "models.yaml").write_text(json.dumps({"tasks": tasks}))
+        ledger = SpendLedger(tmp_path / "spend.db")
+        async with ModelManager(tmp_path / "models.yaml", machine=StillMachine({"cpu": GIB}), spend=ledger) as manager:
+            first.script(answer(OPENAI.error(429, "slow down"), 429, {"retry-after": "60"}))
+            second.script(whole(OPENAI, "here"), whole(OPENAI, "again"))
+            for text in ("here", "again"):
+                found = await (await manager.get_model("t")).chat("hello")
+                assert found.text == text
+                assert found.routed is not None
+                assert [each.why for each in found.routed.passed] == [Why.RATE_LIMIT]
+            assert len(first.requests) == 1
+            await manager.clear_cooldown("t")
+            first.script(whole(OPENAI, "first"))
+            assert (await (await manager.get_model("t")).chat("hello")).text == "first"

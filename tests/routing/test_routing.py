@@ -136,6 +136,20 @@ def test_a_rate_limit_is_the_providers_and_ends_when_it_said() -> None:
     assert tried(core.decide(Request(50), [sibling], now=30)) == "far"
 
 
+def test_a_limit_of_one_account_is_not_that_of_another_with_the_same_provider() -> None:
+    here = Candidate("t/here", "here", "openai", account="openai https://here.example")
+    there = Candidate("t/there", "there", "openai", account="openai https://there.example")
+    core, way = Routing(), Request(10)
+    core.decide(way, [here, there], now=0)
+    core.failed(way, Fault.QUOTA, "429", now=0, retry_after_s=30)
+    assert tried(core.decide(way, [here, there], now=0)) == "there"
+    core.left(way)
+    core.broke("t/there", there.limited_as, Fault.QUOTA, "429", now=1, retry_after_s=30)
+    assert whys(core.decide(Request(10), [here, there], now=1)) == [Why.RATE_LIMIT, Why.RATE_LIMIT]
+    core.forget("t/here", here.limited_as)
+    assert tried(core.decide(Request(10), [there, here], now=1)) == "here"
+
+
 def test_a_breaker_opens_after_failures_in_a_row_and_one_probe_closes_it() -> None:
     core = Routing()
     fail(core, NEAR, 0, times=routing.CONSECUTIVE)
