@@ -80,6 +80,22 @@ async def test_a_bad_request_is_not_sent_to_the_second(tmp_path: Path, monkeypat
         assert second.requests == []
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("Your credit balance is too low", Why.RATE_LIMIT), ("claude-x is not a multimodal model", Why.UNABLE)],
+)
+async def test_what_is_a_bad_request_to_the_first_only_is_sent_to_the_second(
+    text: str, why: Why, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(tmp_path, monkeypatch) as (manager, first, second):
+        first.script(answer(ANTHROPIC.error(400, text), 400))
+        second.script(whole(OPENAI, "here"))
+        found = await (await manager.get_model("t")).chat("hello")
+        assert found.text == "here"
+        assert found.routed is not None
+        assert [each.why for each in found.routed.passed] == [why]
+
+
 async def test_a_refusal_is_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two(tmp_path, monkeypatch) as (manager, first, second):
         first.script(answer(ANTHROPIC.refusal("I won't")))
