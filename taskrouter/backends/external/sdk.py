@@ -36,7 +36,10 @@ class BoundedConnection:
     async def check(self, call: Call) -> None:
         """Ask for the provider's models, which costs nothing and takes a key."""
         with self._typed(call):
-            await self._check(call)
+            try:
+                await self._check(call)
+            except (AttributeError, TypeError, KeyError) as error:  # an SDK that stumbles over what was answered
+                raise failures.nonsense(call, "no list of models") from error
 
     def _typed(self, call: Call) -> AbstractContextManager[None]:
         return failures.typed(call, self._key, lambda error: self._failure(error, call))
@@ -106,7 +109,7 @@ class SDKConnection(BoundedConnection):
         bound = {} if self.list_bound is None else {"limit": self.list_bound}
         models = await self._client.models.list(**bound, timeout=call.timeout_s)
         if not isinstance(getattr(models, "data", None), list):
-            raise failures.nonsense(call, models)
+            raise failures.nonsense(call, "no list of models")
 
     def _failure(self, error: Exception, call: Call) -> TaskRouterError:
         return failures.of_sdk(self._sdk, error, call, key_env=call.key_env or self.key_env)
