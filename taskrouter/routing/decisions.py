@@ -127,8 +127,9 @@ class Routing:
                 return self._over(request, (cold, *passed), cold=True)
             ready = [other for other in open_[1:] if other.ready]
             if request.when_cold == "fallback" and ready:
+                unready = [Passed(each.option, Why.COLD, "not loaded") for each in open_[1:] if not each.ready]
                 open_, warm = ready, True
-                passed = [cold, *passed]
+                passed = [cold, *unready, *passed]
         elif too_slow:
             warm = True  # or it would never be loaded, and never be quick
         request.passed = tuple(sorted(passed, key=lambda each: _place(candidates, each.option)))

@@ -366,6 +366,33 @@ def test_what_calls_cost_is_recorded_from_the_options_price(tmp_path: Path) -> N
     play(Routes(tmp_path, far={"price": PRICE}), main)  # type: ignore[arg-type]
 
 
+def test_what_a_call_cost_that_was_not_had_to_its_end_is_estimated(tmp_path: Path) -> None:
+    """Its provider worked on it, and is paid: a budget that didn't count it would never be spent."""
+
+    async def main(stage: Routes) -> None:
+        model, asked = await stage.manager.get_model("e"), "word " * 80
+        stage.far.delay_s = 60
+        with pytest.raises(errors.ProviderTimeout):
+            await model.chat(asked)
+        with pytest.raises(errors.ProviderTimeout):
+            async with model.stream_chat(asked) as chunks:
+                await anext(chunks)
+        leaver = spawn(model.chat(asked))
+        await settle()
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+        stage.far.delay_s = 0
+        for broken in (errors.ProviderBrokeOff("cut"), overloaded(), errors.ProviderUnreachable("nobody there")):
+            stage.far.fails = [broken]
+            with pytest.raises(type(broken)):
+                await model.chat(asked)
+        await settle()
+        counted = [(each["input_tokens"], each["output_tokens"]) for each in stage.purse.records]
+        assert counted == [(100, 0)] * 4  # those that were refused cost nothing
+
+    play(Routes(tmp_path, far={"price": PRICE, "timeout_s": 3, "max_retries": 0}), main)  # type: ignore[arg-type]
+
+
 def test_a_spent_budget_passes_its_provider_over(tmp_path: Path) -> None:
     async def main(stage: Routes) -> None:
         for _ in range(2):

@@ -90,6 +90,9 @@ def test_when_cold_fallback_takes_the_next_ready_option_and_waits_where_there_is
     assert (tried(decision), decision.warm) == ("far", True)  # type: ignore[union-attr]
     other = Candidate("t/b", "b", ready=False)
     assert tried(Routing().decide(Request(10, "fallback"), [cold(), other], now=0)) == "near"
+    way = Request(10, "fallback")
+    assert tried(Routing().decide(way, [cold(), other, FAR, Candidate("t/c", "c", ready=False)], now=0)) == "far"
+    assert [(each.option, each.why) for each in way.passed] == [("near", Why.COLD), ("b", Why.COLD)]
     assert tried(Routing().decide(Request(10, "fallback"), [NEAR, FAR], now=0)) == "near"
 
 
