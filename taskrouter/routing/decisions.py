@@ -13,6 +13,8 @@ from taskrouter.verbs import Passed, Why
 
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 TICK_S = 0.001
+SPREAD, LONGEST_SPREAD_S = 0.1, 1.0
+"""How much later than its ``Retry-After`` one is asked again, at most, so that not all come at that instant."""
 LONGEST_LIMITED_S = 3600.0
 """The longest that a ``Retry-After`` is believed."""
 
@@ -291,8 +293,14 @@ class Routing:
         elif (healthy := self._breakers.get(candidate.name)) is not None and healthy.probe is request:
             healthy.probe = None  # it says nothing of the option's health: the next request is the probe
         tries = request.tries[candidate.name] = request.tries.get(candidate.name, 0) + 1
-        pause = min(PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S) * (1 - 0.25 * jitter)
-        at = now + (pause if retry_after_s is None else min(retry_after_s, LONGEST_LIMITED_S))
+        if retry_after_s is None:
+            at = again_at = now + min(PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S) * (1 - 0.25 * jitter)
+        else:
+            said_s = min(retry_after_s, LONGEST_LIMITED_S)
+            at = now + said_s
+            again_at = at + min(SPREAD * said_s, LONGEST_SPREAD_S) * jitter
+            if at <= request.deadline:
+                again_at = min(again_at, request.deadline)
         if rule.limits:
             self._limit(candidate.limited_as, at, text)
         if not rule.elsewhere:
@@ -301,7 +309,7 @@ class Routing:
             return False
         request.failed[candidate.name] = Passed(candidate.option, why or rule.why, text, retry_after_s)
         if rule.again and tries <= candidate.max_retries:
-            request.again_at[candidate.name] = at
+            request.again_at[candidate.name] = again_at
         return True
 
     def _limit(self, account: str | None, until: float, text: str) -> None:

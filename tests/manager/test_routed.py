@@ -205,11 +205,13 @@ def test_the_last_option_left_is_asked_again_as_often_as_the_file_says(
 def test_a_retry_waits_as_long_as_the_provider_says(tmp_path: Path) -> None:
     async def main(stage: Routes) -> None:
         stage.far.fails = [errors.ProviderQuota("429", retry_after_s=7)]
-        assert ((await stage.ask("e")).text, now()) == ("acme", 7)
+        assert (await stage.ask("e")).text == "acme"
+        asked_again = now()
+        assert 7 <= asked_again <= 7.7
         stage.far.fails = [errors.ProviderQuota("429", retry_after_s=1000)]
         with pytest.raises(errors.ProviderQuota) as refused:
             await stage.ask("e")
-        assert (refused.value.retry_after_s, now()) == (1000, 7)
+        assert (refused.value.retry_after_s, now()) == (1000, asked_again)
         with pytest.raises(errors.ProviderQuota):  # and nobody else asks before that
             await stage.ask("e")
         assert len(stage.far.asked) == 3
@@ -640,7 +642,7 @@ def test_a_shutdown_refuses_who_waits_to_be_asked(tmp_path: Path) -> None:
         napping = spawn(stage.ask("e"))
         await settle()
         stage.far.delay_s = 3
-        await until(50.5)
+        await until(51.5)
         queued = [spawn(stage.ask("f")) for _ in range(3)]
         await settle()
         await stage.manager.shutdown(drain_s=60)

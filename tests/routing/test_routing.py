@@ -126,6 +126,23 @@ def test_retry_after_is_waited_for_within_the_deadline_only() -> None:
     assert whys(core.decide(way, [FAR], now=7)) == [Why.RATE_LIMIT]
 
 
+def test_who_was_told_to_come_back_at_one_instant_comes_a_little_later_each_but_before_the_deadline() -> None:
+    core = Routing()
+    for deadline, jitter, at in [(100, 0.0, 7), (100, 0.5, 7.35), (100, 1.0, 7.7), (7.2, 1.0, 7.2)]:
+        way = Request(deadline)
+        core.decide(way, [FAR], now=0)
+        core.failed(way, Fault.OVERLOAD, "529", now=0, retry_after_s=7, jitter=jitter)
+        decision = core.decide(way, [FAR], now=0)
+        assert isinstance(decision, Wait)
+        assert decision.until == pytest.approx(at)
+        core.left(way)
+        core.forget("t/far", "acme")
+    way = Request(100)
+    core.decide(way, [FAR], now=0)
+    core.failed(way, Fault.OVERLOAD, "529", now=0, retry_after_s=60, jitter=1.0)
+    assert core.decide(way, [FAR], now=0) == Wait(61)
+
+
 def test_a_rate_limit_is_the_providers_and_ends_when_it_said() -> None:
     core, way = Routing(), Request(10)
     core.decide(way, [FAR, CLOUD], now=0)
