@@ -106,6 +106,7 @@ def test_rarer_statuses_have_their_classes(status: int, kind: type[Exception]) -
         ({"code": "unsupported_value", "message": "'temperature' does not support 0 here"}, errors.UnsupportedInput),
         ({"message": "image_url is only supported by certain models."}, errors.UnsupportedInput),
         ({"message": "m is not a multimodal model"}, errors.UnsupportedInput),
+        ({"message": "Unsupported MIME type: application/msword"}, errors.UnsupportedInput),
         ("At most 0 image(s) may be provided in one prompt.", errors.UnsupportedInput),
         ({"message": "this model's maximum context length is 7"}, errors.ContextTooLong),
         ({"code": "unsupported_country", "message": "a balance of models"}, errors.BadInput),

@@ -35,7 +35,9 @@ from taskrouter.errors import (
 _TOO_LONG = re.compile(
     r"context[_ ](length|window)|prompt is too long|maximum context|input token count.*exceeds|too many tokens", re.I
 )
-_UNABLE = re.compile(r'"code": "unsupported_(parameter|value)"|only supported by certain models', re.I)
+_UNABLE = re.compile(
+    r'"code": "unsupported_(parameter|value)"|only supported by certain models|unsupported mime type', re.I
+)
 """What only this model can't take, though its provider calls it a bad request."""
 _NO_MONEY = re.compile(r"credit balance is too low|billing_error|billing_hard_limit_reached", re.I)
 _NO_JSON = re.compile(r"JSON serializable|JSON compliant|Circular reference detected")
