@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +29,38 @@ ways = pytest.mark.parametrize("way", ["call", "stream"])
 @ways
 async def test_a_server_that_hangs_up_before_it_answers_is_unreachable(subject: Subject, way: str) -> None:
     assert isinstance(await failure(subject, Reply(drop=True), way), errors.ProviderUnreachable)
+
+
+@each
+@ways
+async def test_a_pool_that_is_full_is_our_own_and_no_timeout_of_the_provider(subject: Subject, way: str) -> None:
+    async with serving() as wire:
+        wire.script(Reply(wait=asyncio.Event()))
+        async with connected(subject, replace(subject.endpoint(wire.url), max_connections=1)) as connection:
+            busy = asyncio.create_task(subject.ask(connection))
+            await wire.asked()
+            with pytest.raises(errors.Overloaded, match=r"all of providers\.\*\.max_connections were in use"):
+                await ask(subject, connection, way, timeout_s=0.3)
+            assert (len(wire.requests), wire.connections) == (1, 1)
+            busy.cancel()
+            await asyncio.gather(busy, return_exceptions=True)
+
+
+@each
+@ways
+async def test_connecting_has_a_bound_of_its_own(subject: Subject, way: str) -> None:
+    with contextlib.ExitStack() as sockets:
+        server = sockets.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(3):  # its queue is full: nobody else gets an answer
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        async with connected(subject, replace(subject.endpoint(url), connect_timeout_s=0.1)) as connection:
+            with pytest.raises(errors.ProviderUnreachable, match=r"within providers\.\*\.connect_timeout_s"):
+                await ask(subject, connection, way)
 
 
 @each

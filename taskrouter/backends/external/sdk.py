@@ -19,6 +19,10 @@ from taskrouter.backends.external.base import Call, Endpoint
 from taskrouter.backends.external.content import written
 from taskrouter.errors import TaskRouterError
 
+POOL_PART = 0.9
+"""How much of a call's time may go in waiting for a connection of our own pool. Without this bound a full pool would
+look like a provider that doesn't answer, and speak against it."""
+
 
 class BoundedConnection:
     """Holds every call to its bound, and makes typed errors of whatever it ends in."""
@@ -116,7 +120,8 @@ class SDKConnection(BoundedConnection):
 
     def _timeout(self, call: Call) -> Any:
         """A call's bound, on each step of it."""
-        return self._sdk.Timeout(call.timeout_s, connect=min(self._endpoint.connect_timeout_s, call.timeout_s))
+        connect_s = min(self._endpoint.connect_timeout_s, call.timeout_s)
+        return self._sdk.Timeout(call.timeout_s, connect=connect_s, pool=POOL_PART * call.timeout_s)
 
     def _written(self, verb: str, request: Any, call: Call) -> tuple[str, dict[str, Any]]:
         """The path and the body of a request. Blocks where there are media. Raises ``BadInput``."""
