@@ -166,14 +166,17 @@ class ExternalModel:
 
     async def _spent(self, usage: Usage) -> None:
         price = self._config.price
-        read, written = max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0)
-        usd = (read * price.input_per_mtok + written * price.output_per_mtok) / 1e6 if price is not None else 0.0
         try:
+            read, written = max(int(usage.prompt_tokens), 0), max(int(usage.completion_tokens), 0)
+            usd = (read * price.input_per_mtok + written * price.output_per_mtok) / 1e6 if price is not None else 0.0
             await self._externals.ledger.record(
                 provider=self._config.provider or "", task=self._task, option=self._option,
                 model_id=self._config.model_id, input_tokens=read, output_tokens=written, usd=usd,
             )  # fmt: skip
-        except ValueError as error:  # a provider whose count makes no sense: its answer is an answer all the same
+        except (
+            ValueError,
+            TypeError,
+        ) as error:  # a provider whose count makes no sense: its answer is an answer all the same
             logger.warning("what %s cost can't be counted: %s", self._call.who, error)
 
     async def wait_dead(self) -> Exception:

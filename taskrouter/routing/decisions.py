@@ -242,7 +242,8 @@ class Routing:
         wait_s = breaker.wait_s(now) if breaker is not None else 0.0
         if wait_s:
             assert breaker is not None
-            text = f"it failed {breaker.consecutive} times in a row, last with: {breaker.last}"
+            often = f"{breaker.consecutive} times in a row" if breaker.consecutive > 1 else "lately"
+            text = f"it failed {often}, last with: {breaker.last}"
             return Passed(candidate.option, Why.BREAKER, text, wait_s)
         # A clock is a little late: what starts at once is in time even at the deadline itself.
         left = max(request.deadline - now, 0.0)

@@ -144,6 +144,16 @@ async def test_what_calls_cost_is_on_disk_once_they_are_answered(
         assert second.requests == []
 
 
+@pytest.mark.parametrize("tokens", ["x", 10**15])
+async def test_a_count_that_makes_no_sense_costs_nobody_the_answer(
+    tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two(tmp_path, monkeypatch) as (manager, first, _):
+        first.script(answer({**ANTHROPIC.text("here"), "usage": {"input_tokens": 7, "output_tokens": tokens}}))
+        assert (await (await manager.get_model("t")).chat("hello")).text == "here"
+    assert "what t/first cost can't be counted" in caplog.text
+
+
 async def test_a_local_model_that_is_not_ready_in_time_leaves_the_answer_to_a_provider_on_a_real_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

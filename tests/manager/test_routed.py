@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from taskrouter import ModelManager, errors, routing
+from taskrouter.backends.external.base import Takes
 from taskrouter.backends.fake import FakeModel
 from taskrouter.manager import StillMachine
 from taskrouter.manager.handles import Model
@@ -393,6 +394,86 @@ def test_what_a_call_cost_that_was_not_had_to_its_end_is_estimated(tmp_path: Pat
         assert counted == [(100, 0)] * 4  # those that were refused cost nothing
 
     play(Routes(tmp_path, far={"price": PRICE, "timeout_s": 3, "max_retries": 0}), main)  # type: ignore[arg-type]
+
+
+def test_what_a_provider_can_not_take_is_known_before_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = {"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}}
+
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("f")
+        answer = await model.chat([{"role": "user", "content": [sound]}])
+        assert answer.routed is not None
+        assert (answer.routed.option, answer.routed.passed[0].text) == ("near", "acme-1 takes no audio")
+        monkeypatch.setattr(Acme, "takes", lambda self, model_id: Takes(frozenset({"embed"})))
+        answer = await model.chat("hi")
+        assert answer.routed is not None
+        assert (answer.routed.option, answer.routed.passed[0].text) == ("near", "acme can't chat with acme-1")
+        assert answer.routed.passed[0].why is Why.UNABLE
+        assert stage.far.asked == []
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_picture_too_large_for_one_option_goes_to_the_next(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.MediaTooLarge("5 MiB at most")]
+        answer = await stage.ask("f")
+        assert answer.routed is not None
+        assert (answer.text, answer.routed.passed[0].why) == ("near: hi", Why.UNABLE)
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_local_model_that_cools_down_is_passed_over_at_once(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        whys = []
+        for _ in range(6):
+            answer = await stage.ask("t")
+            assert answer.routed is not None
+            whys += [each.why for each in answer.routed.passed]
+        assert whys[0] is Why.NOT_READY
+        assert whys[-1] is Why.COOLDOWN
+        loads = len(stage.backend.labels("load-start"))
+        answer = await stage.ask("t")
+        assert "failed to load repeatedly" in answer.routed.passed[0].text
+        assert len(stage.backend.labels("load-start")) == loads
+
+    play(Routes(tmp_path, {"fail": "error", "fail_times": 100}), main)  # type: ignore[arg-type]
+
+
+def test_streams_that_break_off_speak_against_their_option(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.breaks = errors.ProviderBrokeOff("cut")
+        model = await stage.manager.get_model("f")
+        for _ in range(routing.LEAST // 2 + 1):  # each had begun, which was an answer
+            with pytest.raises(errors.ProviderBrokeOff):
+                async with model.stream_chat("hi") as chunks:
+                    assert [chunk.text async for chunk in chunks] == []
+            await settle()
+        answer = await model.chat("hi")
+        assert answer.routed is not None
+        assert (answer.text, answer.routed.passed[0].why) == ("near: hi", Why.BREAKER)
+        assert answer.routed.passed[0].text == "it failed lately, last with: cut"
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_callers_who_are_told_to_come_back_at_one_instant_do_not_all_come_then(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [overloaded(retry_after_s=8) for _ in range(4)]
+        ends: list[float] = []
+
+        async def one() -> None:
+            await stage.ask("e")
+            ends.append(now())
+
+        await asyncio.gather(*[one() for _ in range(4)])
+        assert len(set(ends)) == 4
+        assert all(8 <= end <= 8.8 for end in ends)
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
 
 
 def test_a_spent_budget_passes_its_provider_over(tmp_path: Path) -> None:
