@@ -30,6 +30,8 @@ logger = logging.getLogger("taskrouter")
 TIMEOUT_S = 600.0
 """The bound on one call where the file says none: what the providers' own SDKs take."""
 STOP_BOUND_S = 5.0
+_WORKED_ON = (errors.ProviderTimeout, errors.ProviderBrokeOff, asyncio.CancelledError)
+"""What a call ends in while its provider works on, and is paid for it."""
 TOKENS_OF_A_MEDIUM = 1000
 """About what providers count for a picture; used only where one doesn't say what it counted."""
 
@@ -102,27 +104,33 @@ class ExternalModel:
     async def call(self, verb: str, request: Any) -> Any:
         """Answer one request, within ``timeout_s``."""
         connection, request = self._connection(), self._with_extra(request)
+        try:
+            answer = await self._answer(connection, verb, request)
+        except _WORKED_ON:
+            await self._spent(Usage(_estimate(request), 0))
+            raise
+        # Some answers don't say what they took: embeddings, transcripts, servers that nearly speak an API.
+        await self._spent(getattr(answer, "usage", None) or Usage(_estimate(request), 0))
+        return answer
+
+    async def _answer(self, connection: Connection, verb: str, request: Any) -> Any:
         bound = None if getattr(connection, "bounds_calls", False) else self._call.timeout_s
         try:
             if bound is None:
-                answer = await connection.call(verb, request, self._call)
-            else:
-                async with asyncio.timeout(bound):
-                    answer = await connection.call(verb, request, self._call)
+                return await connection.call(verb, request, self._call)
+            async with asyncio.timeout(bound):
+                return await connection.call(verb, request, self._call)
         except TimeoutError as error:
             if isinstance(error, errors.TaskRouterError):
                 raise
             text = f"{self._call.who} did not answer within {self._call.timeout_s:g} s (timeout_s)"
             raise errors.ProviderTimeout(text) from error
-        # Some answers don't say what they took: embeddings, transcripts, servers that nearly speak an API.
-        await self._spent(getattr(answer, "usage", None) or Usage(_estimate(request), 0))
-        return answer
 
     async def stream(self, verb: str, request: Any) -> AsyncIterator[Any]:
-        """Answer in pieces. What an answer that was left in the middle cost is estimated: its provider doesn't say."""
+        """Answer in pieces. What an answer that was not had to its end cost is estimated: its provider doesn't say."""
         connection, request = self._connection(), self._with_extra(request)
         usage: Usage | None = None
-        pieces, counted = 0, False
+        pieces, counted, worked_on = 0, False, False
         try:
             async with aclosing(connection.stream(verb, request, self._call)) as stream:  # type: ignore[type-var]
                 while (piece := await self._next(stream)) is not None:
@@ -132,8 +140,11 @@ class ExternalModel:
                         counted = True
                         await self._spent(usage)
                     yield piece
+        except _WORKED_ON:
+            worked_on = True
+            raise
         finally:
-            if pieces and not counted:
+            if (pieces or worked_on) and not counted:
                 await self._spent(usage or Usage(_estimate(request), pieces))
 
     async def _next(self, stream: Any) -> Any:
@@ -155,14 +166,17 @@ class ExternalModel:
 
     async def _spent(self, usage: Usage) -> None:
         price = self._config.price
-        read, written = max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0)
-        usd = (read * price.input_per_mtok + written * price.output_per_mtok) / 1e6 if price is not None else 0.0
         try:
+            read, written = max(int(usage.prompt_tokens), 0), max(int(usage.completion_tokens), 0)
+            usd = (read * price.input_per_mtok + written * price.output_per_mtok) / 1e6 if price is not None else 0.0
             await self._externals.ledger.record(
                 provider=self._config.provider or "", task=self._task, option=self._option,
                 model_id=self._config.model_id, input_tokens=read, output_tokens=written, usd=usd,
             )  # fmt: skip
-        except ValueError as error:  # a provider whose count makes no sense: its answer is an answer all the same
+        except (
+            ValueError,
+            TypeError,
+        ) as error:  # a provider whose count makes no sense: its answer is an answer all the same
             logger.warning("what %s cost can't be counted: %s", self._call.who, error)
 
     async def wait_dead(self) -> Exception:
@@ -215,6 +229,13 @@ class Externals:
             found = Resident(request, 0, cast(Backend, None), cast(LoadedModel, model))
             self._residents[task, option] = found
         return found
+
+    def account(self, task: str, option: str) -> str:
+        """Whom the provider counts its calls to: what it says of its limits holds for one address and one key."""
+        config = self.catalog.tasks[task].options[option]
+        settings = self.catalog.providers.get(config.provider or "")
+        variable = config.api_key_env or (settings.api_key_env if settings else None)
+        return f"{config.provider} {config.api_endpoint or ''} {variable or ''}"
 
     def turns(self, task: str, option: str) -> Turns | None:
         """What bounds the calls to an option; ``None`` where nothing does."""

@@ -70,7 +70,7 @@ async def _check(
     key = os.environ.get(variable)
     if not key:
         return KeyCheck(name, variable, options, KeyState.MISSING, f"set {variable}") if needed else None
-    call = Call(options[0], "", BOUND_S)
+    call = Call(options[0], "", BOUND_S, variable)
     try:
         connection = registry.provider(name).connect(Endpoint(base_url, key))
         try:

@@ -169,10 +169,10 @@ class Posting:
         known = self.known.get(key)
         if request is None or known is None:
             return None
-        if known.lacks and (lacking := sorted(demands_of(request) & known.lacks.keys())):
-            return errors.UnsupportedInput(
-                f"{self.requests[key].label} takes no {lacking[0]}: {known.lacks[lacking[0]]}"
-            )
+        if known.lacks and (lacking := demands_of(request) & known.lacks.keys()):
+            # Tools and the like are asked for by ``extra`` too, which would say less.
+            first = min(lacking, key=lambda each: (each == "extra", each))
+            return errors.UnsupportedInput(f"{self.requests[key].label} takes no {first}: {known.lacks[first]}")
         if known.context is not None and (least := surely_longer(request, known.context)) is not None:
             return errors.ContextTooLong(
                 f"the request has at least {least} tokens, and the context of {self.requests[key].label} is "

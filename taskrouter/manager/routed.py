@@ -204,7 +204,8 @@ class Router:
     def forget(self, task: TaskConfig) -> None:
         """Take the selected option for healthy."""
         config = task.get_selected_config()
-        self.routing.forget(f"{task.task_name}/{task.selected}", config.provider if config.is_external else None)
+        account = self.externals.account(task.task_name, task.selected) if config.is_external else None
+        self.routing.forget(f"{task.task_name}/{task.selected}", account)
 
     def _failed(self, way: Request, error: errors.TaskRouterError) -> bool:
         fault, why = fault_of(error)
@@ -289,7 +290,8 @@ class Router:
             start_s = 0.0 if turns is None or mine else turns.expected_s
             settings = self.externals.catalog.providers.get(provider)
             per_minute = settings.requests_per_minute if settings is not None else None
-            return Candidate(whole, name, provider, True, start_s, barred, retries, per_minute)
+            account = self.externals.account(task.task_name, name)
+            return Candidate(whole, name, provider, True, start_s, barred, retries, per_minute, account)
         refused = sorted(demands_of(request) & self._cannot.get(whole, frozenset()))
         if refused:
             barred = Passed(name, Why.UNABLE, f"it refused {refused[0]} before")
@@ -354,9 +356,12 @@ class Router:
             error = None if result.cancelled() else result.exception()
             if isinstance(error, (errors.ProviderFailed, errors.ModelDied)):
                 config = self._manager.tasks[taken.target.task].options[taken.target.option]
+                account = None
+                if config.is_external:
+                    account = self.externals.account(taken.target.task, taken.target.option)
                 fault, _ = fault_of(error)
                 self.routing.broke(
-                    name, config.provider, fault, str(error), now=self._performer.time(),
+                    name, account, fault, str(error), now=self._performer.time(),
                     retry_after_s=error.retry_after_s,
                 )  # fmt: skip
 

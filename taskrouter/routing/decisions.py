@@ -13,6 +13,8 @@ from taskrouter.verbs import Passed, Why
 
 PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 TICK_S = 0.001
+SPREAD, LONGEST_SPREAD_S = 0.1, 1.0
+"""How much later than its ``Retry-After`` one is asked again, at most, so that not all come at that instant."""
 LONGEST_LIMITED_S = 3600.0
 """The longest that a ``Retry-After`` is believed."""
 
@@ -23,7 +25,8 @@ class Candidate:
 
     ``name`` identifies it over all tasks, ``option`` within its task. ``ready``: loaded, or external; ``start_s`` is
     when it could start on this request (seconds from now). ``barred`` is what keeps it from being used at all;
-    ``per_minute`` the requests its provider may be sent in any minute, where that is written.
+    ``per_minute`` the requests its provider may be sent in any minute, where that is written. ``account`` is whom a
+    limit that the provider itself tells is for: its name where there is but one address and key of it.
     """
 
     name: str
@@ -34,6 +37,12 @@ class Candidate:
     barred: Passed | None = None
     max_retries: int = 0
     per_minute: int | None = None
+    account: str | None = None
+
+    @property
+    def limited_as(self) -> str | None:
+        """What a limit that this option meets is kept under."""
+        return self.account or self.provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,7 @@ class Routing:
 
     def __repr__(self) -> str:
         unwell = [name for name, breaker in self._breakers.items() if breaker.opened_at is not None]
-        return f"<Routing {len(unwell)} breakers open, {len(self._limited)} providers limited>"
+        return f"<Routing {len(unwell)} breakers open, {len(self._limited)} accounts limited>"
 
     def decide(self, request: Request, candidates: Sequence[Candidate], *, now: float) -> Decision:
         """What is done with a request next. ``candidates`` are as they are at this instant, the selected one first."""
@@ -120,8 +129,9 @@ class Routing:
                 return self._over(request, (cold, *passed), cold=True)
             ready = [other for other in open_[1:] if other.ready]
             if request.when_cold == "fallback" and ready:
+                unready = [Passed(each.option, Why.COLD, "not loaded") for each in open_[1:] if not each.ready]
                 open_, warm = ready, True
-                passed = [cold, *passed]
+                passed = [cold, *unready, *passed]
         elif too_slow:
             warm = True  # or it would never be loaded, and never be quick
         request.passed = tuple(sorted(passed, key=lambda each: _place(candidates, each.option)))
@@ -222,17 +232,18 @@ class Routing:
             return request.failed[candidate.name]
         if candidate.barred is not None:
             return candidate.barred
-        limited = self._limited.get(candidate.provider or "")
+        limited = self._limited.get(candidate.limited_as or "")
         if limited is not None:
             until, text = limited
             if now < until and until - now <= LONGEST_LIMITED_S:
                 return Passed(candidate.option, Why.RATE_LIMIT, text, until - now)
-            del self._limited[candidate.provider or ""]
+            del self._limited[candidate.limited_as or ""]
         breaker = self._breakers.get(candidate.name)
         wait_s = breaker.wait_s(now) if breaker is not None else 0.0
         if wait_s:
             assert breaker is not None
-            text = f"it failed {breaker.consecutive} times in a row, last with: {breaker.last}"
+            often = f"{breaker.consecutive} times in a row" if breaker.consecutive > 1 else "lately"
+            text = f"it failed {often}, last with: {breaker.last}"
             return Passed(candidate.option, Why.BREAKER, text, wait_s)
         # A clock is a little late: what starts at once is in time even at the deadline itself.
         left = max(request.deadline - now, 0.0)
@@ -283,27 +294,33 @@ class Routing:
         elif (healthy := self._breakers.get(candidate.name)) is not None and healthy.probe is request:
             healthy.probe = None  # it says nothing of the option's health: the next request is the probe
         tries = request.tries[candidate.name] = request.tries.get(candidate.name, 0) + 1
-        pause = min(PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S) * (1 - 0.25 * jitter)
-        at = now + (pause if retry_after_s is None else min(retry_after_s, LONGEST_LIMITED_S))
+        if retry_after_s is None:
+            at = again_at = now + min(PAUSE_S * 2 ** (tries - 1), LONGEST_PAUSE_S) * (1 - 0.25 * jitter)
+        else:
+            said_s = min(retry_after_s, LONGEST_LIMITED_S)
+            at = now + said_s
+            again_at = at + min(SPREAD * said_s, LONGEST_SPREAD_S) * jitter
+            if at <= request.deadline:
+                again_at = min(again_at, request.deadline)
         if rule.limits:
-            self._limit(candidate.provider, at, text)
+            self._limit(candidate.limited_as, at, text)
         if not rule.elsewhere:
             request.over = True
             self._give_back(request)
             return False
         request.failed[candidate.name] = Passed(candidate.option, why or rule.why, text, retry_after_s)
         if rule.again and tries <= candidate.max_retries:
-            request.again_at[candidate.name] = at
+            request.again_at[candidate.name] = again_at
         return True
 
-    def _limit(self, provider: str | None, until: float, text: str) -> None:
-        if provider is not None and until > self._limited.get(provider, (until - 1.0, ""))[0]:
-            self._limited[provider] = (until, text)
+    def _limit(self, account: str | None, until: float, text: str) -> None:
+        if account is not None and until > self._limited.get(account, (until - 1.0, ""))[0]:
+            self._limited[account] = (until, text)
 
     def broke(
         self,
         name: str,
-        provider: str | None,
+        account: str | None,
         fault: Fault,
         text: str,
         *,
@@ -313,16 +330,16 @@ class Routing:
         """An answer that had begun broke off: too late to ask elsewhere, but it may speak against the option."""
         rule = RULES[fault]
         if rule.limits:
-            self._limit(provider, now + min(retry_after_s or PAUSE_S, LONGEST_LIMITED_S), text)
+            self._limit(account, now + min(retry_after_s or PAUSE_S, LONGEST_LIMITED_S), text)
         if rule.counts:
             breaker = self._breakers.setdefault(name, Breaker())
             breaker.failed(now, None, trips=False)
             breaker.last = text
 
-    def forget(self, name: str, provider: str | None) -> None:
-        """Take an option, and its provider, for healthy."""
+    def forget(self, name: str, account: str | None) -> None:
+        """Take an option, and the account it is asked by, for healthy."""
         self._breakers.pop(name, None)
-        self._limited.pop(provider or "", None)
+        self._limited.pop(account or "", None)
 
     def put_back(self, request: Request) -> None:
         """The option wasn't asked after all: decide anew."""

@@ -98,6 +98,31 @@ def test_rarer_statuses_have_their_classes(status: int, kind: type[Exception]) -
     assert type(of_status(CALL, status, "x", {}, key_env="K")) is kind
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"message": "Your credit balance is too low to access the Anthropic API."}, errors.ProviderQuota),
+        ({"status": "FAILED_PRECONDITION", "message": "User location is not supported"}, errors.ProviderFailed),
+        ({"code": "unsupported_value", "message": "'temperature' does not support 0 here"}, errors.UnsupportedInput),
+        ({"message": "image_url is only supported by certain models."}, errors.UnsupportedInput),
+        ({"message": "m is not a multimodal model"}, errors.UnsupportedInput),
+        ({"message": "Unsupported MIME type: application/msword"}, errors.UnsupportedInput),
+        ("At most 0 image(s) may be provided in one prompt.", errors.UnsupportedInput),
+        ({"message": "this model's maximum context length is 7"}, errors.ContextTooLong),
+        ({"code": "unsupported_country", "message": "a balance of models"}, errors.BadInput),
+    ],
+)
+def test_a_bad_request_that_is_bad_here_only_is_told_from_one_that_is_bad_everywhere(
+    said: Any, kind: type[Exception]
+) -> None:
+    assert type(of_status(CALL, 400, said, {}, key_env="K")) is kind
+
+
+def test_who_asked_for_no_model_is_not_asked_for_its_name() -> None:
+    text = str(of_status(Call("t/far", "", 1.0), 404, "gone", {}, key_env="K"))
+    assert text == "t/far: the provider answered 404: gone. Is api_endpoint right?"
+
+
 def test_an_overloaded_server_says_when_to_ask_again() -> None:
     assert of_status(CALL, 503, "x", {"retry-after": "3"}, key_env="K").retry_after_s == 3.0
 

@@ -69,6 +69,7 @@ async def test_a_key_that_is_refused_or_missing_is_said_so_by_its_variable(
         ((what, text),) = await state(subject, wire, tmp_path)
     assert what == KeyState.REFUSED.value
     assert "invalid key" in text
+    assert "Its key comes from OUR_KEY" in text
     assert "test-key-1" not in text
 
 
@@ -80,7 +81,10 @@ async def test_a_provider_that_can_not_be_asked_leaves_its_key_unchecked(
     monkeypatch.setenv("OUR_KEY", "test-key-1")
     ((what, text),) = await state(subject, None, tmp_path)
     assert (what, bool(text)) == (KeyState.UNCHECKED.value, True)
-    async with serving() as wire:
-        wire.script(Reply(b"<html>a login page</html>", content_type="text/html"))
-        ((what, _),) = await state(subject, wire, tmp_path)
-    assert what == KeyState.UNCHECKED.value
+    for reply in (Reply(b"<html>a login page</html>", content_type="text/html"), answer([1])):
+        async with serving() as wire:
+            wire.script(reply)
+            ((what, text),) = await state(subject, wire, tmp_path)
+        assert what == KeyState.UNCHECKED.value
+        assert "answered with something else than its API has" in text
+        assert "Is api_endpoint right?" in text

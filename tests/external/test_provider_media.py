@@ -150,6 +150,13 @@ async def test_kinds_that_are_not_taken_are_unsupported(subject: Subject) -> Non
     assert "takes no image/bmp" in str(found)
 
 
+async def test_a_document_that_is_neither_pdf_nor_text_is_unsupported_by_anthropic() -> None:
+    part = {"type": "file", "file": {"filename": "a.doc", "file_data": data_url(b"doc", "application/msword")}}
+    found = await refused(ANTHROPIC, with_parts(part))
+    assert type(found) is errors.UnsupportedInput
+    assert "takes no application/msword; it takes application/pdf, text/*" in str(found)
+
+
 @pytest.mark.parametrize("subject", [ANTHROPIC, GOOGLE], ids=str)
 async def test_media_in_a_system_message_are_unsupported(subject: Subject) -> None:
     request = ChatRequest(({"role": "system", "content": [image()]}, {"role": "user", "content": "x"}))

@@ -80,6 +80,22 @@ async def test_a_bad_request_is_not_sent_to_the_second(tmp_path: Path, monkeypat
         assert second.requests == []
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("Your credit balance is too low", Why.RATE_LIMIT), ("claude-x is not a multimodal model", Why.UNABLE)],
+)
+async def test_what_is_a_bad_request_to_the_first_only_is_sent_to_the_second(
+    text: str, why: Why, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(tmp_path, monkeypatch) as (manager, first, second):
+        first.script(answer(ANTHROPIC.error(400, text), 400))
+        second.script(whole(OPENAI, "here"))
+        found = await (await manager.get_model("t")).chat("hello")
+        assert found.text == "here"
+        assert found.routed is not None
+        assert [each.why for each in found.routed.passed] == [why]
+
+
 async def test_a_refusal_is_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two(tmp_path, monkeypatch) as (manager, first, second):
         first.script(answer(ANTHROPIC.refusal("I won't")))
@@ -128,6 +144,16 @@ async def test_what_calls_cost_is_on_disk_once_they_are_answered(
         assert second.requests == []
 
 
+@pytest.mark.parametrize("tokens", ["x", 10**15])
+async def test_a_count_that_makes_no_sense_costs_nobody_the_answer(
+    tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two(tmp_path, monkeypatch) as (manager, first, _):
+        first.script(answer({**ANTHROPIC.text("here"), "usage": {"input_tokens": 7, "output_tokens": tokens}}))
+        assert (await (await manager.get_model("t")).chat("hello")).text == "here"
+    assert "what t/first cost can't be counted" in caplog.text
+
+
 async def test_a_local_model_that_is_not_ready_in_time_leaves_the_answer_to_a_provider_on_a_real_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,3 +172,27 @@ async def test_a_local_model_that_is_not_ready_in_time_leaves_the_answer_to_a_pr
             assert found.routed is not None
             assert [each.why for each in found.routed.passed] == [Why.NOT_READY]
             assert found.text == "here"
+
+
+async def test_a_limit_at_one_address_of_a_provider_is_none_at_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``provider: openai`` is any server that speaks its API."""
+    monkeypatch.setenv("OUR_KEY", "test-key-1")
+    async with serving() as first, serving() as second:
+        options = {"first": option(OPENAI, first), "second": option(OPENAI, second)}
+        tasks = {"t": {"kind": "chat", "selected": "first", "fallback": ["second"], "options": options}}
+        (tmp_path / "models.yaml").write_text(json.dumps({"tasks": tasks}))
+        ledger = SpendLedger(tmp_path / "spend.db")
+        async with ModelManager(tmp_path / "models.yaml", machine=StillMachine({"cpu": GIB}), spend=ledger) as manager:
+            first.script(answer(OPENAI.error(429, "slow down"), 429, {"retry-after": "60"}))
+            second.script(whole(OPENAI, "here"), whole(OPENAI, "again"))
+            for text in ("here", "again"):
+                found = await (await manager.get_model("t")).chat("hello")
+                assert found.text == text
+                assert found.routed is not None
+                assert [each.why for each in found.routed.passed] == [Why.RATE_LIMIT]
+            assert len(first.requests) == 1
+            await manager.clear_cooldown("t")
+            first.script(whole(OPENAI, "first"))
+            assert (await (await manager.get_model("t")).chat("hello")).text == "first"

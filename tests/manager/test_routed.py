@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from taskrouter import ModelManager, errors, routing
+from taskrouter.backends.external.base import Takes
 from taskrouter.backends.fake import FakeModel
 from taskrouter.manager import StillMachine
 from taskrouter.manager.handles import Model
@@ -205,11 +206,13 @@ def test_the_last_option_left_is_asked_again_as_often_as_the_file_says(
 def test_a_retry_waits_as_long_as_the_provider_says(tmp_path: Path) -> None:
     async def main(stage: Routes) -> None:
         stage.far.fails = [errors.ProviderQuota("429", retry_after_s=7)]
-        assert ((await stage.ask("e")).text, now()) == ("acme", 7)
+        assert (await stage.ask("e")).text == "acme"
+        asked_again = now()
+        assert 7 <= asked_again <= 7.7
         stage.far.fails = [errors.ProviderQuota("429", retry_after_s=1000)]
         with pytest.raises(errors.ProviderQuota) as refused:
             await stage.ask("e")
-        assert (refused.value.retry_after_s, now()) == (1000, 7)
+        assert (refused.value.retry_after_s, now()) == (1000, asked_again)
         with pytest.raises(errors.ProviderQuota):  # and nobody else asks before that
             await stage.ask("e")
         assert len(stage.far.asked) == 3
@@ -364,6 +367,113 @@ def test_what_calls_cost_is_recorded_from_the_options_price(tmp_path: Path) -> N
         assert len(stage.purse.records) == 3  # one that was left in the middle costs too
 
     play(Routes(tmp_path, far={"price": PRICE}), main)  # type: ignore[arg-type]
+
+
+def test_what_a_call_cost_that_was_not_had_to_its_end_is_estimated(tmp_path: Path) -> None:
+    """Its provider worked on it, and is paid: a budget that didn't count it would never be spent."""
+
+    async def main(stage: Routes) -> None:
+        model, asked = await stage.manager.get_model("e"), "word " * 80
+        stage.far.delay_s = 60
+        with pytest.raises(errors.ProviderTimeout):
+            await model.chat(asked)
+        with pytest.raises(errors.ProviderTimeout):
+            async with model.stream_chat(asked) as chunks:
+                await anext(chunks)
+        leaver = spawn(model.chat(asked))
+        await settle()
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+        stage.far.delay_s = 0
+        for broken in (errors.ProviderBrokeOff("cut"), overloaded(), errors.ProviderUnreachable("nobody there")):
+            stage.far.fails = [broken]
+            with pytest.raises(type(broken)):
+                await model.chat(asked)
+        await settle()
+        counted = [(each["input_tokens"], each["output_tokens"]) for each in stage.purse.records]
+        assert counted == [(100, 0)] * 4  # those that were refused cost nothing
+
+    play(Routes(tmp_path, far={"price": PRICE, "timeout_s": 3, "max_retries": 0}), main)  # type: ignore[arg-type]
+
+
+def test_what_a_provider_can_not_take_is_known_before_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = {"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}}
+
+    async def main(stage: Routes) -> None:
+        model = await stage.manager.get_model("f")
+        answer = await model.chat([{"role": "user", "content": [sound]}])
+        assert answer.routed is not None
+        assert (answer.routed.option, answer.routed.passed[0].text) == ("near", "acme-1 takes no audio")
+        monkeypatch.setattr(Acme, "takes", lambda self, model_id: Takes(frozenset({"embed"})))
+        answer = await model.chat("hi")
+        assert answer.routed is not None
+        assert (answer.routed.option, answer.routed.passed[0].text) == ("near", "acme can't chat with acme-1")
+        assert answer.routed.passed[0].why is Why.UNABLE
+        assert stage.far.asked == []
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_picture_too_large_for_one_option_goes_to_the_next(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [errors.MediaTooLarge("5 MiB at most")]
+        answer = await stage.ask("f")
+        assert answer.routed is not None
+        assert (answer.text, answer.routed.passed[0].why) == ("near: hi", Why.UNABLE)
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_a_local_model_that_cools_down_is_passed_over_at_once(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        whys = []
+        for _ in range(6):
+            answer = await stage.ask("t")
+            assert answer.routed is not None
+            whys += [each.why for each in answer.routed.passed]
+        assert whys[0] is Why.NOT_READY
+        assert whys[-1] is Why.COOLDOWN
+        loads = len(stage.backend.labels("load-start"))
+        answer = await stage.ask("t")
+        assert "failed to load repeatedly" in answer.routed.passed[0].text
+        assert len(stage.backend.labels("load-start")) == loads
+
+    play(Routes(tmp_path, {"fail": "error", "fail_times": 100}), main)  # type: ignore[arg-type]
+
+
+def test_streams_that_break_off_speak_against_their_option(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.breaks = errors.ProviderBrokeOff("cut")
+        model = await stage.manager.get_model("f")
+        for _ in range(routing.LEAST // 2 + 1):  # each had begun, which was an answer
+            with pytest.raises(errors.ProviderBrokeOff):
+                async with model.stream_chat("hi") as chunks:
+                    assert [chunk.text async for chunk in chunks] == []
+            await settle()
+        answer = await model.chat("hi")
+        assert answer.routed is not None
+        assert (answer.text, answer.routed.passed[0].why) == ("near: hi", Why.BREAKER)
+        assert answer.routed.passed[0].text == "it failed lately, last with: cut"
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
+
+
+def test_callers_who_are_told_to_come_back_at_one_instant_do_not_all_come_then(tmp_path: Path) -> None:
+    async def main(stage: Routes) -> None:
+        stage.far.fails = [overloaded(retry_after_s=8) for _ in range(4)]
+        ends: list[float] = []
+
+        async def one() -> None:
+            await stage.ask("e")
+            ends.append(now())
+
+        await asyncio.gather(*[one() for _ in range(4)])
+        assert len(set(ends)) == 4
+        assert all(8 <= end <= 8.8 for end in ends)
+
+    play(Routes(tmp_path), main)  # type: ignore[arg-type]
 
 
 def test_a_spent_budget_passes_its_provider_over(tmp_path: Path) -> None:
@@ -613,7 +723,7 @@ def test_a_shutdown_refuses_who_waits_to_be_asked(tmp_path: Path) -> None:
         napping = spawn(stage.ask("e"))
         await settle()
         stage.far.delay_s = 3
-        await until(50.5)
+        await until(51.5)
         queued = [spawn(stage.ask("f")) for _ in range(3)]
         await settle()
         await stage.manager.shutdown(drain_s=60)
@@ -768,6 +878,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk=
         ({"lacks": ["image"]}, [{"role": "user", "content": [PICTURE]}], None, "takes no image: it is scripted so"),
         ({"lacks": ["tools"]}, "hi", {"tools": [{"type": "function"}]}, "takes no tools: it is scripted so"),
         ({"lacks": ["extra"]}, "hi", {"response_format": {}}, "takes no extra: it is scripted so"),
+        ({"lacks": ["extra", "tools"]}, "hi", {"tools": [{"type": "function"}]}, "takes no tools: it is scripted so"),
         ({"context": 10}, "ab" * 44, None, "has at least 11 tokens, and the context of near is 10"),
     ],
 )

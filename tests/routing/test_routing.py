@@ -90,6 +90,9 @@ def test_when_cold_fallback_takes_the_next_ready_option_and_waits_where_there_is
     assert (tried(decision), decision.warm) == ("far", True)  # type: ignore[union-attr]
     other = Candidate("t/b", "b", ready=False)
     assert tried(Routing().decide(Request(10, "fallback"), [cold(), other], now=0)) == "near"
+    way = Request(10, "fallback")
+    assert tried(Routing().decide(way, [cold(), other, FAR, Candidate("t/c", "c", ready=False)], now=0)) == "far"
+    assert [(each.option, each.why) for each in way.passed] == [("near", Why.COLD), ("b", Why.COLD)]
     assert tried(Routing().decide(Request(10, "fallback"), [NEAR, FAR], now=0)) == "near"
 
 
@@ -123,6 +126,23 @@ def test_retry_after_is_waited_for_within_the_deadline_only() -> None:
     assert whys(core.decide(way, [FAR], now=7)) == [Why.RATE_LIMIT]
 
 
+def test_who_was_told_to_come_back_at_one_instant_comes_a_little_later_each_but_before_the_deadline() -> None:
+    core = Routing()
+    for deadline, jitter, at in [(100, 0.0, 7), (100, 0.5, 7.35), (100, 1.0, 7.7), (7.2, 1.0, 7.2)]:
+        way = Request(deadline)
+        core.decide(way, [FAR], now=0)
+        core.failed(way, Fault.OVERLOAD, "529", now=0, retry_after_s=7, jitter=jitter)
+        decision = core.decide(way, [FAR], now=0)
+        assert isinstance(decision, Wait)
+        assert decision.until == pytest.approx(at)
+        core.left(way)
+        core.forget("t/far", "acme")
+    way = Request(100)
+    core.decide(way, [FAR], now=0)
+    core.failed(way, Fault.OVERLOAD, "529", now=0, retry_after_s=60, jitter=1.0)
+    assert core.decide(way, [FAR], now=0) == Wait(61)
+
+
 def test_a_rate_limit_is_the_providers_and_ends_when_it_said() -> None:
     core, way = Routing(), Request(10)
     core.decide(way, [FAR, CLOUD], now=0)
@@ -134,6 +154,20 @@ def test_a_rate_limit_is_the_providers_and_ends_when_it_said() -> None:
     assert whys(refused) == [Why.RATE_LIMIT]
     assert refused.passed[0].retry_after_s == 29  # type: ignore[union-attr]
     assert tried(core.decide(Request(50), [sibling], now=30)) == "far"
+
+
+def test_a_limit_of_one_account_is_not_that_of_another_with_the_same_provider() -> None:
+    here = Candidate("t/here", "here", "openai", account="openai https://here.example")
+    there = Candidate("t/there", "there", "openai", account="openai https://there.example")
+    core, way = Routing(), Request(10)
+    core.decide(way, [here, there], now=0)
+    core.failed(way, Fault.QUOTA, "429", now=0, retry_after_s=30)
+    assert tried(core.decide(way, [here, there], now=0)) == "there"
+    core.left(way)
+    core.broke("t/there", there.limited_as, Fault.QUOTA, "429", now=1, retry_after_s=30)
+    assert whys(core.decide(Request(10), [here, there], now=1)) == [Why.RATE_LIMIT, Why.RATE_LIMIT]
+    core.forget("t/here", here.limited_as)
+    assert tried(core.decide(Request(10), [there, here], now=1)) == "here"
 
 
 def test_a_breaker_opens_after_failures_in_a_row_and_one_probe_closes_it() -> None:

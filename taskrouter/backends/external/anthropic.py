@@ -53,6 +53,7 @@ _TAKES = Takes(
     _VERBS,
     frozenset({"image", "document"}),
     frozenset({"image/png", "image/jpeg", "image/webp", "image/gif"}),
+    document_types=frozenset({"application/pdf", "text/*"}),
     most_images=100,
     most_image_bytes=5 << 20,
     most_request_bytes=32 << 20,

@@ -38,13 +38,14 @@ class Takes:
     """What a model of this provider takes beside text, and within which limits.
 
     ``kinds``: of ``image``, ``audio``, ``video``, ``document``; ``verbs``: what it can be asked. Bytes are those of the
-    medium itself, before it is encoded.
+    medium itself, before it is encoded. Types that are empty: any; ``text/*`` is all of that kind.
     """
 
     verbs: frozenset[str]
     kinds: frozenset[str] = frozenset()
     image_types: frozenset[str] = frozenset()
     audio_types: frozenset[str] = frozenset()
+    document_types: frozenset[str] = frozenset()
     most_images: int = 100
     most_image_bytes: int = 10 << 20
     most_request_bytes: int = 32 << 20

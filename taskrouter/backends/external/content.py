@@ -124,12 +124,13 @@ def _checked(part: Part, where: str) -> Part:
 def check(who: str, parts: Sequence[Part], takes: Takes) -> None:
     """Whether a model takes these parts. Raises ``UnsupportedInput`` or ``MediaTooLarge``."""
     images = [part for part in parts if part.kind == "image"]
+    known = {"image": takes.image_types, "audio": takes.audio_types, "document": takes.document_types}
     for part in parts:
         if part.kind != "text" and part.kind not in takes.kinds:
             can = ", ".join(sorted(takes.kinds)) or "none"
             raise UnsupportedInput(f"{who} takes no {part.kind}; beside text it takes: {can}")
-        types = {"image": takes.image_types, "audio": takes.audio_types}.get(part.kind)
-        if types and part.media_type not in types:
+        types = known.get(part.kind)
+        if types and not types & {part.media_type, f"{part.media_type.partition('/')[0]}/*"}:
             raise UnsupportedInput(f"{who} takes no {part.media_type}; it takes {', '.join(sorted(types))}")
     if len(images) > takes.most_images:
         raise UnsupportedInput(f"{who} takes {takes.most_images} images in one request; these are {len(images)}")

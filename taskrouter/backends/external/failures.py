@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC
 from typing import Any
 
+from taskrouter.backends.engines.api import refusal_of
 from taskrouter.backends.external.base import Call
 from taskrouter.errors import (
     BadInput,
@@ -28,11 +29,17 @@ from taskrouter.errors import (
     ProviderTimeout,
     ProviderUnreachable,
     TaskRouterError,
+    UnsupportedInput,
 )
 
 _TOO_LONG = re.compile(
     r"context[_ ](length|window)|prompt is too long|maximum context|input token count.*exceeds|too many tokens", re.I
 )
+_UNABLE = re.compile(
+    r'"code": "unsupported_(parameter|value)"|only supported by certain models|unsupported mime type', re.I
+)
+"""What only this model can't take, though its provider calls it a bad request."""
+_NO_MONEY = re.compile(r"credit balance is too low|billing_error|billing_hard_limit_reached", re.I)
 _NO_JSON = re.compile(r"JSON serializable|JSON compliant|Circular reference detected")
 """What Python's own writer says of a request; the SDKs pass it on."""
 _SECRET = re.compile(r"\b(sk|key|AIza)[-_A-Za-z0-9]{8,}")
@@ -90,7 +97,10 @@ def of_status(
         case 401 | 403:
             return ProviderAuth(f"{what}. Its key comes from {key_env}; check it there.", status=status)
         case 404:
-            return ProviderFailed(f"{what}. Is {call.model_id!r} its name, and api_endpoint right?", status=status)
+            named = (
+                f"Is {call.model_id!r} its name, and api_endpoint right?" if call.model_id else "Is api_endpoint right?"
+            )
+            return ProviderFailed(f"{what}. {named}", status=status)
         case 413:
             return MediaTooLarge(what)
         case 408:
@@ -100,10 +110,21 @@ def of_status(
         case _ if status >= 500:
             return ProviderOverloaded(what, retry_after_s=retry_after(headers, said, now), status=status)
         case _ if status in (400, 422):
-            too_long = _TOO_LONG.search(said if isinstance(said, str) else json.dumps(said, default=str))
-            return (ContextTooLong if too_long else BadInput)(what)
+            return _of_bad_request(status, said, what)
         case _:
             return ProviderFailed(what, status=status)
+
+
+def _of_bad_request(status: int, said: Any, what: str) -> TaskRouterError:
+    """What a provider calls a bad request, though it may be bad for this model or this account only."""
+    whole = said if isinstance(said, str) else json.dumps(said, default=str)
+    if _TOO_LONG.search(whole):
+        return ContextTooLong(what)
+    if _NO_MONEY.search(whole):
+        return ProviderQuota(what, status=status)  # Anthropic's word for it
+    if '"FAILED_PRECONDITION"' in whole:
+        return ProviderFailed(what, status=status)  # Google's, for a place or an account that isn't served
+    return UnsupportedInput(what) if _UNABLE.search(whole) else refusal_of(what)
 
 
 def of_sdk(sdk: Any, error: Exception, call: Call, *, key_env: str) -> TaskRouterError:

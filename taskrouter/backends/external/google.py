@@ -25,7 +25,7 @@ from taskrouter.backends.external.content import (
     written,
 )
 from taskrouter.backends.external.google_answers import answer_of, chunks_of, plain
-from taskrouter.backends.external.sdk import BoundedConnection
+from taskrouter.backends.external.sdk import POOL_PART, BoundedConnection
 from taskrouter.backends.external.sound import sound_file
 from taskrouter.errors import (
     BadInput,
@@ -139,6 +139,8 @@ class GoogleConnection(BoundedConnection):
         """The SDK has one bound for all steps of a request; connecting has its own."""
         bounds = request.extensions.get("timeout") or {}
         bounds["connect"] = min(bounds.get("connect") or self._connect_s, self._connect_s)
+        if bounds.get("pool"):
+            bounds["pool"] *= POOL_PART
         request.extensions["timeout"] = bounds
 
     async def _embed(self, request: EmbedRequest, call: Call) -> Embeddings:

@@ -19,6 +19,10 @@ from taskrouter.backends.external.base import Call, Endpoint
 from taskrouter.backends.external.content import written
 from taskrouter.errors import TaskRouterError
 
+POOL_PART = 0.9
+"""How much of a call's time may go in waiting for a connection of our own pool. Without this bound a full pool would
+look like a provider that doesn't answer, and speak against it."""
+
 
 class BoundedConnection:
     """Holds every call to its bound, and makes typed errors of whatever it ends in."""
@@ -36,7 +40,10 @@ class BoundedConnection:
     async def check(self, call: Call) -> None:
         """Ask for the provider's models, which costs nothing and takes a key."""
         with self._typed(call):
-            await self._check(call)
+            try:
+                await self._check(call)
+            except (AttributeError, TypeError, KeyError) as error:  # an SDK that stumbles over what was answered
+                raise failures.nonsense(call, "no list of models") from error
 
     def _typed(self, call: Call) -> AbstractContextManager[None]:
         return failures.typed(call, self._key, lambda error: self._failure(error, call))
@@ -106,14 +113,15 @@ class SDKConnection(BoundedConnection):
         bound = {} if self.list_bound is None else {"limit": self.list_bound}
         models = await self._client.models.list(**bound, timeout=call.timeout_s)
         if not isinstance(getattr(models, "data", None), list):
-            raise failures.nonsense(call, models)
+            raise failures.nonsense(call, "no list of models")
 
     def _failure(self, error: Exception, call: Call) -> TaskRouterError:
         return failures.of_sdk(self._sdk, error, call, key_env=call.key_env or self.key_env)
 
     def _timeout(self, call: Call) -> Any:
         """A call's bound, on each step of it."""
-        return self._sdk.Timeout(call.timeout_s, connect=min(self._endpoint.connect_timeout_s, call.timeout_s))
+        connect_s = min(self._endpoint.connect_timeout_s, call.timeout_s)
+        return self._sdk.Timeout(call.timeout_s, connect=connect_s, pool=POOL_PART * call.timeout_s)
 
     def _written(self, verb: str, request: Any, call: Call) -> tuple[str, dict[str, Any]]:
         """The path and the body of a request. Blocks where there are media. Raises ``BadInput``."""

@@ -46,7 +46,7 @@ VERBS: Mapping[Family, frozenset[str]] = {
 _TEXT = "Transformers models here chat in text"
 LACKS: Mapping[str, str] = {
     **dict.fromkeys(("image", "audio", "video", "document", "tools"), _TEXT),
-    "extra": "there is none they know",
+    "extra": "Transformers models here know no further fields",
 }
 """What a chat can't hold."""
 
