@@ -106,10 +106,10 @@ def test_an_instant_given_back_and_long_past_bounds_nobody() -> None:
 def test_the_health_of_all_in_a_line() -> None:
     core = Routing()
     fail(core, NEAR, 0)
-    assert repr(core) == "<Routing 0 breakers open, 0 providers limited>"
+    assert repr(core) == "<Routing 0 breakers open, 0 accounts limited>"
     fail(core, NEAR, 0, times=routing.CONSECUTIVE - 1)
     fail(core, FAR, 0, fault=Fault.QUOTA)
-    assert repr(core) == "<Routing 1 breakers open, 1 providers limited>"
+    assert repr(core) == "<Routing 1 breakers open, 1 accounts limited>"
 
 
 @pytest.mark.parametrize(("failures", "text"), [(0, "closed 0"), (1, "closed 1"), (routing.CONSECUTIVE, "open 5")])
