@@ -78,7 +78,7 @@ def install_engine(wanted: Wanted, *, as_json: bool) -> int:
         if not right:
             complain(f"{pinned.name} is installed in {folder} and serves, but its answer to the sample is wrong")
     if wanted.write is not None and answer["ok"]:
-        from taskrouter.cli.writing import write_engine
+        from taskrouter.config.writing import write_engine
 
         answer["written"] = str(wanted.write)
         answer["python_written"] = write_engine(wanted.write, wanted.engine, python)

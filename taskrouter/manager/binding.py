@@ -42,13 +42,13 @@ class Bound(Questions):
     def _begin(self) -> Performer:
         self._pid = os.getpid()
         spans = Spans(self._tracer_provider, self._requests)
-        engines = self._catalog.engines
 
         def start_timeout_s(framework: str) -> float:
+            engines = self._catalog.engines
             return engines[framework].start_timeout_s if framework in engines else 600.0
 
         performer = Resting(self._core, self._registry, self._machine, spans, self._requests, start_timeout_s)
-        performer.on_observe.append(LeakWatch(self.leases, self._catalog.memory.lease_warn_s).look)
+        performer.on_observe.append(LeakWatch(self.leases, lambda: self._catalog.memory.lease_warn_s).look)
         performer.on_observe.append(spans.look)
         performer.start()
         self.performer = performer

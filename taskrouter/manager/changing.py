@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from opentelemetry.context import Context, get_current
 
 from taskrouter import errors, telemetry
+from taskrouter.config import Catalog, parse_catalog
+from taskrouter.config.writing import selected_can_be_written, write_selected
 from taskrouter.manager.binding import Bound
 from taskrouter.manager.leases import held_lease
 from taskrouter.manager.performing import Performer
@@ -76,17 +80,24 @@ class Changing(Bound):
         if not task.get_selected_config().is_external:
             performer.post(ClearCooldown(self.target(task_type).key))
 
-    async def set_selected_model(self, task_type: str, model_name: str) -> None:
-        """Select another option of a task.
+    async def set_selected_model(self, task_type: str, model_name: str, *, persist: bool = False) -> None:
+        """Select another option of a task; ``persist``: in the file as well, of which nothing else changes.
 
         If the task's model is resident, the new one is loaded first (beside the old one if both fit, else in its
         place), and then the old one is dropped unless another task selects it. Whatever fails leaves the selection as
-        it was. Raises ``UnknownTask``, ``UnknownOption``, and what loading raises.
+        it was. Raises ``UnknownTask``, ``UnknownOption``, and what loading raises; with ``persist`` also ``BadInput``,
+        ``ConfigError`` or ``OSError`` where the file can't hold it, or can't be written.
         """
         performer = self.enter()
         task = self._task(task_type)
         name = task.task_name
-        if model_name == self._selected[name]:
+        task.with_selected(model_name)  # raises for an option that isn't there
+        if persist:
+            await asyncio.to_thread(selected_can_be_written, self.config_path, name, model_name, check=self._parse)
+        before = self._selected[name]
+        if model_name == before:
+            if persist:
+                await self._persist(name, model_name)
             return
         config = task.with_selected(model_name).get_selected_config()
         old = self._keys.get((name, self._selected[name]))
@@ -103,8 +114,25 @@ class Changing(Bound):
                 await self._replace(performer, name, new, old)
             else:
                 self._select(performer, name, model_name)
-        if old is not None and not self._selecting(old) and self._is_there(old):
+        if persist:
+            try:
+                await self._persist(name, model_name)
+            except BaseException:
+                self._select(performer, name, before)
+                raise
+        if old is not None and old in self._specs_known and not self._selecting(old) and self._is_there(old):
             await self._unload(performer, old, get_current())
+
+    async def _persist(self, task: str, option: str) -> None:
+        await asyncio.to_thread(write_selected, self.config_path, task, option, check=self._parse)
+        self._written[task] = option
+
+    def _parse(self, data: bytes) -> Catalog:
+        """What a file with this content would say. Raises ``ConfigError``."""
+        return parse_catalog(
+            data, file=self._catalog.path, base_dir=self._catalog.base_dir, frameworks=self._registry.frameworks(),
+            environ=self._environ,
+        )  # fmt: skip
 
     async def _replace(self, performer: Performer, task: str, new: Target, old: ModelKey) -> None:
         event = self._claim(performer, new, None, replaces=None if self._selecting(old) > 1 else old)
@@ -113,6 +141,9 @@ class Changing(Bound):
         performer.post(Release(event.ticket))
 
     def _select(self, performer: Performer, task: str, option: str) -> None:
+        known = self._catalog.tasks.get(task)
+        if known is None or option not in known.options:
+            raise errors.UnknownOption(f"{task}/{option} is no longer configured: the file was reloaded meanwhile")
         self._selected[task] = option
         self._targets.clear()
         for spec in self._specs().values():

@@ -46,29 +46,37 @@ class Configured:
         spend: Ledger | None = None,
     ) -> None:
         self._registry = registry if registry is not None else Registry()
-        self._catalog = load_catalog(config_path, frameworks=self._registry.frameworks(), environ=environ)
-        self._machine: Machine = machine if machine is not None else ThisMachine(share=self._catalog.memory.share)
+        self._environ = environ
+        catalog = load_catalog(config_path, frameworks=self._registry.frameworks(), environ=environ)
+        self._machine: Machine = machine if machine is not None else ThisMachine(share=catalog.memory.share)
         self._tracer_provider = tracer_provider
         self._spend: Ledger = spend if spend is not None else SpendLedger()
         self._tracer = telemetry.tracer(tracer_provider)
-        self._selected = {name: task.selected for name, task in self._catalog.tasks.items()}
-        self._uses = specs.uses(self._catalog)
-        self._keys = {(use.task, use.option): use.request.key for use in self._uses}
         self._targets: dict[str, Target] = {}
         self.performer: Performer | None = None
         self._pid = os.getpid()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         self._warmed: dict[str, str] = {}
-        self._frozen_config: dict[str, Any] = freeze(self._catalog.raw)
         self.leases: dict[TicketId, Held] = {}
+        self._configure(catalog)
+        self._selected = dict(self._written)
+
+    def _configure(self, catalog: Catalog) -> None:
+        """Take over what a file says."""
+        self._catalog = catalog
+        self._written = {name: task.selected for name, task in catalog.tasks.items()}
+        """What the file selects."""
+        self._uses = specs.uses(catalog)
+        self._keys = {(use.task, use.option): use.request.key for use in self._uses}
+        self._frozen_config: dict[str, Any] = freeze(catalog.raw)
         self.media_limits = MediaLimits(
-            max_bytes=self._catalog.media.max_bytes,
-            max_pixels=self._catalog.media.max_pixels,
-            max_seconds=self._catalog.media.max_seconds,
-            roots=self._catalog.media_roots,
+            max_bytes=catalog.media.max_bytes,
+            max_pixels=catalog.media.max_pixels,
+            max_seconds=catalog.media.max_seconds,
+            roots=catalog.media_roots,
         )
-        self.stream_idle_s = self._catalog.memory.stream_idle_s
+        self.stream_idle_s = catalog.memory.stream_idle_s
 
     def __repr__(self) -> str:
         return f"<ModelManager {self._catalog.path}: {len(self.tasks)} tasks, {self._core!r}>"

@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from math import inf
 from typing import Any, Protocol, cast
 
 from taskrouter import errors
@@ -203,6 +204,13 @@ def _estimate(request: Any) -> int:
     return sum(map(len, texts)) // 4 + media * TOKENS_OF_A_MEDIUM
 
 
+def _settings(catalog: Catalog, task: str, option: str) -> tuple[Any, Any] | None:
+    """All that decides how an external option is asked; ``None`` where there is none of that name."""
+    known = catalog.tasks.get(task)
+    config = known.options.get(option) if known is not None else None
+    return None if config is None else (config, catalog.providers.get(config.provider or ""))
+
+
 class Externals:
     """All external options of one manager, bound to its event loop."""
 
@@ -212,11 +220,41 @@ class Externals:
         self._registry = registry
         self._residents: dict[tuple[str, str], Resident] = {}
         self._turns: dict[tuple[str, str], Turns] = {}
+        self._left: list[Resident] = []
+        """Options that are configured no more, or otherwise, and still at work."""
+        self._closings: set[asyncio.Task[None]] = set()
         self._naps: set[asyncio.Future[None]] = set()
         self._closed = False
         self.ending = False
         """Whether nothing new is begun."""
         self._connections: dict[tuple[str, str | None, str | None], Connection] = {}
+
+    def configure(self, catalog: Catalog) -> None:
+        """Go on with another file. Calls that are under way end as they began; clients are closed behind the last."""
+        before, self.catalog = self.catalog, catalog
+        for task, option in list(self._residents):
+            if _settings(before, task, option) != _settings(catalog, task, option):
+                self._left.append(self._residents.pop((task, option)))
+        self._left = [resident for resident in self._left if resident.operations]
+        for (task, option), turns in list(self._turns.items()):
+            config = catalog.tasks[task].options.get(option) if task in catalog.tasks else None
+            most = config.max_concurrency if config is not None else None
+            turns.allow(inf if most is None else most)
+            if most is None:
+                del self._turns[task, option]
+        for place in list(self._connections):
+            if before.providers.get(place[0]) != catalog.providers.get(place[0]):
+                closing = asyncio.get_running_loop().create_task(self._close_behind(self._connections.pop(place)))
+                self._closings.add(closing)
+                closing.add_done_callback(self._closings.discard)
+
+    async def _close_behind(self, connection: Connection) -> None:
+        if working := self._working():
+            await asyncio.wait(working)
+        try:
+            await connection.close()
+        except Exception:
+            logger.exception("a client that is used no more could not be closed")
 
     def resident(self, task: str, option: str) -> Resident:
         """The option, as something that can be asked. Raises what keeps its provider from being used."""
@@ -295,7 +333,7 @@ class Externals:
         end = loop.time() + drain_s
         while (working := self._working()) and loop.time() < end:
             await asyncio.wait(working, timeout=end - loop.time())
-        for resident in self._residents.values():
+        for resident in (*self._residents.values(), *self._left):
             text = f"{resident.request.label} was still answering {drain_s:g} s after the manager began to shut down"
             resident.stop_operations(errors.ManagerClosed(text))
         if working := self._working():
@@ -304,6 +342,8 @@ class Externals:
         connections, self._connections = self._connections, {}
         for connection in connections.values():
             await connection.close()
+        if self._closings:
+            await asyncio.wait(self._closings)
         await self.ledger.close()
 
     def _closing(self) -> None:
@@ -318,7 +358,7 @@ class Externals:
     def _working(self) -> set[asyncio.Task[Any]]:
         return {
             operation.task
-            for resident in self._residents.values()
+            for resident in (*self._residents.values(), *self._left)
             for operation in resident.operations
             if operation.task is not None
         }

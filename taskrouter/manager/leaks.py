@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from taskrouter.manager.leases import Held
 from taskrouter.types import TicketId
@@ -14,7 +14,7 @@ logger = logging.getLogger("taskrouter")
 class LeakWatch:
     """Looks at the leases that are held; called now and then by the observing loop."""
 
-    def __init__(self, leases: Mapping[TicketId, Held], warn_s: float) -> None:
+    def __init__(self, leases: Mapping[TicketId, Held], warn_s: Callable[[], float]) -> None:
         self._leases = leases
         self._warn_s = warn_s
         self._reported: set[TicketId] = set()
@@ -23,7 +23,7 @@ class LeakWatch:
         self._reported &= self._leases.keys()
         for ticket, (since, where, target) in list(self._leases.items()):
             # In the order they were taken: the first that is young enough ends the search.
-            if now - since < self._warn_s:
+            if now - since < self._warn_s():
                 break
             if ticket not in self._reported:
                 self._reported.add(ticket)

@@ -15,12 +15,12 @@ from typing import Any
 from taskrouter import errors, telemetry
 from taskrouter.manager import reports
 from taskrouter.manager.asking import check_bounds
-from taskrouter.manager.changing import Changing
 from taskrouter.manager.explaining import decided
 from taskrouter.manager.handles import Model
 from taskrouter.manager.leases import Lease, Where, holding
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.pipelines import Pipeline
+from taskrouter.manager.reloading import Reloading
 from taskrouter.manager.routed import Found, Taken, order_of, told
 from taskrouter.manager.routed_lease import RoutedLease
 from taskrouter.manager.targets import Target
@@ -30,7 +30,7 @@ from taskrouter.residency.events import Release, Shutdown
 DRAIN_S = 30.0
 
 
-class ModelManager(Changing):
+class ModelManager(Reloading):
     """Resolves a task to its selected option, makes room on the device, loads, and hands out leases.
 
     Bound to the event loop of its first await: from another one it raises ``WrongLoop``, in a forked child ``Forked``.
@@ -187,6 +187,7 @@ class ModelManager(Changing):
         await asyncio.shield(self._closing)
 
     async def _shut_down(self, performer: Performer, drain_s: float) -> None:
+        self._stop_listening()
         performer.post(Shutdown())
         outside = performer.loop.create_task(self.router.externals.close(drain_s))
         if not await performer.quiet(drain_s):

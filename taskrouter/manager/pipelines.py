@@ -34,16 +34,24 @@ class Pipelines:
         time: Callable[[], float],
     ) -> None:
         self._after: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-        for name, steps in declared.items():
-            for place, task in enumerate(steps):
-                known = self._after.setdefault(task, [])
-                if all(name != other for other, _ in known):
-                    known.append((name, tuple(steps[place + 1 :])))
         self._key_of = key_of
         self._post = post
         self._time = time
         self._numbers = itertools.count(1)
         self._told: dict[str, tuple[tuple[str, ...], float]] = {}
+        self.declare(declared)
+
+    def declare(self, declared: Mapping[str, Sequence[str]]) -> None:
+        """These stand in the file now; what was said for one of the file's before is taken back."""
+        for name in {name for known in self._after.values() for name, _ in known}:
+            if _source(name) in self._told:
+                self.tell(_source(name), (), 0.0)
+        self._after = {}
+        for name, steps in declared.items():
+            for place, task in enumerate(steps):
+                known = self._after.setdefault(task, [])
+                if all(name != other for other, _ in known):
+                    known.append((name, tuple(steps[place + 1 :])))
 
     def __repr__(self) -> str:
         return f"<Pipelines after {', '.join(self._after) or 'nothing'}>"
@@ -54,7 +62,7 @@ class Pipelines:
         if run is not None and run.pipelines is self:
             run.asked(task)
         for name, rest in self._after.get(task, ()):
-            self.tell(f"pipeline {name}", rest, self._time() + PATIENCE_S)
+            self.tell(_source(name), rest, self._time() + PATIENCE_S)
 
     def tell(self, source: str, tasks: Iterable[str], until: float) -> None:
         """These tasks come next, says this source."""
@@ -73,6 +81,10 @@ class Pipelines:
 
     def begin(self, tasks: Sequence[str]) -> Pipeline:
         return Pipeline(self, f"pipeline #{next(self._numbers)}", tuple(tasks))
+
+
+def _source(name: str) -> str:
+    return f"pipeline {name}"
 
 
 class Pipeline:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -200,6 +200,15 @@ class Router:
             if self._performer.core.status(self._target(task, each.option).key).state is not State.READY:
                 found[f"{task.task_name}/{each.option}"] = each
         return found
+
+    def configure(self, changed: Iterable[str], tasks: Container[str]) -> None:
+        """Another file: forget what is known of changed options (``task/option``), and of tasks that went."""
+        self._targets.clear()
+        for whole in changed:
+            self._cannot.pop(whole, None)
+            self.routing.forget(whole, None)
+        for task in [task for task in self.latest if task not in tasks]:
+            del self.latest[task]
 
     def forget(self, task: TaskConfig) -> None:
         """Take the selected option for healthy."""

@@ -14,7 +14,7 @@ CALL_PRIOR_S = 1.0
 class Turns:
     """``most`` turns of one option. Its calls' average length says how long a queue will take."""
 
-    def __init__(self, who: str, most: int) -> None:
+    def __init__(self, who: str, most: float) -> None:
         self._who, self._most = who, most
         self._taken = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -23,6 +23,11 @@ class Turns:
 
     def __repr__(self) -> str:
         return f"<Turns {self._who} {self._taken}/{self._most}, {len(self._waiting)} waiting>"
+
+    def allow(self, most: float) -> None:
+        """So many turns from now on (infinity: nothing bounds it any more). Nobody who has one loses it."""
+        self._most = most
+        self._serve()
 
     @property
     def free(self) -> bool:
@@ -60,6 +65,9 @@ class Turns:
         if call_s is not None:
             self._call_s += ALPHA * (call_s - self._call_s)
         self._taken -= 1
+        self._serve()
+
+    def _serve(self) -> None:
         while self._waiting and self.free:
             future = self._waiting.popleft()
             if not future.done():

@@ -17,7 +17,7 @@ import pytest
 from taskrouter.backends.engines import guardian
 from taskrouter.backends.engines import install as making
 from taskrouter.backends.engines.install import KNOWN_GOOD, PinnedSet, install, known_good, python_in
-from taskrouter.cli.writing import write_engine
+from taskrouter.config.writing import write_engine
 from taskrouter.errors import BadInput, LoadFailed
 from tests.cli.stage import Cli
 

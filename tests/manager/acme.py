@@ -27,6 +27,7 @@ class AcmeConnection:
         """Before each piece but the first."""
         self.breaks: TaskRouterError | None = None
         self.asked: list[str] = []
+        self.calls: list[Call] = []
         self.requests: list[Any] = []
         self.at_work = 0
         self.most_at_work = 0
@@ -34,6 +35,7 @@ class AcmeConnection:
 
     async def _work(self, call: Call) -> None:
         self.asked.append(call.who)
+        self.calls.append(call)
         self.at_work += 1
         self.most_at_work = max(self.most_at_work, self.at_work)
         try:

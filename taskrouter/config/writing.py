@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import io
 import json
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,42 @@ def write_engine(file: Path, engine: str, python: Path) -> str:
     Raises ``BadInput`` for a file that can't be read as YAML, or can't hold it. A file that couldn't be written is as
     it was.
     """
+    folder = file.absolute().parent
+    # Not resolved: the interpreter of an environment is a link to the one it was made with.
+    shown = str(python.relative_to(folder)) if python.is_relative_to(folder) else str(python)
+    write_value(file, ["engines", engine, "python"], shown)
+    return shown
+
+
+def write_selected(file: Path, task: str, option: str, *, check: Callable[[bytes], object]) -> None:
+    """Write which option of a task is selected, and nothing else: comments, order and spaces stay.
+
+    ``check`` is given the new content before the file is replaced at once. Raises what it raises, ``BadInput`` for a
+    file that can't hold it, and ``OSError``; the file then is as it was. May block.
+    """
+    write_value(file, ["tasks", task, "selected"], option, or_under="models", check=check)
+
+
+def selected_can_be_written(file: Path, task: str, option: str, *, check: Callable[[bytes], object]) -> None:
+    """Raise what ``write_selected`` would, as far as that can be told without writing. May block."""
+    check(_changed(file, ["tasks", task, "selected"], option, or_under="models").encode())
+    for place in (file.resolve(), file.resolve().parent):
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def write_value(
+    file: Path, path: list[str], value: str, *, or_under: str = "", check: Callable[[bytes], object] | None = None
+) -> None:
+    """Write one string. ``or_under``: what the file may call the first key instead."""
+    fresh = _changed(file, path, value, or_under=or_under)
+    if check is not None:
+        check(fresh.encode())
+    replace_whole(file, fresh)
+
+
+def _changed(file: Path, path: list[str], value: str, *, or_under: str = "") -> str:
+    """The file's text with this value in it. Raises ``BadInput``."""
     import yaml
 
     try:
@@ -32,20 +70,25 @@ def write_engine(file: Path, engine: str, python: Path) -> str:
         raise BadInput(f"{file} can't be read, so nothing was written to it: {error}") from error
     if not isinstance(before, dict):
         raise BadInput(f"{file} is no mapping, so nothing was written to it")
-    folder = file.absolute().parent
-    # Not resolved: the interpreter of an environment is a link to the one it was made with.
-    shown = str(python.relative_to(folder)) if python.is_relative_to(folder) else str(python)
-    wanted = _with(before, ["engines", engine, "python"], shown)
+    if or_under in before and path[0] not in before:
+        path = [or_under, *path[1:]]
+    wanted = _with(before, path, value)
+    if "${" in str(_held(before, path)):
+        raise BadInput(f"{file} takes {'.'.join(path)} from the environment, so nothing was written over that")
     for way in (_spliced, _dumped) if wanted is not None else ():
         with contextlib.suppress(yaml.YAMLError, ValueError):
-            fresh = way(text, ["engines", engine, "python"], shown)
+            fresh = way(text, path, value)
             if yaml.safe_load(fresh) == wanted:
-                replace_whole(file, fresh)
-                return shown
+                return fresh
     raise BadInput(
-        f"{file} can't hold engines.{engine}.python as it is written, so nothing was written to it; write it yourself: "
-        f"{shown}"
+        f"{file} can't hold {'.'.join(path)} as it is written, so nothing was written to it; write it yourself: {value}"
     )
+
+
+def _held(data: Any, path: list[str]) -> Any:
+    for key in path:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
 
 
 def _with(data: dict[str, Any], path: list[str], value: str) -> dict[str, Any] | None:
