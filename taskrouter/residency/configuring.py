@@ -15,23 +15,18 @@ from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, Settings, State
 from taskrouter.residency.events import Configure
 from taskrouter.residency.operating import Operating
 from taskrouter.residency.records import Model, Phase, Want
-from taskrouter.types import DeviceId, DeviceSpec
+from taskrouter.types import DeviceId, DeviceSpec, ModelKey
 
 
 class Configuring(Operating):
     """Configure."""
 
     def _on_configure(self, event: Configure, now: float) -> None:
+        self._remove({spec.key for spec in event.specs}, now)
         for device in event.devices:
             self._budget(device)
         self._retune(event.settings, now)
         self._replan(lambda want: any(n > self._accounts[device].capacity for device, n in want.need.items()), now)
-        named = {spec.key for spec in event.specs}
-        for model in [model for key, model in self._models.items() if key not in named]:
-            if self._is_gone(model):
-                del self._models[model.key]
-            elif not model.removed:
-                self._remove(model, now)
         for spec in event.specs:
             known = self._models.get(spec.key)
             if known is not None and known.removed:
@@ -52,11 +47,17 @@ class Configuring(Operating):
             and not model.preflighting
         )
 
-    def _remove(self, model: Model, now: float) -> None:
-        model.removed = True
-        self._restore.pop(model.key, None)
-        self._refuse_waiting(model, messages.removed(model))
-        self._retire(model, now)
+    def _remove(self, named: set[ModelKey], now: float) -> None:
+        """Let go of all others. They are refused to everybody first: plans that are dropped grant who they held up."""
+        leave = [model for key, model in self._models.items() if key not in named and not model.removed]
+        for model in [model for key, model in self._models.items() if key not in named and self._is_gone(model)]:
+            del self._models[model.key]
+        for model in leave:
+            model.removed = True
+            self._restore.pop(model.key, None)
+            self._refuse_waiting(model, messages.removed(model))
+        for model in leave:
+            self._retire(model, now)
 
     def _take_back(self, model: Model) -> None:
         """It is named again: unless it is being freed already, it stays."""

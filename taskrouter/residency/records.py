@@ -114,6 +114,7 @@ class Model:
         "learned",
         "lease_s",
         "leases",
+        "left",
         "load_measured",
         "load_s",
         "load_started",
@@ -182,6 +183,7 @@ class Model:
         self.sleep_measured = False
         self.sleep_charges: dict[DeviceId, int] = {}
         self.sleep_failures = 0
+        self.left: dict[DeviceId, int] = {}
         self.bed: Want | None = None
         self.wake_s = WAKE_PRIOR_S
         self.wake_measured = False

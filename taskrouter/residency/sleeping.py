@@ -48,6 +48,8 @@ class Sleeping(Commits):
         """Who is to be forgotten so that this model can sleep; ``None`` where it had better be unloaded."""
         if not model.may_sleep or model.state is State.HOST or model.retiring or self._closed:
             return None
+        if any(model.unowned(device) < amount for device, amount in model.left.items()):
+            return None  # What it left there when it slept last is promised to who it makes room for.
         missing = {}
         for device in (CPU, HOST_BUDGET):
             account = self._accounts[device]

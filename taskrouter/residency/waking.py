@@ -32,6 +32,7 @@ class Waking(Lifecycle):
             model.sleep_bytes, model.sleep_measured = event.ram_bytes, True
         # What stayed on its devices is its own as long as it sleeps.
         left = {device: amount for device, amount in event.residue.items() if amount > 0 and device in self._accounts}
+        model.left = left
         model.charges = {**left, CPU: left.get(CPU, 0) + model.sleep_bytes, HOST_BUDGET: model.sleep_bytes}
         for device, amount in model.charges.items():
             self._accounts[device].charged += amount

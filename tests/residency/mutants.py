@@ -281,8 +281,8 @@ MUTANTS = [
     ),
     Mutant(
         "loads back what is no longer configured",
-        "        model.removed = True\n        self._restore.pop(model.key, None)\n",
-        "        model.removed = True\n",
+        "            model.removed = True\n            self._restore.pop(model.key, None)\n",
+        "            model.removed = True\n",
         "cases",
     ),
     Mutant(

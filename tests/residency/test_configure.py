@@ -273,6 +273,22 @@ def test_the_policy_that_is_written_now_decides(core: CoreFactory, policy: str) 
     assert world.said == [f"Unload {'a' if policy == 'lru' else 'b'} for c"]
 
 
+def test_who_waited_behind_a_drain_that_ends_with_it_is_refused_and_not_granted(core: CoreFactory) -> None:
+    world = Stage(core, spec("a", 8), spec("b", 8), spec("c", 1))
+    world.resident("a")
+    long = world.ask("a")
+    world.ask("b", 20.0)
+    world.until(world.now + 9.5)
+    busy = world.ask("a")
+    world.release(long)
+    world.until(world.now + 1.0)
+    assert world.state(A) is State.DRAINING
+    late = world.ask("a")
+    said = configure(world, "c", max_models=2)  # all plans are taken back, and b's with it
+    assert f"Refuse a {late.ask.ticket}: no_longer_configured" in said
+    assert world.done(busy) == ["Unload a: no_longer_configured"]
+
+
 def bed(room: Bedroom, *specs: ModelSpec, beds: int) -> None:
     devices = (DeviceSpec(GPU0, 40, budget=10), DeviceSpec(CPU, 100, budget=100))
     room.send(ev.Configure(specs, devices, Settings(host_budget=beds, min_residency_s=0)))

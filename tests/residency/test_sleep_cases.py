@@ -65,9 +65,13 @@ class Bedroom:
 
     def asleep(self, key: ModelKey, *, under: ModelKey) -> None:
         """One sleeps, and the other, which took its place, is idle."""
+        self.asleep_with(key, under=under)
+
+    def asleep_with(self, key: ModelKey, *, under: ModelKey, **residue: int) -> None:
+        """The same; the one that sleeps left so much behind."""
         self.use(key)
         ticket = self.ask(under)
-        self.sleep(key)
+        self.sleep(key, **residue)
         self.send(ev.Loaded(under, self.generation(under)), after=20)
         self.send(ev.Release(ticket))
 
@@ -349,3 +353,31 @@ def test_the_start_of_a_cold_model_is_expected_behind_the_loads_before_it() -> N
     assert room.core.expected_start(A, now=room.now) == pytest.approx(left)
     assert room.core.expected_start(B, now=room.now) == pytest.approx(left + 20)
     assert room.core.expected_start(C, now=room.now) == pytest.approx(20)
+
+
+def test_who_leaves_too_much_on_its_device_is_unloaded_the_next_time_and_not_slept_in_vain() -> None:
+    room = Bedroom([spec("a", 5, traits=SLEEPS), spec("c", 10)])
+    room.use(A)
+    older = room.ask(C, 600.0)
+    younger = room.ask(A, 600.0)
+    room.sleep(A, 5, left=1)  # so C no longer fits beside it
+    assert room.state(A) is State.PROMOTING
+    room.send(ev.Promoted(A, 1))
+    room.send(ev.Release(younger))
+    room.send(ev.Tick(), after=60)
+    assert room.state(A) is State.UNLOADING
+    (load,) = room.send(ev.Unloaded(A, 1))
+    assert (type(load).__name__, load.key) == ("Load", C)  # type: ignore[union-attr]
+    room.send(ev.GiveUp(older))
+
+
+def test_who_leaves_what_nobody_is_promised_sleeps_again() -> None:
+    room = Bedroom([spec("a", 5, traits=SLEEPS), spec("b", 8)])
+    room.asleep_with(A, under=B, left=1)
+    room.ask(A)
+    room.send(ev.Unloaded(B, 1))
+    room.send(ev.Promoted(A, 1))
+    room.send(ev.Release(TicketId(room.tickets)))
+    room.send(ev.Tick(), after=60)
+    room.ask(B)
+    assert room.state(A) is State.DEMOTING
