@@ -18,6 +18,7 @@ PURE: tuple[tuple[str, str], ...] = (
     ("taskrouter/demands.py", "tests/test_demands.py"),
     ("taskrouter/residency/*", "tests/residency"),
     ("taskrouter/routing/*", "tests/routing"),
+    ("taskrouter/simulate/*", "tests/simulate"),
 )
 """Each pure room (or file) and the tests that have to reach all of it."""
 

@@ -162,6 +162,93 @@ def validate(
     return check(file, device or (), all_resident=all_resident, keys=check_keys, as_json=as_json)
 
 
+_Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device", metavar="SIZE", help="A machine that isn't here: the next GPU's size, or cpu=SIZE. Repeatable."
+    ),
+]
+_Trace = Annotated[Path | None, typer.Option(metavar="PATH", help="Requests: JSONL, or an Azure or BurstGPT CSV.")]
+_Made = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND", help="Requests that are made: zipf:1.1, shift, burst, cycle, alternate, storm, rare, huge."
+    ),
+]
+_Requests = Annotated[int, typer.Option(min=1, help="How many requests are made.")]
+_Rate = Annotated[float, typer.Option(min=1e-6, help="Requests a second that are made.")]
+_Hold = Annotated[float, typer.Option(min=0, help="Seconds a request uses its model, where the trace doesn't say.")]
+_Seed = Annotated[int, typer.Option(help="Another seed makes another trace of the same kind.")]
+_Map = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="RULE", help="Rows of a CSV to a task: COLUMN=VALUE:TASK, COLUMN>N:TASK, *:TASK."),
+]
+_Tokens = Annotated[float, typer.Option(min=1e-3, help="Tokens a model writes in a second, for CSVs.")]
+_Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave out lines that can't be used, and say so.")]
+
+
+@app.command(epilog=EPILOG)
+@guarded
+def simulate(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=_FILE_HELP)] = None,
+    trace: _Trace = None,
+    synthetic: _Made = None,
+    requests: _Requests = 10_000,
+    rate: _Rate = 1.0,
+    hold: _Hold = 0.5,
+    seed: _Seed = 0,
+    rules: _Map = None,
+    tokens_per_s: _Tokens = 50.0,
+    skip_broken: _Skip = False,
+    device: _Devices = None,
+    policy: Annotated[str | None, typer.Option(help="Another policy than the file's.")] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Several policies side by side, such as lru,cost_aware.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PATH", help="Also draw it: .png, .svg or .pdf.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Rehearse models.yaml with a trace, on this machine or another: waits, cold starts, evictions; nothing is loaded.
+
+    Exit code 2: the file, the trace or an argument is wrong.
+    """
+    from taskrouter.cli.rehearse import Source
+    from taskrouter.cli.simulate import simulate as show
+
+    source = Source(trace, synthetic, requests, rate, hold, seed, rules or (), tokens_per_s, skip_broken)
+    names = [name.strip() for name in compare.split(",")] if compare is not None else [policy] if policy else []
+    return show(file, source, devices=device or (), policies=names, plot=plot, as_json=as_json)
+
+
+@app.command(epilog=EPILOG)
+@guarded
+def why(
+    task: Annotated[str, typer.Argument(help="A task of models.yaml.", autocompletion=_complete_task)],
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=_FILE_HELP)] = None,
+    trace: _Trace = None,
+    synthetic: _Made = None,
+    requests: _Requests = 10_000,
+    rate: _Rate = 1.0,
+    hold: _Hold = 0.5,
+    seed: _Seed = 0,
+    rules: _Map = None,
+    tokens_per_s: _Tokens = 50.0,
+    skip_broken: _Skip = False,
+    device: _Devices = None,
+    last: Annotated[int, typer.Option(min=1, help="How many decisions, the latest.")] = 20,
+    as_json: Json = False,
+) -> int:
+    """Tell what was decided for a task's models and by which rule: from a trace, or by rehearsing it.
+
+    Exit code 2: the file, the task, the trace or an argument is wrong.
+    """
+    from taskrouter.cli.rehearse import Source
+    from taskrouter.cli.why import why as tell
+
+    source = Source(trace, synthetic, requests, rate, hold, seed, rules or (), tokens_per_s, skip_broken)
+    return tell(task, file, source, devices=device or (), last=last, as_json=as_json)
+
+
 @app.command(epilog=EPILOG)
 @guarded
 def schema(as_json: Json = False) -> int:

@@ -147,12 +147,12 @@ class Commits(Store, ABC):
             for victim in plan.victims
         )
         need = sum(plan.need.get(device, 0) for device in plan.devices)
-        self._decided.append(
+        self._decide(
             Decided(now, model.key, model.spec.label, rule, plan.devices, need, free, victims, plan.considered)
         )
 
     def _went(self, model: Model, rule: Rule, now: float) -> None:
-        self._decided.append(Decided(now, model.key, model.spec.label, rule))
+        self._decide(Decided(now, model.key, model.spec.label, rule))
 
     def _unload_victims(self, want: Want, now: float) -> None:
         want.phase = Phase.EVICTING

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from heapq import heappush
+from itertools import islice
 from math import inf
 
 from taskrouter.residency.accounts import Account
@@ -57,6 +58,8 @@ class Store:
         self._closed = False
         self._out: list[Action] = []
         self._decided: deque[Decided] = deque(maxlen=KEPT)
+        self.decided = 0
+        """How many decisions fell so far, those that are forgotten included."""
         self._hints = Hints()
         self._plans = Planner(
             self._accounts, self._resident, self._freeing, self._loading, self._asleep, self._hints, settings
@@ -93,6 +96,17 @@ class Store:
         if not model.keep_alive_armed:
             model.keep_alive_armed = True
             self._timer(when, model)
+
+    # --- what is remembered -------------------------------------------------------------------------------------------
+
+    def _decide(self, record: Decided) -> None:
+        self.decided += 1
+        self._decided.append(record)
+
+    def decided_since(self, count: int) -> tuple[Decided, ...]:
+        """The decisions that fell after the first ``count``, oldest first; of more than ``KEPT`` only the latest."""
+        fresh = min(self.decided - count, len(self._decided))
+        return tuple(islice(self._decided, len(self._decided) - fresh, None))
 
     # --- granting and refusing ----------------------------------------------------------------------------------------
 
@@ -135,7 +149,7 @@ class Store:
         self._out.append(Refuse(tickets, refusal))
         model = self._models.get(refusal.key)
         label = model.spec.label if model is not None else refusal.key
-        self._decided.append(Decided(self._now, refusal.key, label, Rule.REFUSED, text=refusal.message))
+        self._decide(Decided(self._now, refusal.key, label, Rule.REFUSED, text=refusal.message))
 
     def _refuse_waiting(self, model: Model, refusal: Refusal, only: Ticket | None = None) -> None:
         """Refuse who waits for a model (all, or only one)."""
@@ -162,6 +176,10 @@ class Store:
         names = [f"{m.spec.label} {size(m.residue[device])}" for m in self._models.values() if m.residue.get(device)]
         stuck = [f"{m.spec.label} (stuck)" for m in self._loading.values() if m.state is State.STUCK]
         return ", ".join(names + stuck) or "nothing"
+
+    def charged(self, device: DeviceId) -> int:
+        """Bytes that models are charged on a device: what ``books`` says, without the rest."""
+        return self._accounts[device].charged
 
     def books(self, device: DeviceId) -> DeviceBooks:
         return self._accounts[device].view()

@@ -1,0 +1,54 @@
+"""``taskrouter why``: what was decided for a task's models and by which rule, from a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from taskrouter.cli.exits import Exit
+from taskrouter.cli.printing import note, print_json
+from taskrouter.cli.rehearse import Source, rehearsal, trace_of
+from taskrouter.cli.which_file import which_file
+from taskrouter.config.frameworks import nearest
+from taskrouter.errors import UnknownTask
+from taskrouter.residency.decisions import Decided
+from taskrouter.simulate import simulate
+
+
+def why(task: str, file: Path | None, source: Source, *, devices: Sequence[str], last: int, as_json: bool) -> int:
+    """Tell the decisions that a trace recorded; where it holds requests only, those of a rehearsal.
+
+    Raises ``UnknownTask``, and what reading the file and the trace raises.
+    """
+    found = rehearsal(which_file(file), devices)
+    if task not in found.catalog.tasks:
+        near = nearest(task, list(found.catalog.tasks))
+        hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(found.catalog.tasks)}"
+        raise UnknownTask(f"there is no task {task!r} in {found.catalog.path}{hint}")
+    trace = trace_of(source, found.house)
+    rehearsed = not trace.told
+    if rehearsed:
+        keys = {found.keys.get((task, option)) for option in found.catalog.tasks[task].options}
+        lines: list[tuple[float, str]] = []
+
+        def tell(at: float, decided: Decided) -> None:
+            if decided.key in keys or any(victim.key in keys for victim in decided.victims):
+                lines.append((at, str(decided)))
+
+        simulate(found.house, trace.requests, on_decided=tell)
+    else:
+        lines = [(each.at, each.text) for each in trace.told if task in each.tasks]
+    shown = lines[-last:]
+    if as_json:
+        told = [{"at": at, "text": text} for at, text in shown]
+        print_json({"ok": True, "task": task, "rehearsed": rehearsed, "of": len(lines), "decisions": told})
+        return Exit.OK
+    if rehearsed:
+        note("the trace holds no decisions, so these are those of a rehearsal")
+    for at, text in shown:
+        print(f"{at:12.3f} s  {text}")
+    if not shown:
+        print(f"nothing was decided for {task}")
+    elif len(lines) > len(shown):
+        note(f"the last {len(shown)} of {len(lines)}; --last shows more")
+    return Exit.OK
