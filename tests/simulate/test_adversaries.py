@@ -24,7 +24,7 @@ def test_nobody_waits_past_the_deadline(kind: str, policy: str, sleeps: bool) ->
     ]
     made = house(*models, settings=Settings(policy=policy, host_budget=40 * GIB if sleeps else 0))
     made = replace(made, tasks={name: Served(task.key, WAIT_S) for name, task in made.tasks.items()})
-    requests = synthetic(kind, tuple("abcd"), requests=2000, hold_s=0.4)
+    requests = synthetic(kind, tuple("abcd"), requests=1000, hold_s=0.4)
     simulation = Simulation(made)
     report = simulation.run(requests)
     simulation.core.check()
