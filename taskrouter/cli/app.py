@@ -176,14 +176,16 @@ _Made = Annotated[
     ),
 ]
 _Requests = Annotated[int, typer.Option(min=1, help="How many requests are made.")]
-_Rate = Annotated[float, typer.Option(min=1e-6, help="Requests a second that are made.")]
-_Hold = Annotated[float, typer.Option(min=0, help="Seconds a request uses its model, where the trace doesn't say.")]
+_Rate = Annotated[float, typer.Option(min=1e-6, max=1e6, help="Requests a second that are made.")]
+_Hold = Annotated[
+    float, typer.Option(min=0, max=1e6, help="Seconds a request uses its model, where the trace doesn't say.")
+]
 _Seed = Annotated[int, typer.Option(help="Another seed makes another trace of the same kind.")]
 _Map = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="RULE", help="Rows of a CSV to a task: COLUMN=VALUE:TASK, COLUMN>N:TASK, *:TASK."),
 ]
-_Tokens = Annotated[float, typer.Option(min=1e-3, help="Tokens a model writes in a second, for CSVs.")]
+_Tokens = Annotated[float, typer.Option(min=1e-3, max=1e6, help="Tokens a model writes in a second, for CSVs.")]
 _Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave out lines that can't be used, and say so.")]
 
 

@@ -25,6 +25,8 @@ KEPT = 20
 TOKENS_PER_S = 50.0
 """Tokens a model writes in a second, where a CSV says tokens and not seconds."""
 HOLD_S = 0.5
+MOST = 1e12
+"""Seconds (about 30,000 years) and tokens beyond which a number is a mistake."""
 
 TIME = ("TIMESTAMP", "Timestamp")
 WRITTEN = ("GeneratedTokens", "Response tokens")
@@ -156,6 +158,8 @@ def _number(data: Mapping[str, Any], name: str, default: float | None, *, least:
     held = data.get(name, default)
     if isinstance(held, bool) or not isinstance(held, int | float) or not isfinite(held):
         raise ValueError(f"{name} is no number")
+    if abs(held) > MOST:
+        raise ValueError(f"{name} is beyond {MOST:g}")
     if least is not None and held < least:
         raise ValueError(f"{name} is below {least:g}")
     return float(held)
@@ -193,7 +197,7 @@ def _csv(first: tuple[int, str], lines: Iterable[tuple[int, str]], how: Reading)
 def _row(row: Mapping[str, str], time: str, written: str, how: Reading) -> Request:
     at = _instant(row[time])
     tokens = float(row[written])
-    if not isfinite(tokens) or tokens < 0:
+    if not 0 <= tokens <= MOST:
         raise ValueError(f"{written} is no count of tokens")
     task = next((each.task for each in how.rules if each.fits(row)), None)
     if task is None:
@@ -206,7 +210,7 @@ def _instant(text: str) -> float:
     found = _ISO.fullmatch(text.strip())
     if found is None:
         seconds = float(text)
-        if not isfinite(seconds):
+        if not abs(seconds) <= MOST:
             raise ValueError(f"{text!r} is no time")
         return seconds
     year, month, day, hour, minute, second = map(int, found.groups()[:6])
