@@ -12,6 +12,7 @@ import logging
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from taskrouter.config import Catalog, TaskConfig, load_catalog
 from taskrouter.errors import Problem, TaskRouterError
@@ -52,7 +53,8 @@ class Reloading(Changing):
     _reloads = 0
     _applied = 0
     _last = Reloaded()
-    _signals: tuple[signal.Signals, ...] = ()
+    _signals: tuple[tuple[signal.Signals, Any], ...] = ()
+    """Signals that reload, and what they did before."""
 
     async def reload(self) -> Reloaded:
         """Read the file again, and go on with what it says now; answers what changed.
@@ -112,8 +114,9 @@ class Reloading(Changing):
         ``NotImplementedError`` where the platform's loops take no signals.
         """
         performer = self.enter()
+        before = signal.getsignal(number)
         performer.loop.add_signal_handler(number, self.reload_soon)
-        self._signals = (*self._signals, number)
+        self._signals = (*self._signals, (number, before))
 
     def reload_soon(self) -> None:
         """Begin to reload; what is wrong with the file is logged. To be called on the manager's loop."""
@@ -126,10 +129,11 @@ class Reloading(Changing):
             logger.error("%s was not reloaded, all goes on as it was: %s", self._catalog.path, error)  # noqa: TRY400
 
     def _stop_listening(self) -> None:
-        numbers, self._signals = self._signals, ()
-        for number in numbers:
+        listening, self._signals = self._signals, ()
+        for number, before in reversed(listening):
             if self.performer is not None:
                 self.performer.loop.remove_signal_handler(number)
+                signal.signal(number, before or signal.SIG_DFL)  # under nohup it was ignored, and is again
 
 
 def _selected(task: TaskConfig, written: str | None, selected: str | None) -> str:

@@ -294,7 +294,10 @@ def test_external_options_are_asked_as_the_file_says_now(tmp_path: Path) -> None
     play(Routes(tmp_path), main)
 
 
-def test_a_signal_reloads_and_what_is_wrong_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_signal_reloads_and_what_is_wrong_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, before: signal.Handlers
+) -> None:
     file = tmp_path / "models.yaml"
     file.write_text("tasks: {a: {selected: a, options: {a: {model_id: a, framework: fake}}}}")
 
@@ -318,9 +321,12 @@ def test_a_signal_reloads_and_what_is_wrong_is_logged(tmp_path: Path, caplog: py
             assert "was not reloaded, all goes on as it was" in caplog.text
             assert list(manager.tasks) == ["b"]
 
-    before = signal.getsignal(signal.SIGHUP)
-    asyncio.run(main())
-    assert signal.getsignal(signal.SIGHUP) == before
+    was = signal.signal(signal.SIGHUP, before)
+    try:
+        asyncio.run(main())
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, was)
 
 
 def test_the_blocking_manager_reloads(tmp_path: Path) -> None:
