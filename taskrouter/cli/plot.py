@@ -40,7 +40,7 @@ def draw(path: Path, reports: Sequence[Report]) -> None:
         axis.set(title=f"{report.policy}: charged", xlabel="seconds", ylabel="GiB")
         axis.legend(loc="upper right")
     for report in reports:
-        waits = sorted(report.total.waited[1])
+        waits = sorted(report.total.waited)
         total = report.total.granted or 1
         share = [(total - len(waits) + number + 1) / total for number in range(len(waits))]
         axes[-1].step([0.0, *waits], [(total - len(waits)) / total, *share], where="post", label=report.policy)

@@ -15,7 +15,7 @@ from taskrouter.cli.validate import machine_of
 from taskrouter.config import Catalog, load_catalog
 from taskrouter.errors import BadInput
 from taskrouter.manager import Machine, ThisMachine
-from taskrouter.manager.pipelines import PATIENCE_S
+from taskrouter.manager.pipelines import PATIENCE_S, behind
 from taskrouter.manager.specs import devices as device_specs
 from taskrouter.manager.specs import model_specs, settings, uses
 from taskrouter.simulate import House, Reading, Request, Served, Trace, read_trace, rule, synthetic
@@ -107,13 +107,13 @@ def _sized(spec: ModelSpec, needs: Needs) -> ModelSpec:
 
 def _after(catalog: Catalog, tasks: Mapping[str, Served]) -> dict[str, tuple[tuple[str, tuple[ModelKey, ...]], ...]]:
     """For each task of a pipeline the models of the steps behind its first place."""
-    after: dict[str, list[tuple[str, tuple[ModelKey, ...]]]] = {}
-    for name, steps in catalog.pipelines.items():
-        for task in dict.fromkeys(steps):
-            behind = (tasks[step].key for step in steps[steps.index(task) + 1 :])
-            keys = tuple(dict.fromkeys(key for key in behind if key is not None))
-            after.setdefault(task, []).append((name, keys))
-    return {task: tuple(each) for task, each in after.items()}
+
+    def models(steps: Sequence[str]) -> tuple[ModelKey, ...]:
+        return tuple(dict.fromkeys(key for step in steps if (key := tasks[step].key) is not None))
+
+    return {
+        task: tuple((name, models(steps)) for name, steps in each) for task, each in behind(catalog.pipelines).items()
+    }
 
 
 # --- the trace --------------------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ from taskrouter.cli.exits import Exit
 from taskrouter.cli.printing import note, print_json
 from taskrouter.cli.rehearse import Source, rehearsal, trace_of
 from taskrouter.cli.which_file import which_file
-from taskrouter.config.frameworks import nearest
-from taskrouter.errors import UnknownTask
 from taskrouter.residency.decisions import Decided
 from taskrouter.simulate import simulate
 
@@ -21,10 +19,7 @@ def why(task: str, file: Path | None, source: Source, *, devices: Sequence[str],
     Raises ``UnknownTask``, and what reading the file and the trace raises.
     """
     found = rehearsal(which_file(file), devices)
-    if task not in found.catalog.tasks:
-        near = nearest(task, list(found.catalog.tasks))
-        hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(found.catalog.tasks)}"
-        raise UnknownTask(f"there is no task {task!r} in {found.catalog.path}{hint}")
+    task = found.catalog.find(task).task_name
     trace = trace_of(source, found.house)
     rehearsed = not trace.told
     if rehearsed:
@@ -33,7 +28,7 @@ def why(task: str, file: Path | None, source: Source, *, devices: Sequence[str],
 
         def tell(at: float, decided: Decided) -> None:
             if decided.key in keys or any(victim.key in keys for victim in decided.victims):
-                lines.append((at, str(decided)))
+                lines.append((trace.origin + at, str(decided)))  # on the trace's own clock, as what is recorded
 
         simulate(found.house, trace.requests, on_decided=tell)
     else:

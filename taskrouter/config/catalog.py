@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from taskrouter.config.frameworks import EXTERNAL, Frameworks
+from taskrouter.config.frameworks import EXTERNAL, Frameworks, nearest
 from taskrouter.config.frozen import FrozenDict
 from taskrouter.config.schema import (
     EngineConfig,
@@ -30,7 +30,7 @@ from taskrouter.config.schema import (
 from taskrouter.config.secrets import show
 from taskrouter.config.section import parse_section
 from taskrouter.config.sizes import parse_size
-from taskrouter.errors import Problem, UnknownOption
+from taskrouter.errors import Problem, UnknownOption, UnknownTask
 from taskrouter.types import GIB
 
 
@@ -139,6 +139,17 @@ class Catalog:
     def media_roots(self) -> tuple[str, ...]:
         """The folders media may be read from, absolute."""
         return tuple(os.path.realpath(os.path.join(self.base_dir, os.path.expanduser(r))) for r in self.media.roots)
+
+    def find(self, name: str) -> TaskConfig:
+        """The task of this name (``default``: the default task). Raises ``UnknownTask`` with the nearest spelling."""
+        task = self.tasks.get(name)
+        if task is None and name == "default" and self.default_task is not None:
+            task = self.tasks[self.default_task]
+        if task is None:
+            near = nearest(str(name), list(self.tasks))
+            hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(self.tasks)}"
+            raise UnknownTask(f"there is no task {name!r} in {self.path}{hint}")
+        return task
 
     def why_unavailable(self, task: str, option: str) -> str:
         """Why this option can't be used in this installation; empty where it can."""

@@ -15,7 +15,7 @@ from taskrouter import errors, telemetry
 from taskrouter.backends.external.base import Provider
 from taskrouter.backends.registry import Registry
 from taskrouter.config import Catalog, InferenceConfig, TaskConfig, load_catalog
-from taskrouter.config.frameworks import EXTERNAL, nearest
+from taskrouter.config.frameworks import EXTERNAL
 from taskrouter.config.frozen import freeze
 from taskrouter.manager import reports, specs
 from taskrouter.manager.externals import Ledger, key_of
@@ -130,14 +130,7 @@ class Configured:
         return reports.external_api_config(self._catalog, task, self._registry)
 
     def _task(self, name: str) -> TaskConfig:
-        task = self._catalog.tasks.get(name)
-        if task is None and name == "default" and self._catalog.default_task is not None:
-            task = self._catalog.tasks[self._catalog.default_task]
-        if task is None:
-            near = nearest(str(name), list(self._catalog.tasks))
-            hint = f"; did you mean {near!r}?" if near else f"; there are {', '.join(self._catalog.tasks)}"
-            raise errors.UnknownTask(f"there is no task {name!r} in {self._catalog.path}{hint}")
-        return self._as_selected(task)
+        return self._as_selected(self._catalog.find(name))
 
     # --- the core, made on first use ----------------------------------------------------------------------------------
 

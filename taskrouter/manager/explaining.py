@@ -1,4 +1,4 @@
-"""Why the core's latest decisions fell as they did, in lines for people."""
+"""How the latest requests were answered, and why the core's decisions fell as they did, in lines for people."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from taskrouter.residency import Residency
 from taskrouter.types import ModelKey
+from taskrouter.verbs import Routed
 
 
 def decided(core: Residency, keys: Iterable[ModelKey | None], now: float) -> list[str]:
@@ -18,3 +19,12 @@ def decided(core: Residency, keys: Iterable[ModelKey | None], now: float) -> lis
     clock = datetime.now(UTC)
     newest = sorted(found.values(), key=lambda each: each.at, reverse=True)
     return [f"{clock - timedelta(seconds=now - each.at):%H:%M:%S} {each}" for each in newest]
+
+
+def told(at: datetime, ended: Routed | str) -> str:
+    """How a request ended, in a line."""
+    when = at.strftime("%H:%M:%S")
+    if isinstance(ended, Routed):
+        passed = "".join(f"; passed over {each}" for each in ended.passed)
+        return f"{when} {ended.option} answered{passed}"
+    return f"{when} refused: {ended}"

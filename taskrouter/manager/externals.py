@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import Any, Protocol, cast
 
@@ -174,10 +175,8 @@ class ExternalModel:
                 provider=self._config.provider or "", task=self._task, option=self._option,
                 model_id=self._config.model_id, input_tokens=read, output_tokens=written, usd=usd,
             )  # fmt: skip
-        except (
-            ValueError,
-            TypeError,
-        ) as error:  # a provider whose count makes no sense: its answer is an answer all the same
+        except (ValueError, TypeError) as error:
+            # A provider whose count makes no sense: its answer is an answer all the same.
             logger.warning("what %s cost can't be counted: %s", self._call.who, error)
 
     async def wait_dead(self) -> Exception:
@@ -209,6 +208,12 @@ def _settings(catalog: Catalog, task: str, option: str) -> tuple[Any, Any] | Non
     known = catalog.tasks.get(task)
     config = known.options.get(option) if known is not None else None
     return None if config is None else (config, catalog.providers.get(config.provider or ""))
+
+
+def to_midnight() -> float:
+    """Seconds until the day of the books is over (UTC)."""
+    now = datetime.now(UTC)
+    return ((now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds()
 
 
 class Externals:

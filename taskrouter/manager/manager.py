@@ -15,13 +15,13 @@ from typing import Any
 from taskrouter import errors, telemetry
 from taskrouter.manager import reports
 from taskrouter.manager.asking import check_bounds
-from taskrouter.manager.explaining import decided
+from taskrouter.manager.explaining import decided, told
 from taskrouter.manager.handles import Model
 from taskrouter.manager.leases import Lease, Where, holding
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.pipelines import Pipeline
 from taskrouter.manager.reloading import Reloading
-from taskrouter.manager.routed import Found, Taken, order_of, told
+from taskrouter.manager.routed import Found, Taken, order_of
 from taskrouter.manager.routed_lease import RoutedLease
 from taskrouter.manager.targets import Target
 from taskrouter.manager.views import LiveView

@@ -46,12 +46,7 @@ class Pipelines:
         for name in {name for known in self._after.values() for name, _ in known}:
             if _source(name) in self._told:
                 self.tell(_source(name), (), 0.0)
-        self._after = {}
-        for name, steps in declared.items():
-            for place, task in enumerate(steps):
-                known = self._after.setdefault(task, [])
-                if all(name != other for other, _ in known):
-                    known.append((name, tuple(steps[place + 1 :])))
+        self._after = behind(declared)
 
     def __repr__(self) -> str:
         return f"<Pipelines after {', '.join(self._after) or 'nothing'}>"
@@ -81,6 +76,15 @@ class Pipelines:
 
     def begin(self, tasks: Sequence[str]) -> Pipeline:
         return Pipeline(self, f"pipeline #{next(self._numbers)}", tuple(tasks))
+
+
+def behind(declared: Mapping[str, Sequence[str]]) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
+    """For each task of a pipeline the steps behind its first place, by the pipeline's name."""
+    after: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+    for name, steps in declared.items():
+        for task in dict.fromkeys(steps):
+            after.setdefault(task, []).append((name, tuple(steps[steps.index(task) + 1 :])))
+    return after
 
 
 def _source(name: str) -> str:

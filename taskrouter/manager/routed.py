@@ -7,13 +7,13 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass, is_dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from taskrouter import errors, telemetry
 from taskrouter.config import ModelConfig, TaskConfig
 from taskrouter.demands import demands_of, kinds_of, surely_longer
-from taskrouter.manager.externals import Externals
+from taskrouter.manager.externals import Externals, to_midnight
 from taskrouter.manager.faults import fault_of, refusal
 from taskrouter.manager.residents import Operation, Resident
 from taskrouter.manager.streams import Channel
@@ -290,7 +290,7 @@ class Router:
             spent = self.externals.over_budget(provider)
             if spent is not None:
                 text = f"the {spent:g} dollars a day for {provider} are spent (providers.{provider}.daily_budget_usd)"
-                barred = Passed(name, Why.BUDGET, text, _to_midnight())
+                barred = Passed(name, Why.BUDGET, text, to_midnight())
             if barred is None and verb is not None:
                 barred = self._unable(task, name, config, verb, request)
             retries = config.max_retries if config.max_retries is not None else MAX_RETRIES
@@ -377,15 +377,6 @@ class Router:
         operation.result.add_done_callback(ended)
 
 
-def told(at: datetime, ended: Routed | str) -> str:
-    """How a request ended, in a line."""
-    when = at.strftime("%H:%M:%S")
-    if isinstance(ended, Routed):
-        passed = "".join(f"; passed over {each}" for each in ended.passed)
-        return f"{when} {ended.option} answered{passed}"
-    return f"{when} refused: {ended}"
-
-
 def _is_of(decision: Decision, held: Taken) -> bool:
     return isinstance(decision, Try) and decision.candidate.option == held.target.option
 
@@ -404,8 +395,3 @@ def _too_long(name: str, config: ModelConfig, request: Any) -> Passed | None:
     if least is None:
         return None
     return Passed(name, Why.UNABLE, f"the request has at least {least} tokens, its max_context is {config.max_context}")
-
-
-def _to_midnight() -> float:
-    now = datetime.now(UTC)
-    return ((now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds()

@@ -95,7 +95,7 @@ class Residency(Configuring):
     # --- what can be asked --------------------------------------------------------------------------------------------
 
     def lru(self) -> ModelKey | None:
-        """The idle, unpinned model used longest ago, or ``None``."""
+        """The idle, unpinned model that goes first (used longest ago; ``cost_aware``: worth least), or ``None``."""
         for model in self._plans.by_use(self._now):
             if model.state is State.READY and not model.leases and not model.spec.pinned:
                 return model.key

@@ -14,12 +14,11 @@ from taskrouter.types import DeviceId
 class Count:
     """One task while the rehearsal runs. Requests granted at once are only counted; of others the wait is kept."""
 
-    __slots__ = ("at", "cold", "evictions", "external", "instant", "load_s", "loads", "refused", "sleeps", "waits",
+    __slots__ = ("cold", "evictions", "external", "instant", "load_s", "loads", "refused", "sleeps", "waits",
                  "wakes")  # fmt: skip
 
     def __init__(self) -> None:
         self.instant = self.external = self.cold = 0
-        self.at = array("d")
         self.waits = array("d")
         self.refused: Counter[str] = Counter()
         self.loads = self.evictions = self.sleeps = self.wakes = 0
@@ -62,7 +61,7 @@ class TaskReport:
     ``cold``: requests that were answered by a model which became ready only after they came. Waits are seconds from
     arrival to grant, of all granted; percentiles by nearest rank. ``load_s`` and ``loads`` count the loads that its
     requests set off (of loads that no request did, those of its model), ``wakes`` likewise; ``evictions`` and
-    ``sleeps`` what befell its model to make room. ``waited`` holds arrivals and waits of all that had to wait.
+    ``sleeps`` what befell its model to make room. ``waited`` holds the waits of all that had to wait.
     """
 
     task: str
@@ -80,7 +79,7 @@ class TaskReport:
     wakes: int
     evictions: int
     sleeps: int
-    waited: tuple[array[float], array[float]]
+    waited: array[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +128,9 @@ def task_report(task: str, counts: Iterable[Count]) -> TaskReport:
     external = sum(count.external for count in every)
     ordered = sorted(wait for count in every for wait in count.waits)
     refused: Counter[str] = Counter()
-    at, waits = array("d"), array("d")
+    waits = array("d")
     for count in every:
         refused.update(count.refused)
-        at.extend(count.at)
         waits.extend(count.waits)
     granted = instant + len(ordered)
     return TaskReport(
@@ -151,5 +149,5 @@ def task_report(task: str, counts: Iterable[Count]) -> TaskReport:
         wakes=sum(count.wakes for count in every),
         evictions=sum(count.evictions for count in every),
         sleeps=sum(count.sleeps for count in every),
-        waited=(at, waits),
+        waited=waits,
     )

@@ -274,7 +274,6 @@ class Simulation:
             request = self._requests[ticket]
             arrival = request.at + self._shift
             count = self._counts[request.task]
-            count.at.append(request.at)
             count.waits.append(now - arrival)
             count.cold += ready_at > arrival
             self._answer(request, now - arrival)
