@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from taskrouter.config.writing import write_whole
 from taskrouter.errors import BadInput, MissingDependency
 from taskrouter.simulate import Report
 from taskrouter.types import GIB
@@ -46,15 +45,6 @@ def draw(path: Path, reports: Sequence[Report]) -> None:
         axes[-1].step([0.0, *waits], [(total - len(waits)) / total, *share], where="post", label=report.policy)
     axes[-1].set(title="waits", xlabel="seconds until granted", ylabel="share of requests", ylim=(0, 1.02))
     axes[-1].legend(loc="lower right")
-    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.name}.", dir=path.absolute().parent)
-    os.close(handle)
-    try:
-        figure.savefig(name)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.lower().removeprefix("."))
+    write_whole(path.absolute(), picture.getvalue())

@@ -177,16 +177,31 @@ def _end(node: Any) -> int:
 def replace_whole(file: Path, text: str) -> None:
     """Replace a file's content at once, keeping its mode; what fails leaves it as it was."""
     target = file.resolve()
-    mode = target.stat().st_mode
+    write_whole(target, text.encode("utf-8"), mode=target.stat().st_mode & 0o7777)
+
+
+def write_whole(target: Path, data: bytes, *, mode: int | None = None) -> None:
+    """Write a file at once, new or in place of another; what fails leaves what was there. Raises ``OSError``.
+
+    ``mode``: ``None`` is what the process gives new files.
+    """
     fd, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
-        with os.fdopen(fd, "w", encoding="utf-8", newline="") as fresh:
-            fresh.write(text)
+        with os.fdopen(fd, "wb") as fresh:
+            fresh.write(data)
             fresh.flush()
             os.fsync(fresh.fileno())
-        os.chmod(name, mode & 0o7777)
+        if mode is None:
+            mode = 0o666 & ~_umask()
+        os.chmod(name, mode)
         os.replace(name, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
