@@ -218,8 +218,7 @@ def simulate(
     from taskrouter.cli.simulate import simulate as show
 
     source = Source(trace, synthetic, requests, rate, hold, seed, rules or (), tokens_per_s, skip_broken)
-    names = [name.strip() for name in compare.split(",")] if compare is not None else [policy] if policy else []
-    return show(file, source, devices=device or (), policies=names, plot=plot, as_json=as_json)
+    return show(file, source, devices=device or (), policy=policy, compare=compare, plot=plot, as_json=as_json)
 
 
 @app.command(epilog=EPILOG)

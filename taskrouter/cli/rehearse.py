@@ -29,15 +29,15 @@ LONGEST_LINE = 1 << 20
 class Source:
     """Where requests come from: a trace's file, or a kind that is made."""
 
-    trace: Path | None = None
-    synthetic: str | None = None
-    requests: int = 10_000
-    rate: float = 1.0
-    hold_s: float = 0.5
-    seed: int = 0
-    rules: Sequence[str] = ()
-    tokens_per_s: float = 50.0
-    skip_broken: bool = False
+    trace: Path | None
+    synthetic: str | None
+    requests: int
+    rate: float
+    hold_s: float
+    seed: int
+    rules: Sequence[str]
+    tokens_per_s: float
+    skip_broken: bool
 
 
 @dataclass(frozen=True, slots=True)

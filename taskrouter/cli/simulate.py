@@ -25,14 +25,18 @@ def simulate(
     source: Source,
     *,
     devices: Sequence[str],
-    policies: Sequence[str],
+    policy: str | None,
+    compare: str | None,
     plot: Path | None,
     as_json: bool,
 ) -> int:
-    """Rehearse the file under each policy (none: the file's own) and print what was found.
+    """Rehearse the file under ``policy``, each of ``compare`` (with commas), or its own, and print what was found.
 
     Raises ``ConfigError`` for the file, ``BadInput`` for a policy, a device or a trace that can't be used.
     """
+    if policy is not None and compare is not None:
+        raise BadInput("give either --policy or --compare")
+    policies = [name.strip() for name in compare.split(",")] if compare is not None else [policy] if policy else []
     for name in policies:
         if name not in POLICIES:
             raise BadInput(f"there is no policy {name!r}; there are {', '.join(POLICIES)}")

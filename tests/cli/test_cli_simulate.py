@@ -110,6 +110,7 @@ def test_a_public_csv_is_mapped_to_tasks(tmp_path: Path, cli: Cli) -> None:
         (("--synthetic", "zipf:often"), "the skew is a number"),
         (("--synthetic", "cycle", "--policy", "mru"), "there is no policy 'mru'; there are lru, cost_aware"),
         (("--synthetic", "cycle", "--compare", "lru,"), "there is no policy ''"),
+        (("--synthetic", "cycle", "--policy", "lru", "--compare", "lru,lru"), "give either --policy or --compare"),
         (("--synthetic", "cycle", "--hold", "inf"), "--hold"),
         (("--synthetic", "cycle", "--rate", "nan"), "--rate"),
         (("--synthetic", "cycle", "--device", "many"), "--device many"),

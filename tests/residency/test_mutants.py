@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from importlib import import_module
 
 import pytest
 
-from . import (
-    fuzz,
-    test_cases,
-    test_cases_asleep,
-    test_cases_books,
-    test_cases_corners,
-    test_cases_crossed,
-    test_cases_failing,
-    test_cases_people,
-    test_cases_rare,
-    test_configure,
-    test_sleep_cases,
-    test_traffic,
-)
+from . import fuzz, test_cases, test_traffic
 from .account import CoreFactory
 from .mutants import MUTANTS, Mutant, compiled, grow, sources
 
@@ -61,18 +49,13 @@ def traffic(core: CoreFactory) -> str | None:
 
 HARNESSES: dict[str, Harness] = {"cases": cases, "days": days, "traffic": traffic}
 
-CASES = (
-    test_cases,
-    test_cases_asleep,
-    test_cases_books,
-    test_cases_corners,
-    test_cases_crossed,
-    test_cases_failing,
-    test_cases_people,
-    test_cases_rare,
-    test_configure,
-    test_sleep_cases,
-)
+CASES = tuple(
+    import_module(f".test_{name}", __package__)
+    for name in (
+        "cases", "cases_asleep", "cases_books", "cases_corners", "cases_crossed", "cases_failing", "cases_people",
+        "cases_rare", "configure", "sleep_cases",
+    )
+)  # fmt: skip
 
 CLAIMS = [
     pytest.param(mutant, name, id=f"{mutant.name}: {name}") for mutant in MUTANTS for name in mutant.caught_by.split()
