@@ -360,7 +360,6 @@ def test_installed_provider_is_available() -> None:
         (task(rest="telemetry: {service_name: s}"), "telemetry.service_name"),
         (task(rest="telemetry: {otlp_endpoint: 'http://h:4318'}"), "telemetry.otlp_endpoint"),
         (task(rest="telemetry: {capture_content: true}"), "telemetry.capture_content"),
-        (task(rest="telemetry: {record_trace: f}"), "telemetry.record_trace"),
     ],
 )
 def test_key_that_nothing_acts_on_yet_is_a_warning(text: str, path: str) -> None:

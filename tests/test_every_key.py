@@ -46,6 +46,7 @@ SHOWN_BY = {
     "memory.host_budget": "test_a_model_sleeps_within_the_budget_of_the_file",
     "tasks.*.options.*.sleep": "test_who_can_sleep_is_known_from_the_request",
     "memory.policy": "test_the_policy_of_the_file_decides_who_goes",
+    "telemetry.record_trace": "test_requests_and_decisions_are_recorded_where_the_file_says",
     "memory.share": "test_a_gpu_may_be_shared_where_the_file_says_so",
     "tasks.*.fallback": "test_an_option_that_can_not_fit_is_passed_over_and_the_answer_says_so",
     "tasks.*.when_cold": "test_when_cold_decides_what_a_request_does_while_the_selected_one_loads",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from taskrouter.cli.exits import Exit
@@ -11,6 +12,9 @@ from taskrouter.cli.rehearse import Source, rehearsal, trace_of
 from taskrouter.cli.which_file import which_file
 from taskrouter.residency.decisions import Decided
 from taskrouter.simulate import simulate
+
+EPOCH = 1e9
+"""Seconds since 1970 in 2001: a trace that counts from its own beginning doesn't get there."""
 
 
 def why(task: str, file: Path | None, source: Source, *, devices: Sequence[str], last: int, as_json: bool) -> int:
@@ -41,9 +45,16 @@ def why(task: str, file: Path | None, source: Source, *, devices: Sequence[str],
     if rehearsed:
         note("the trace holds no decisions, so these are those of a rehearsal")
     for at, text in shown:
-        print(f"{at:12.3f} s  {text}")
+        print(f"{_when(at)}  {text}")
     if not shown:
         print(f"nothing was decided for {task}")
     elif len(lines) > len(shown):
         note(f"the last {len(shown)} of {len(lines)}; --last shows more")
     return Exit.OK
+
+
+def _when(at: float) -> str:
+    """Local time where a trace counts seconds since 1970, as recorded ones do; else its seconds."""
+    if not EPOCH <= at <= 100 * EPOCH:
+        return f"{at:12.3f} s"
+    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(" ", "milliseconds")

@@ -140,6 +140,12 @@ class Catalog:
         """The folders media may be read from, absolute."""
         return tuple(os.path.realpath(os.path.join(self.base_dir, os.path.expanduser(r))) for r in self.media.roots)
 
+    @property
+    def trace_file(self) -> str | None:
+        """The file that requests are recorded in, absolute; ``None``: none."""
+        name = self.telemetry.record_trace
+        return None if name is None else os.path.abspath(os.path.join(self.base_dir, os.path.expanduser(name)))
+
     def find(self, name: str) -> TaskConfig:
         """The task of this name (``default``: the default task). Raises ``UnknownTask`` with the nearest spelling."""
         task = self.tasks.get(name)

@@ -23,7 +23,6 @@ NOT_YET: dict[str, str] = {
     "telemetry.service_name": "the name of this service in traces",
     "telemetry.otlp_endpoint": "where traces are sent",
     "telemetry.capture_content": "recording what was asked and answered",
-    "telemetry.record_trace": "recording requests to be replayed",
 }
 """Key path (``*``: any name) to what it will decide."""
 

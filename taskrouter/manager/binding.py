@@ -13,6 +13,7 @@ from taskrouter.manager.leases import holding
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.pipelines import Pipelines
 from taskrouter.manager.questions import Questions
+from taskrouter.manager.recording import Recorder
 from taskrouter.manager.resting import Resting
 from taskrouter.manager.routed import Router
 from taskrouter.manager.spans import Spans
@@ -52,6 +53,7 @@ class Bound(Questions):
         performer.on_observe.append(spans.look)
         performer.start()
         self.performer = performer
+        self._record(performer)
         if self._catalog.pipelines:
             performer.pipelines = self._pipelines(performer)
         self.router = Router(self, performer, Externals(self._catalog, self._registry, self._spend))
@@ -67,6 +69,19 @@ class Bound(Questions):
             return key if key in self._specs_known else None
 
         return Pipelines(self._catalog.pipelines, key_of, performer.post, performer.time)
+
+    def _record(self, performer: Performer) -> None:
+        """Record where the file says so, from now on."""
+        path, recorder = self._catalog.trace_file, performer.recorder
+        if path is None and recorder is not None:
+            performer.recorder = None
+            performer.on_observe.remove(recorder.look)
+            performer.spawn(recorder.close(), name="the end of a trace")
+        elif path is not None and recorder is not None:
+            recorder.write_to(path)
+        elif path is not None:
+            performer.recorder = Recorder(path, self._core, self._tasks_with)
+            performer.on_observe.append(performer.recorder.look)
 
     @staticmethod
     def _claim(

@@ -214,6 +214,10 @@ class Configured:
     def _specs_known(self) -> frozenset[ModelKey]:
         return frozenset(self._specs())
 
+    def _tasks_with(self, key: ModelKey) -> list[str]:
+        """The tasks that list this model among their options."""
+        return [use.task for use in self._uses if use.request.key == key]
+
     def _selecting(self, key: ModelKey) -> int:
         """How many tasks select this model."""
         return sum(self._keys.get(item) == key for item in self._selected.items())

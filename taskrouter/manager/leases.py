@@ -207,6 +207,8 @@ class Lease(Verbs):
             actions = performer.core.handle(event, now=now)
             if len(actions) == 1 and type(actions[0]) is Grant:
                 self.resident = performer.residents[target.key]
+                if performer.recorder is not None:
+                    performer.recorder.open[ticket] = now, target.task, target.option, event.priority, now
                 if performer.pipelines is not None:
                     performer.pipelines.asked(target.task)
             else:
@@ -236,7 +238,10 @@ class Lease(Verbs):
         if ticket is not None and performer is not None:
             self.ticket = None
             self.manager.leases.pop(ticket, None)
-            actions = performer.core.handle(Release(ticket), now=performer.time())
+            now = performer.time()
+            if performer.recorder is not None:
+                performer.recorder.ended(ticket, now)
+            actions = performer.core.handle(Release(ticket), now=now)
             if actions:
                 performer.perform(actions)
 

@@ -197,6 +197,8 @@ class ModelManager(Reloading):
             await performer.quiet(DRAIN_S)
         await outside
         await performer.stop()
+        if performer.recorder is not None:
+            await performer.recorder.close()
         await self._registry.close()
         self._machine.close()
 

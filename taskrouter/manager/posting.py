@@ -19,6 +19,7 @@ from taskrouter import errors
 from taskrouter.backends.base import Preflight
 from taskrouter.demands import demands_of, surely_longer
 from taskrouter.manager.pipelines import Pipelines
+from taskrouter.manager.recording import Recorder
 from taskrouter.manager.refusals import error_of
 from taskrouter.manager.residents import Resident
 from taskrouter.manager.spans import Spans
@@ -64,6 +65,8 @@ class Posting:
         self.closed = False
         self.pipelines: Pipelines | None = None
         """What comes after what, where anybody said so."""
+        self.recorder: Recorder | None = None
+        """Where requests and decisions are recorded, where the file says so."""
         self._waiters: dict[TicketId, Waiter] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -115,13 +118,18 @@ class Posting:
         self.spans.deciding(actions)
         for action in actions:
             self._perform[type(action)](action)
+        if self.recorder is not None:
+            self.recorder.watch()
 
     async def acquire(
         self, event: Acquire, *, task: str, option: str, verb: str | None = None, request: Any = None
     ) -> Resident:
         """Wait until the ticket is granted; raises what it was refused with. Cancelled: the ticket is given up."""
-        actions = self.core.handle(event, now=self.time())
+        now = self.time()
+        actions = self.core.handle(event, now=now)
         if len(actions) == 1 and type(actions[0]) is Grant:
+            if self.recorder is not None:
+                self.recorder.began(event, now if event.arrival is None else event.arrival, now, task, option)
             if self.pipelines is not None and not event.background:
                 self.pipelines.asked(task)
             return self.residents[event.key]
@@ -136,7 +144,8 @@ class Posting:
         ticket = event.ticket
         self._waiters[ticket] = Waiter(future, event.key, verb, request)
         traced = self.spans.on and self.spans.waiting(ticket, event.key, task=task, option=option)
-        since = self.time() if traced else None
+        recorder = self.recorder
+        since = self.time() if traced or recorder is not None else 0.0
         if actions:
             self.perform(actions)
         if self.pipelines is not None and not event.background:
@@ -146,14 +155,21 @@ class Posting:
         except BaseException as error:
             if self._waiters.pop(ticket, None) or not isinstance(error, errors.TaskRouterError):
                 self.post(GiveUp(ticket))
-            if since is not None:
+            if traced:
                 self.spans.waited(ticket, error, waited_s=self.time() - since)
+            if recorder is not None:
+                refused = isinstance(error, errors.TaskRouterError)
+                recorder.refused(event, since, task, option, "refused" if refused else "gave_up")
             raise
-        if since is not None:
+        if traced:
             self.spans.waited(ticket, None, waited_s=self.time() - since)
+        if recorder is not None:
+            recorder.began(event, since if event.arrival is None else event.arrival, self.time(), task, option)
         return resident
 
     def release(self, ticket: TicketId) -> None:
+        if self.recorder is not None:
+            self.recorder.ended(ticket, self.time())
         self.post(Release(ticket))
 
     def waiting_for(self, key: ModelKey) -> list[TicketId]:

@@ -96,6 +96,7 @@ class Reloading(Changing):
         requests.update(named)
         self.router.externals.configure(catalog)
         self.router.configure((*reloaded.removed, *reloaded.changed), catalog.tasks)
+        self._record(performer)
         machine = self._devices
         performer.post(
             Configure(tuple(self._specs().values()), specs.devices(catalog, machine), specs.settings(catalog, machine))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,13 @@ def test_why_tells_what_was_recorded_where_a_trace_holds_that(tmp_path: Path, cl
 def test_why_of_an_unknown_task_names_the_nearest(tmp_path: Path, cli: Cli) -> None:
     found = cli("why", "hug", str(write(tmp_path, FILE)), "--synthetic", "cycle", *CARD)
     assert (found.code, "did you mean 'huge'?" in found.err) == (2, True)
+
+
+def test_a_recorded_time_is_told_as_a_date(tmp_path: Path, cli: Cli) -> None:
+    told = {"decided": {"text": "a got 1 GiB", "tasks": ["a"]}}
+    path = trace(tmp_path, {"at": 1795711331.068, **told}, {"at": 12.5, **told})
+    found = cli("why", "a", str(write(tmp_path, FILE)), *CARD, "--trace", str(path))
+    recorded, other = found.out.splitlines()
+    when, text = recorded.split("  ")
+    assert (datetime.fromisoformat(when).timestamp(), text) == (1795711331.068, "a got 1 GiB")
+    assert other == "      12.500 s  a got 1 GiB"
