@@ -14,13 +14,12 @@ from taskrouter.types import DeviceReading, DeviceSpec
 class Account:
     """One device's books, in bytes. Only the core writes here."""
 
-    __slots__ = ("capacity", "charged", "foreign", "overhead", "promised", "residue", "spec")
+    __slots__ = ("capacity", "charged", "foreign", "overhead", "promised", "residue", "spec", "usable")
 
     def __init__(self, spec: DeviceSpec) -> None:
-        self.spec = spec
-        self.capacity = spec.capacity
         self.foreign = 0
         self.overhead = 0
+        self.configure(spec)
         self.charged = 0
         self.promised = 0
         self.residue = 0
@@ -29,16 +28,22 @@ class Account:
         """Take over another budget; what is charged beyond it is for the core to free."""
         self.spec = spec
         self.capacity = spec.capacity
+        self._use()
 
     def read(self, reading: DeviceReading) -> None:
         """Take over an observation; numbers below zero are a driver's mistake and count as zero."""
         self.foreign = max(0, reading.foreign)
         self.overhead = max(0, reading.overhead)
+        self._use()
+
+    def _use(self) -> None:
+        """``usable``: bytes that models may be charged now, given what others use. Kept, as it is asked all the time."""
+        self.usable = min(self.capacity, self.spec.limit - self.foreign - self.overhead)
 
     @property
-    def usable(self) -> int:
-        """Bytes that models may be charged now, given what others use."""
-        return min(self.capacity, self.spec.limit - self.foreign - self.overhead)
+    def lasting(self) -> int:
+        """Bytes that models may be charged when nobody else uses the device and all of them have gone."""
+        return self.capacity - self.residue
 
     @property
     def free(self) -> int:

@@ -26,7 +26,7 @@ class Configuring(Operating):
         for device in event.devices:
             self._budget(device)
         self._retune(event.settings, now)
-        self._replan(lambda want: any(n > self._accounts[device].capacity for device, n in want.need.items()), now)
+        self._replan(lambda want: any(n > self._accounts[device].lasting for device, n in want.need.items()), now)
         for spec in event.specs:
             known = self._models.get(spec.key)
             if known is not None and known.removed:

@@ -197,6 +197,18 @@ def test_a_committed_plan_that_is_too_large_now_is_taken_back(core: CoreFactory)
     assert world.core.books(GPU0).promised == 0
 
 
+def test_so_is_one_that_would_fit_but_for_what_another_left_behind(core: CoreFactory) -> None:
+    world = Stage(core, spec("x", 2), spec("a", 6), spec("b", 6))
+    world.resident("x")
+    world.retire("x")
+    world.unloaded("x", residue=1)
+    world.resident("a")
+    world.ask("b")
+    assert world.said == ["Unload a for b"]
+    assert configure(world, "x", "a", "b", room=6) == ["Refuse b 3: no_room"]
+    world.unloaded("a")
+
+
 def test_a_larger_budget_lets_in_who_waits(core: CoreFactory) -> None:
     world = Stage(core, spec("a", 8), spec("b", 8))
     world.resident("a")
