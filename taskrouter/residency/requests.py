@@ -111,7 +111,7 @@ class Requests(Scheduling):
                 model.idle_since = now
             if model.spec.keep_alive_s is not None and not model.keep_alive_armed:
                 self._arm_keep_alive(model, now + model.spec.keep_alive_s)
-            if self._wants or self._retiring or self._restore or self._short:
+            if self._wants or self._retiring or self._restore or self._short or self._hints.ranks:
                 self._dirty = True
 
     def _on_give_up(self, event: GiveUp, now: float) -> None:

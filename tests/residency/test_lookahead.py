@@ -60,9 +60,7 @@ class Desk:
     def use(self, key: ModelKey, at: float) -> list[tuple[str, ModelKey]]:
         self.now = at
         ticket = TicketId(int(at * 100))
-        done = self.send(ev.Acquire(ticket, key, at + 100))
-        self.core.handle(ev.Release(ticket), now=self.now)
-        return done
+        return [*self.send(ev.Acquire(ticket, key, at + 100)), *self.send(ev.Release(ticket))]
 
     def hint(self, *keys: ModelKey, until: float = inf, source: str = "p") -> list[tuple[str, ModelKey]]:
         return self.send(ev.Hint(source, keys, until))
@@ -169,6 +167,17 @@ def test_what_is_needed_soon_does_not_idle_away(keep_alive_s: float) -> None:
     assert desk.send(ev.Tick()) == [("unloaded", A)]
 
 
+def test_once_what_is_in_its_way_is_idle_it_is_loaded_in_due_time() -> None:
+    desk = Desk({"a": 6, "b": 6})  # b takes 14 s to load
+    assert desk.send(ev.Acquire(TicketId(1), A, 100)) == [("request", A)]
+    assert desk.hint(B) == []
+    assert desk.send(ev.Release(TicketId(1))) == []
+    desk.now = 13.9
+    assert desk.send(ev.Tick()) == []
+    desk.now = 14.0
+    assert desk.send(ev.Tick()) == [("unloaded", A), (AHEAD, B)]
+
+
 def test_what_never_fits_is_passed_by() -> None:
     assert Desk({"a": 40, "b": 4}).hint(A, B) == [(AHEAD, B)]
 
@@ -180,9 +189,7 @@ def test_priority_outweighs_what_is_needed_soon() -> None:
         desk.use(B, 20)
         desk.now = 30
         desk.hint(B)
-        assert desk.use(C, 100)[0] == ("unloaded", B)
-        desk.now = 1000
-        assert desk.send(ev.Tick()) == [("unloaded", C), (AHEAD, B)]
+        assert desk.use(C, 100) == [("unloaded", B), ("request", C), ("unloaded", C), (AHEAD, B)]
 
 
 def test_a_ticket_for_a_model_that_is_on_its_way_out_comes_before_what_is_needed_soon() -> None:
