@@ -292,7 +292,8 @@ class Commits(Store, ABC):
             model.preflighting = True
             model.generation += 1
             self._out.append(Preflight(model.key, model.generation))
-        self._dirty = True
+        if want.phase is Phase.BLOCKED:
+            self._dirty = True  # While its need is found out it does nothing but keep room from younger ones.
 
     def _drop(self, want: Want, now: float) -> None:
         """Nobody waits for it any more: lift its drain, give back its promise; what unloads already goes on unowned."""

@@ -28,7 +28,14 @@ def blocked_for_ever(
     worst: tuple[str, DeviceId, int, int] | None = None
     for devices in placements or model.spec.placements:
         verdict: tuple[str, DeviceId, int, int] | None = None
-        for device, amount in model.charges_on(devices, count_models=count_models).items():
+        need = model.charges_on(devices, count_models=count_models)
+        if (
+            not holding
+            and not plans.some_stay
+            and all(amount <= plans.accounts[d].lasting for d, amount in need.items())
+        ):
+            return None
+        for device, amount in need.items():
             account = plans.accounts[device]
             fixed = {"no_room": account.residue, "pinned": 0, "own_lease": 0}
             for other in (*plans.resident.values(), *plans.loading.values(), *plans.asleep.values()):

@@ -212,6 +212,7 @@ class Lifecycle(Requests):
         if model is None:
             return
         model.state = State.STUCK
+        self._plans.some_stay = True
         model.cancelling = False
         self._freeing.pop(model.key, None)
         self._refuse_waiting(model, messages.stuck(model, model))

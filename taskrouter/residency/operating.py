@@ -27,6 +27,7 @@ class Operating(Waking):
         model = self._models.get(event.key)
         if model is not None:
             model.spec = replace(model.spec, pinned=event.pinned)
+            self._plans.some_stay = self._plans.some_stay or event.pinned
             self._let_idle(model, now)  # A timer that fired under the pin armed no other.
             self._dirty = True
 
@@ -92,4 +93,8 @@ class Operating(Waking):
 
     def _on_tick(self, event: Tick, now: float) -> None:
         self._woken_at = None
-        self._dirty = True
+        if self._plans.wake <= now:
+            self._dirty = True
+        else:
+            self._expire(now)
+            self._timers_changed = True

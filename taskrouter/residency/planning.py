@@ -56,6 +56,8 @@ class Reserved:
 
     free: dict[DeviceId, int] = field(default_factory=dict)
     pending: dict[DeviceId, int] = field(default_factory=dict)
+    bytes: dict[DeviceId, int] = field(default_factory=dict)
+    """All of them per device: from ``free``, from ``pending``, and what ``models`` hold."""
     models: set[Model] = field(default_factory=set)
     devices: set[DeviceId] = field(default_factory=set)
     warming_up: bool = False
@@ -64,15 +66,24 @@ class Reserved:
     def add(self, plan: Plan, *, exclusive: bool) -> None:
         for device, amount in plan.from_free.items():
             self.free[device] = self.free.get(device, 0) + amount
+            self.bytes[device] = self.bytes.get(device, 0) + amount
         for device, amount in plan.from_pending.items():
             self.pending[device] = self.pending.get(device, 0) + amount
+            self.bytes[device] = self.bytes.get(device, 0) + amount
+        for victim in plan.victims:
+            for device, amount in victim.charges.items():
+                self.bytes[device] = self.bytes.get(device, 0) + amount
         self.models.update(plan.victims)
         if exclusive:
             self.devices.update(plan.devices)
 
 
 class Planner:
-    """Reads the core's books and answers plans. ``wake`` collects the next instant at which an answer could change."""
+    """Reads the core's books and answers plans. ``wake`` collects the next instant at which an answer could change.
+
+    ``priorities_differ`` and ``some_stay`` (a model was pinned, or a load is stuck) may be true for longer than they
+    are: they only save looking for what isn't there.
+    """
 
     __slots__ = (
         "accounts",
@@ -85,6 +96,7 @@ class Planner:
         "priorities_differ",
         "resident",
         "settings",
+        "some_stay",
         "wake",
     )
 
@@ -105,6 +117,7 @@ class Planner:
         self.asleep = asleep
         self.hints = hints
         self.priorities_differ = False
+        self.some_stay = False
         self.wake = inf
         self.configure(settings)
 
@@ -215,11 +228,14 @@ class Planner:
     ) -> Plan | None:
         model = want.model
         need = model.missing_on(devices, count_models=count_models)
+        for device, amount in need.items():
+            account = self.accounts[device]
+            most = account.usable - account.promised - account.residue - reserved.bytes.get(device, 0)
+            if amount > most:
+                return None  # not even with all that is charged there
         plan = Plan(Mode.FREE, devices, need, {}, {}, [], 0, 0)
         missing: Missing = {}
         for device, amount in need.items():
-            if amount > self.accounts[device].capacity:
-                return None
             free = self.accounts[device].free - reserved.free.get(device, 0)
             plan.from_free[device] = max(0, min(amount, free))
             plan.leftover += max(0, free - amount)
@@ -328,7 +344,8 @@ class Planner:
 
     def _worths(self, now: float, replaces: ModelKey | None) -> Callable[[Model], float]:
         """What each victim is worth: what is replaced nothing, and more the higher its priority, whatever its use."""
-        least = min((model.spec.priority for model in self.resident.values()), default=0)
+        differ = self.priorities_differ
+        least = min((model.spec.priority for model in self.resident.values()), default=0) if differ else 0
 
         def worth(model: Model) -> float:
             if model.key == replaces:

@@ -115,6 +115,14 @@ class Scheduling(Sleeping):
         if self._hints.ranks:
             self._hints.forget_old(now)
             self._plans.wake = min(self._plans.wake, self._hints.next_end())
+        if self._wants:
+            self._pass_wants(reserved, now)
+        if self._hints.ranks:
+            self._look_ahead(reserved, now)
+        if self._restore:
+            self._restore_next(now)
+
+    def _pass_wants(self, reserved: Reserved, now: float) -> None:
         ahead = [want for want in self._wants.values() if want.ahead]
         if ahead and self._somebody_waits():
             # What is asked comes before what may be asked.
@@ -130,10 +138,6 @@ class Scheduling(Sleeping):
             open_wants = nsmallest(PASS_LIMIT, open_wants, key=self._order)
         for want in open_wants:
             self._consider(want, reserved, now)
-        if self._hints.ranks:
-            self._look_ahead(reserved, now)
-        if self._restore:
-            self._restore_next(now)
 
     def _order(self, want: Want) -> tuple[float, float, int]:
         first = want.model.first()
@@ -297,9 +301,9 @@ class Scheduling(Sleeping):
         self._short = False
         for device, account in self._accounts.items():
             excess = -account.free
-            self._short = self._short or excess > 0
             if excess <= 0:
                 continue
+            self._short = True
             excess -= sum(model.unowned(device) for model in self._freeing.values())
             in_ram = device in (CPU, HOST_BUDGET)
             awake, sleepers = self._plans.by_use(now), self._plans.sleepers()

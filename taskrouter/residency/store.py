@@ -77,6 +77,8 @@ class Store:
         model.expect_back()
         if spec.priority:
             self._plans.priorities_differ = True
+        if spec.pinned:
+            self._plans.some_stay = True
         return model
 
     @property
@@ -177,9 +179,9 @@ class Store:
         stuck = [f"{m.spec.label} (stuck)" for m in self._loading.values() if m.state is State.STUCK]
         return ", ".join(names + stuck) or "nothing"
 
-    def charged(self, device: DeviceId) -> int:
-        """Bytes that models are charged on a device: what ``books`` says, without the rest."""
-        return self._accounts[device].charged
+    def charged(self) -> tuple[int, ...]:
+        """Bytes that models are charged on each of ``devices()``: what ``books`` says, without the rest."""
+        return tuple([account.charged for account in self._accounts.values()])
 
     def books(self, device: DeviceId) -> DeviceBooks:
         return self._accounts[device].view()

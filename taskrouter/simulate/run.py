@@ -49,6 +49,9 @@ from taskrouter.types import DeviceId, ModelKey, TicketId
 FREED_BY_ROOM = (Reason.ROOM, Reason.SHRUNK)
 """Reasons a model goes for that count as an eviction; ``keep_alive_s`` that has passed does not."""
 
+ENDS = (Loaded, LoadCancelled, Promoted)
+"""What ends something that may have been called off meanwhile."""
+
 NOTHING: tuple[Event | None, float, Count] = None, 0.0, Count()
 
 
@@ -65,6 +68,7 @@ class Simulation:
         self._owners = house.owners()
         self._counts = {name: Count() for name in house.tasks}
         self._meters: dict[DeviceId, Meter] = {}
+        self._charged: tuple[int, ...] | None = None
         self._requests: Sequence[Request] = ()
         self._shift = 0.0
         self._wake = inf
@@ -208,7 +212,7 @@ class Simulation:
 
     def _done(self, event: Event, now: float) -> None:
         """A backend is done, unless it was told to stop meanwhile."""
-        if isinstance(event, Loaded | LoadCancelled | Promoted):
+        if isinstance(event, ENDS):
             current, since, whose = self._under_way.get(event.key, NOTHING)
             if current is not event:
                 return
@@ -297,8 +301,11 @@ class Simulation:
     def _read_meters(self, now: float) -> None:
         if not self._meters:
             self._meters = {device: Meter(self.core.books(device).capacity) for device in self.core.devices()}
-        for device, meter in self._meters.items():
-            meter.step(now - self._shift, self.core.charged(device))
+        charged = self.core.charged()
+        if charged != self._charged:
+            self._charged = charged
+            for meter, size in zip(self._meters.values(), charged, strict=True):
+                meter.step(now - self._shift, size)
 
     def _report(self, first: float, end: float) -> Report:
         tasks = tuple(task_report(name, [each]) for name, each in self._counts.items())

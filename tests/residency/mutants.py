@@ -106,6 +106,24 @@ MUTANTS = [
         "ignores what an older ticket reserved",
         "if model.spec.pinned or model in reserved.models or model is own",
         "if model.spec.pinned or model is own",
+        "cases",
+    ),
+    Mutant(
+        "counts twice what an older ticket reserved",
+        "            for device, amount in victim.charges.items():\n                self.bytes",
+        "            for device, amount in (*victim.charges.items(), *victim.charges.items()):\n                self.bytes",
+        "cases",
+    ),
+    Mutant(
+        "sleeps through the instant a plan waits for",
+        "        if self._plans.wake <= now:\n",
+        "        if False:\n",
+        "cases days traffic",
+    ),
+    Mutant(
+        "knows of no pin that was set while it ran",
+        "            self._plans.some_stay = self._plans.some_stay or event.pinned\n",
+        "",
         "cases days",
     ),
     Mutant("never drains", "        if drain_at > now:\n", "        if True:\n", "cases traffic"),
@@ -174,7 +192,7 @@ MUTANTS = [
         "evicts before the preflight has passed",
         "        if want.phase is Phase.PREFLIGHT:\n            reserved",
         "        if False:\n            reserved",
-        "cases days traffic",
+        "cases days",
     ),
     Mutant(
         "lets two loads of a serial group run at once",

@@ -244,3 +244,32 @@ def test_a_keep_alive_counts_from_the_last_use(core: CoreFactory) -> None:
     start = world.now
     assert world.until(start + 29.0) == []
     assert world.until(start + 30.0) == ["Unload a: keep_alive_passed"]
+
+
+# --- what older ones have reserved ------------------------------------------------------------------------------------
+
+
+def test_beside_what_an_older_one_reserved_a_younger_one_acts(core: CoreFactory) -> None:
+    world = Stage(core, spec("x", 5), spec("y", 3), spec("a", 6), spec("b", 3))
+    world.resident("x", "y")
+    world.ask("x")
+    world.ask("a", 600.0)
+    assert world.said == []
+    world.ask("b")
+    assert world.said == ["Unload y for b"]
+
+
+def test_a_younger_one_in_a_hurry_drains_nothing_that_an_older_one_reserved(core: CoreFactory) -> None:
+    world = Stage(core, spec("x", 6), spec("y", 4), spec("a", 6), spec("b", 4))
+    world.resident("x", "y")
+    for user in [world.ask("x"), world.ask("y")]:
+        world.advance(250.0)  # they learn that uses last long
+        world.release(user)
+    user = world.ask("x")
+    world.advance(1.0)
+    world.ask("y")
+    world.ask("a", 600.0)
+    world.ask("b", 120.0)
+    assert world.until(world.now + 45.0) == []
+    assert world.core.status(ModelKey("y")).state is State.DRAINING
+    assert world.done(user) == ["Unload x for a"]
