@@ -37,7 +37,7 @@ class Account:
         self._use()
 
     def _use(self) -> None:
-        """``usable``: bytes that models may be charged now, given what others use. Kept, as it is asked all the time."""
+        """``usable``: bytes that models may be charged now, given what others use. It is asked all the time."""
         self.usable = min(self.capacity, self.spec.limit - self.foreign - self.overhead)
 
     @property

@@ -148,6 +148,8 @@ def on_unload(world: World, action: act.Unload) -> None:
     before = world.step.before.get(key) if world.step is not None else None
     # Who waits for a bed in RAM may be pinned meanwhile, and find none.
     forced = forced or before is None or before.state is State.DEMOTING
+    # Who sleeps where it can't wake is forgotten to be loaded elsewhere: it gives way to nobody but itself.
+    forced = forced or action.why.wanted == key
     assert forced or not world.specs[key].pinned, f"Unload of {key}, which is pinned"
     for job in world.jobs:
         exclusive = job.kind == "load" and not job.stuck and world.specs[job.key].traits.exclusive_on_device
