@@ -49,6 +49,8 @@ class Traits:
         A load under way can be cancelled and gives its bytes back.
     can_sleep
         Its weights can wait in host RAM instead of being dropped.
+    keeps_weights
+        Asleep it holds its weights in host RAM; else it reads them anew when it wakes, and saves the rest of a start.
     slots
         Operations one model runs at a time where the file doesn't say; ``None``: any number.
     start_s
@@ -59,6 +61,7 @@ class Traits:
     exclusive_on_device: bool = False
     cancellable: bool = False
     can_sleep: bool = False
+    keeps_weights: bool = True
     slots: int | None = None
     start_s: float = 2.0
 
@@ -122,7 +125,7 @@ class DeviceReading:
 class ModelRequest:
     """Everything that reaches a backend's ``load()``: a model's identity is just this, less what names or watches it.
 
-    ``key`` and ``label`` name it. ``sleep`` (``auto``, ``never``) says whether it may wait in host RAM;
+    ``key`` and ``label`` name it. ``sleep`` (``auto``, ``discard``, ``never``) says whether it may wait in host RAM;
     ``sleep_calls`` are what tells the program of a ``command`` to do so: ``{"sleep": "POST /sleep", "wake": …}``.
     ``hang_timeout_s`` only says how long an engine may be silent before it counts as hung. ``python`` is the
     interpreter an engine runs under (``None``: this one), an absolute path; ``max_concurrency`` stands here for engines

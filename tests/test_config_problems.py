@@ -381,6 +381,13 @@ def test_key_its_framework_has_no_use_for_is_a_warning() -> None:
     assert "tasks.a.options.g.pinned" in found
 
 
+@pytest.mark.parametrize(("framework", "idle"), [("fake", True), ("vllm", False)])
+def test_only_vllm_can_drop_its_weights_asleep(framework: str, *, idle: bool) -> None:
+    found = warned(task(more=f"g: {{model_id: n, framework: {framework}, sleep: discard}}"))
+    said = found.get("tasks.a.options.g.sleep", "")
+    assert ("framework fake can't drop its weights: discard is as auto to it" in said) is idle
+
+
 def test_a_budget_that_an_option_without_a_price_spends_unseen_is_a_warning() -> None:
     more = "g: {model_id: n, framework: external_api, provider: openai}"
     budget = "providers: {openai: {daily_budget_usd: 5}}"

@@ -28,6 +28,9 @@ ONLY_FOR = {
 NOT_FOR = {"env": frozenset({"transformers", "pytorch", "fake", EXTERNAL})}
 """Option keys that mean nothing to some frameworks, and something to all others (plug-ins among them)."""
 
+KEEP_WEIGHTS = frozenset({"transformers", "pytorch", "fake", "sglang", "command"})
+"""Frameworks that can't drop their weights asleep: ``sleep: discard`` is as ``auto`` to them."""
+
 NOT_FOR_EXTERNAL = (
     "revision", "quantization", "dtype", "vram_gb", "ram_gb", "devices", "keep_alive_s", "pinned", "isolation", "sleep",
     "trust_remote_code",
@@ -154,3 +157,6 @@ def _idle_keys(parsed: FileFields) -> Iterator[tuple[Path, str]]:
                 if elsewhere or fields.framework in NOT_FOR.get(key, ()) or (external and key in NOT_FOR_EXTERNAL):
                     path = ("tasks", name, "options", option, key)
                     yield path, f"{key} means nothing to framework {fields.framework}"
+            if fields.sleep == "discard" and fields.framework in KEEP_WEIGHTS:
+                path = ("tasks", name, "options", option, "sleep")
+                yield path, f"framework {fields.framework} can't drop its weights: discard is as auto to it"

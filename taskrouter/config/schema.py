@@ -75,7 +75,9 @@ class OptionFields(Section):
     max_concurrency: Count | None = Field(None, description="Operations it runs at one time.")
     keep_alive_s: Seconds | None = Field(None, description="Unload after idling so long; default: stay.")
     pinned: Flag = Field(False, description="Never evicted.")
-    sleep: Literal["auto", "never"] = Field("auto", description="May wait in host RAM instead of being unloaded.")
+    sleep: Literal["auto", "discard", "never"] = Field(
+        "auto", description="May wait in host RAM instead of being unloaded; discard: without its weights (vLLM)."
+    )
     isolation: Literal["in_process", "process"] = Field("in_process", description="transformers: where it lives.")
     trust_remote_code: Flag = Field(False, description="Run code that comes with the model.")
     engine_args: Free = Field(default_factory=dict, description="Arguments handed to the framework as they are.")

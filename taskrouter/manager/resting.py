@@ -41,7 +41,7 @@ class Resting(Performer):
             logger.warning("%s could not be put to sleep, and is unloaded: %s", resident.request.label, error)
             return DemoteFailed(action.key, action.generation, error)
 
-        self.spawn(self._rest(resident, work, failed), name=f"put to sleep {action.key}")
+        self.spawn(self._rest(resident, work, failed, SLEEP_BOUND_S), name=f"put to sleep {action.key}")
 
     def _start_promote(self, action: Promote) -> None:
         resident = self.residents[action.key]
@@ -55,13 +55,17 @@ class Resting(Performer):
             logger.warning("%s did not wake, and is loaded anew when asked: %s", resident.request.label, error)
             return PromoteFailed(action.key, action.generation, error)
 
-        self.spawn(self._rest(resident, work, failed), name=f"wake {action.key}")
+        request = resident.request
+        # Who reads its weights anew may take as long as for a start.
+        bound_s = SLEEP_BOUND_S if request.sleep != "discard" else self.start_timeout_s(request.framework)
+        self.spawn(self._rest(resident, work, failed, bound_s), name=f"wake {action.key}")
 
     async def _rest(
         self,
         resident: Resident,
         work: Callable[[Sleeper, LoadedModel], Awaitable[Event]],
         failed: Callable[[Exception], Event],
+        bound_s: float,
     ) -> None:
         """Do it within the bound, and tell the core how it ended; a model that died meanwhile has failed, too."""
         key, model = resident.key, resident.model
@@ -69,11 +73,11 @@ class Resting(Performer):
         error: Exception | None = RuntimeError("the manager was stopped")
         event: Event | None = None
         try:
-            async with asyncio.timeout(SLEEP_BOUND_S):
+            async with asyncio.timeout(bound_s):
                 event = await work(cast(Sleeper, resident.backend), model)
             error = resident.dead
         except TimeoutError as late:
-            error = late if str(late) else TimeoutError(f"it took longer than {SLEEP_BOUND_S:g} s")
+            error = late if str(late) else TimeoutError(f"it took longer than {bound_s:g} s")
         except Exception as failure:  # noqa: BLE001  (every action ends in an event)
             error = failure
         finally:

@@ -17,6 +17,9 @@ MOST_PLACEMENTS = 64
 HOST_SHARE = 0.5
 """Of all RAM, for sleeping models under `host_budget: auto`; free it has to be beside."""
 
+SLEEP = ("auto", "discard", "never")
+"""What options that share a model may say of its sleep: the later one counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -83,7 +86,8 @@ def uses(catalog: Catalog) -> tuple[Use, ...]:
     """Every local option of every task, in the order of the file.
 
     A model is called by its option's name; by task and option where several models would be called the same. Where one
-    of the options that share a model says ``sleep: never``, it never sleeps: engines are started for that.
+    of the options that share a model says ``sleep: never``, it never sleeps: engines are started for that. Where one
+    says ``discard``, it keeps no weights.
     """
     found = [
         Use(task.task_name, name, option, model_request(task, name, catalog=catalog))
@@ -94,16 +98,18 @@ def uses(catalog: Catalog) -> tuple[Use, ...]:
     models: dict[str, set[ModelKey]] = {}
     for use in found:
         models.setdefault(use.option, set()).add(use.request.key)
-    awake = {use.request.key for use in found if use.request.sleep == "never"}
+    sleep: dict[ModelKey, str] = {}
+    for use in found:
+        sleep[use.request.key] = max(sleep.get(use.request.key, SLEEP[0]), use.request.sleep, key=SLEEP.index)
     return tuple(
-        replace(use, request=_told(use, alone=len(models[use.option]) == 1, awake=use.request.key in awake))
+        replace(use, request=_told(use, alone=len(models[use.option]) == 1, sleep=sleep[use.request.key]))
         for use in found
     )
 
 
-def _told(use: Use, *, alone: bool, awake: bool) -> ModelRequest:
+def _told(use: Use, *, alone: bool, sleep: str) -> ModelRequest:
     label = use.option if alone else f"{use.task}/{use.option}"
-    return replace(use.request, label=label, sleep="never" if awake else use.request.sleep)
+    return replace(use.request, label=label, sleep=sleep)
 
 
 def model_specs(

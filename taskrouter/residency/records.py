@@ -10,7 +10,7 @@ from math import inf
 from taskrouter.residency.actions import Why
 from taskrouter.residency.books import MODEL_SLOTS, State
 from taskrouter.residency.events import Acquire
-from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId
+from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId, Traits
 
 LEASE_PRIOR_S = 1.0
 WAKE_PRIOR_S, COPY_BYTES_PER_S = 0.2, 4 * GIB
@@ -25,6 +25,11 @@ LEAST_S = 0.001
 """A load that was measured to take no time at all still takes some."""
 ALPHA = 0.2
 """Weight of the newest sample in the moving averages of lease, load and unload seconds."""
+
+
+def wake_prior_s(traits: Traits, device_bytes: int) -> float:
+    """Seconds of a wake that was never measured: the weights come over the bus, or are read anew."""
+    return WAKE_PRIOR_S + device_bytes / (COPY_BYTES_PER_S if traits.keeps_weights else READ_BYTES_PER_S)
 
 
 class Ticket:
@@ -312,13 +317,16 @@ class Model:
     def expect_load(self) -> None:
         """Without a measurement, a load takes the backend's start time and reading the weights at 0.5 GiB/s.
 
-        A sleep takes all its device bytes of RAM, and a wake copies them at 4 GiB/s.
+        A sleep takes all its device bytes of RAM, and a wake copies them at 4 GiB/s; who keeps no weights takes what it
+        needs of RAM anyway, and reads them again.
         """
         if not self.load_measured:
             self.load_s = self.spec.traits.start_s + self.need.device_bytes / READ_BYTES_PER_S
         if not self.wake_measured:
-            self.wake_s = WAKE_PRIOR_S + self.need.device_bytes / COPY_BYTES_PER_S
-        if not self.sleep_measured:
+            self.wake_s = wake_prior_s(self.spec.traits, self.need.device_bytes)
+        if not self.sleep_measured and not self.spec.traits.keeps_weights:
+            self.sleep_bytes = self.need.ram_bytes
+        elif not self.sleep_measured:
             spanned = max(map(len, self.spec.placements), default=1)
             self.sleep_bytes = max(self.need.device_bytes * spanned, self.need.ram_bytes)
         self.expect_back()

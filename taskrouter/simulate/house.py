@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from taskrouter.residency import Settings
-from taskrouter.residency.records import COPY_BYTES_PER_S, READ_BYTES_PER_S, UNLOAD_PRIOR_S, WAKE_PRIOR_S
+from taskrouter.residency.records import READ_BYTES_PER_S, UNLOAD_PRIOR_S, wake_prior_s
 from taskrouter.types import DeviceSpec, ModelKey, ModelSpec
 
 
@@ -55,7 +55,7 @@ class Durations:
     """Seconds that one model takes to be loaded, to wake, and to fall asleep; its unload takes ``UNLOAD_S``.
 
     The priors are the core's (``residency/records.py``): the backend's start time and its bytes at 0.5 GiB/s; awake 0.2
-    s and its bytes at 4 GiB/s, and falling asleep as long.
+    s and its bytes at 4 GiB/s (at 0.5, where it keeps no weights), and falling asleep as long.
     """
 
     load_s: float
@@ -70,7 +70,7 @@ def durations(house: House) -> dict[ModelKey, Durations]:
     return {
         spec.key: Durations(
             house.load_s.get(spec.key, spec.traits.start_s + spec.need.device_bytes / READ_BYTES_PER_S),
-            WAKE_PRIOR_S + spec.need.device_bytes / COPY_BYTES_PER_S,
+            wake_prior_s(spec.traits, spec.need.device_bytes),
         )
         for spec in house.models
     }

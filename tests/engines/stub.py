@@ -159,7 +159,7 @@ class Stub:
             http.answer(fault["status"] if fault else 200 if self.ready else 503, {})
         elif self.settings["api_key"] and key != f"Bearer {self.settings['api_key']}":
             http.refuse(401, "that is not the API key")
-        elif await self.sleep.answer(http, method, path):
+        elif await self.sleep.answer(http, method, path, raw):
             return
         elif (method, path) == ("GET", "/v1/models"):
             http.answer(200, {"object": "list", "data": [{"id": self.settings["model"], "object": "model"}]})
@@ -206,6 +206,8 @@ class Stub:
             await self.stream(http, path, body)
         else:
             answer = Answer(path, body)
+            if self.sleep.lost:
+                answer.pieces = ["!" for _ in answer.pieces]
             for _ in answer.pieces:
                 await asyncio.sleep(self.pause(body))
             self.give(http, answer.whole())

@@ -51,6 +51,8 @@ class Subject:
     hang_timeout_s = 2.0
     dies_with: type[TaskRouterError] = ModelDied
     checks_context = True
+    sleeps: tuple[str, ...] = ("auto",)
+    """What an option may say of its sleep that makes a difference."""
     comes_back = True
     """Whether a model that died is loaded anew (in this process it can't die: only its call fails)."""
 
@@ -335,6 +337,7 @@ class Packaged(Engine):
 class Vllm(Packaged):
     name = framework = venv = "vllm"
     sleep = (vllm, "/sleep?level=7")
+    sleeps = ("auto", "discard")
     start_s = 240.0
     hang_timeout_s = 6.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
@@ -72,6 +73,12 @@ class Stage:
             assert lease.resident is not None
             assert lease.resident.model is not None
             return cast(Sleeper, lease.resident.backend), lease.resident.model
+
+    @staticmethod
+    def sleep_as(model: LoadedModel, how: str) -> None:
+        """As if its option said so."""
+        if isinstance(model, EngineModel):
+            model.request = dataclasses.replace(model.request, sleep=how)
 
     async def memory(self) -> int:
         gc.collect()
@@ -235,15 +242,18 @@ def test_it_sleeps_for_longer_than_a_hang_and_answers_as_before(stage: Stage) ->
     async def main() -> None:
         before = await stage.answers()
         backend, model = await stage.rests()
-        asleep = await backend.demote(model, timeout_s=10)
-        assert asleep.ram_bytes >= 1 << 20
-        assert asleep.residue == {}
-        with pytest.raises((errors.ModelDied, errors.CallFailed), match=r"asleep|slept"):
-            await (await stage.manager.get_model("ask")).chat("hello")
-        await asyncio.sleep(1.5 * stage.subject.hang_timeout_s if stage.subject.has_process else 0)
-        await backend.promote(model, {CPU: 6 * GIB})
-        assert await stage.rests() == (backend, model), "it was started anew"
-        assert await stage.answers() == before
+        for how in stage.subject.sleeps:
+            stage.sleep_as(model, how)
+            asleep = await backend.demote(model, timeout_s=10)
+            assert asleep.ram_bytes >= 1 << 20
+            assert asleep.residue == {}
+            with pytest.raises((errors.ModelDied, errors.CallFailed), match=r"asleep|slept"):
+                await (await stage.manager.get_model("ask")).chat("hello")
+            await asyncio.sleep(1.5 * stage.subject.hang_timeout_s if stage.subject.has_process else 0)
+            await backend.promote(model, {CPU: 6 * GIB})
+            assert await stage.rests() == (backend, model), "it was started anew"
+            assert await stage.answers() == before
+        stage.sleep_as(model, "auto")
 
     stage.run(main)
 

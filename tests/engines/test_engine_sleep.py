@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from taskrouter import ModelManager, errors
-from taskrouter.backends.engines import guardian, sleeping
+from taskrouter.backends.engines import guardian, sleeping, vllm
 from taskrouter.backends.engines.api import Api, Broken
+from taskrouter.backends.engines.backend import EngineBackend
 from taskrouter.backends.engines.command import CommandAdapter, CommandBackend
 from taskrouter.backends.engines.model import EngineModel, Rest
 from taskrouter.backends.engines.sglang import SglangAdapter
@@ -58,7 +59,7 @@ def option(manner: str, *words: str, **keys: Any) -> dict[str, Any]:
 class Stage:
     """A stub under its backend."""
 
-    def __init__(self, backend: CommandBackend, model: EngineModel) -> None:
+    def __init__(self, backend: EngineBackend, model: EngineModel) -> None:
         self.backend = backend
         self.model = model
 
@@ -87,11 +88,14 @@ class Stage:
         return tree_bytes(self.model.process.pids())
 
 
-def play(manner: str, main: Callable[[Stage], Coroutine[Any, Any, None]], *words: str, **keys: Any) -> None:
+def play(
+    manner: str, main: Callable[[Stage], Coroutine[Any, Any, None]], *words: str, given: EngineBackend | None = None,
+    **keys: Any,
+) -> None:  # fmt: skip
     request = ModelRequest(ModelKey("stub#1"), "stub", **option(manner, *words, **keys))
 
     async def whole() -> None:
-        backend = CommandBackend()
+        backend = given or CommandBackend()
         try:
             model = await backend.load(request, (CPU,), ROOM)
             assert isinstance(model, EngineModel)
@@ -212,6 +216,73 @@ def test_who_can_sleep_and_why_not(keys: dict[str, Any], why: str | None) -> Non
     adapter = CommandAdapter()
     assert adapter.why_awake(request) == why
     assert adapter.traits(request).can_sleep is (why is None)
+
+
+# --- without its weights ----------------------------------------------------------------------------------------------
+
+
+class Discarding(CommandAdapter):
+    """The stub, told as vLLM is."""
+
+    async def sleep(self, api: Api, request: ModelRequest) -> None:
+        await VllmAdapter().sleep(api, request)
+
+    async def wake(self, api: Api, request: ModelRequest) -> None:
+        await VllmAdapter().wake(api, request)
+
+
+def discard(main: Callable[[Stage], Coroutine[Any, Any, None]], **keys: Any) -> None:
+    play("vllm", main, given=EngineBackend(Discarding()), sleep="discard", **keys)
+
+
+def test_one_that_drops_its_weights_takes_no_ram_for_them_and_answers_as_before() -> None:
+    async def main(stage: Stage) -> None:
+        before, awake = await stage.say(), stage.ram()
+        stage.model.weight_bytes = 1 << 60  # more than any RAM holds
+        for _ in range(2):
+            asleep = await stage.sleep()
+            assert asleep.ram_bytes < awake + WEIGHTS // 2
+            await stage.wake()
+            assert await stage.say() == before
+        assert await stage.told() == ["sleep", "wake", "reload", "wake"] * 2
+
+    discard(main)
+
+
+def test_one_that_was_woken_halfway_is_neither_asleep_nor_awake() -> None:
+    async def main(stage: Stage) -> None:
+        await stage.sleep()
+        await stage.fault("reload_status", status=500, message="no such file", times=1)
+        with pytest.raises(SleepFailed, match=r"couldn't be woken: woken halfway: .* with 500: no such file"):
+            await stage.wake()
+        assert stage.model.rest is Rest.BETWEEN
+
+    discard(main)
+
+
+def test_one_that_refuses_to_begin_to_wake_sleeps_on_without_its_weights() -> None:
+    async def main(stage: Stage) -> None:
+        await stage.sleep()
+        await stage.fault("wake_status", status=500, times=1)
+        with pytest.raises(SleepFailed, match=r"couldn't be woken: .* with 500"):
+            await stage.wake()
+        await stage.wake()
+        assert await stage.say() == "stub heard: hello"
+
+    discard(main)
+
+
+def test_it_may_read_its_weights_for_longer_than_a_copy_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sleeping, "SLEEP_BOUND_S", 0.2)
+    monkeypatch.setattr(vllm, "SLEEP_BOUND_S", 5.0)
+
+    async def main(stage: Stage) -> None:
+        await stage.sleep()
+        await stage.fault("reload_slow", seconds=0.5, times=1)
+        await stage.wake()
+        assert await stage.say() == "stub heard: hello"
+
+    discard(main)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

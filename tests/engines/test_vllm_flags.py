@@ -163,6 +163,15 @@ def test_an_option_that_never_sleeps_is_not_started_for_it() -> None:
     assert "VLLM_SERVER_DEV_MODE" not in made.env
 
 
+def test_who_drops_its_weights_asleep_is_started_to_sleep_and_keeps_none() -> None:
+    made = vllm_flags.launch(request("vllm", sleep="discard"), SMALL, start(FIRST), python="python")
+    assert "--enable-sleep-mode" in made.argv
+    assert [VllmAdapter().traits(request("vllm", sleep=how)).keeps_weights for how in ("auto", "discard")] == [
+        True,
+        False,
+    ]
+
+
 @pytest.mark.parametrize(
     ("keys", "why"),
     [({}, None), ({"sleep": "never"}, "sleep: never"), ({"devices": ("cpu",)}, "on the cpu"), ({"devices": 2}, None)],

@@ -35,6 +35,25 @@ def test_tasks_that_share_a_model_hold_the_strictest_of_their_wishes(tmp_path: P
     play(Stage(tmp_path, {"t": first, "u": second}, memory={"claim_s": 0}), main)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "counts"),
+    [
+        ("auto", "discard", "discard"),
+        ("discard", "never", "never"),
+        ("never", "auto", "never"),
+        ("auto", "auto", "auto"),
+    ],
+)
+def test_of_what_is_said_of_the_sleep_of_a_shared_model_one_counts_for_all(
+    tmp_path: Path, one: str, other: str, counts: str
+) -> None:
+    tasks = {
+        name: {"selected": "x", "options": {"x": option("m", sleep=how)}} for name, how in (("t", one), ("u", other))
+    }
+    found = Stage(tmp_path, tasks).manager._uses
+    assert [use.request.sleep for use in found] == [counts, counts]
+
+
 def test_warming_up_takes_only_what_fits_and_reports_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main(stage: Stage) -> None:
         async with stage.manager.lease("here"):

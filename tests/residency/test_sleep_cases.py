@@ -10,7 +10,7 @@ import pytest
 from taskrouter.residency import Residency, Settings, State
 from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
-from taskrouter.types import CPU, DeviceReading, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId, Traits
+from taskrouter.types import CPU, GIB, DeviceReading, DeviceSpec, Footprint, ModelKey, ModelSpec, TicketId, Traits
 
 from .account import CoreFactory
 from .stage import GPU0, spec
@@ -182,6 +182,19 @@ def test_who_is_too_large_for_any_bed_is_unloaded() -> None:
     room.ask(B)
     (unload,) = room.last
     assert isinstance(unload, act.Unload)
+
+
+def test_who_keeps_no_weights_sleeps_without_a_bed_for_them_and_takes_longer_to_wake() -> None:
+    light = Traits(can_sleep=True, keeps_weights=False, start_s=30.0)
+    room = Bedroom([spec("a", 6, ram=1, traits=light), spec("b", 6)], beds=2)
+    room.use(A)
+    assert room.core.status(A).wake_s == 0.2 + 6 / (GIB // 2)
+    room.ask(B)
+    (demote,) = room.last
+    assert isinstance(demote, act.Demote)
+    assert demote.ram_bytes == 1
+    room.sleep(A, ram=2)
+    assert room.core.status(A).charges == {CPU: 2, ModelKey("host"): 2}
 
 
 def test_the_start_of_one_that_sleeps_is_expected_as_its_wake_was_measured() -> None:

@@ -18,7 +18,7 @@ GPU = DeviceId("cuda:0")
 
 def model(name: str, gib: float, **more: Any) -> ModelSpec:
     """A load takes 2 s per GiB, and nothing beside."""
-    traits = Traits(start_s=0.0, **more.pop("traits", {}))
+    traits = Traits(**{"start_s": 0.0, **more.pop("traits", {})})
     return ModelSpec(ModelKey(name), name, Footprint(int(gib * GIB)), ((GPU,),), traits=traits, **more)
 
 
@@ -123,17 +123,17 @@ def test_a_load_ahead_gives_way_to_a_request() -> None:
     assert of(report, "c").longest_s == 1 + 18
 
 
-def test_who_sleeps_wakes_quicker_than_it_was_loaded() -> None:
-    sleeps = {"traits": {"can_sleep": True}}
+@pytest.mark.parametrize(("keeps", "wake_s"), [(True, 0.2 + 8 / 4), (False, 0.2 + 8 / 0.5)])
+def test_who_sleeps_wakes_quicker_than_it_was_loaded(*, keeps: bool, wake_s: float) -> None:
+    sleeps = {"traits": {"can_sleep": True, "keeps_weights": keeps, "start_s": 10.0}}
     settings = Settings(host_budget=50 * GIB, min_residency_s=0)
     made = house(model("a", 8, **sleeps), model("b", 8, **sleeps), settings=settings)
     report = simulate(made, asks((0, "a"), (100, "b"), (200, "a"), (300, "b")))
     a, b = of(report, "a"), of(report, "b")
-    wake_s = 0.2 + 8 / 4
     assert (a.loads, a.wakes, a.sleeps, a.evictions) == (1, 1, 2, 2)
     assert (b.loads, b.wakes) == (1, 1)
     assert min(b.waited) == pytest.approx(2 * wake_s)
-    assert a.load_s == 16.0
+    assert a.load_s == 26.0
 
 
 def test_an_idle_model_that_goes_by_its_keep_alive_was_not_evicted() -> None:

@@ -141,15 +141,16 @@ class Api:
         with contextlib.suppress(UnsupportedVerb, BadInput):
             await self.call(path, body)
 
-    async def tell(self, method: str, path: str, timeout_s: float) -> str:
-        """Send what is no call (it isn't counted in ``in_flight``); a POST has an empty JSON object as its body.
+    async def tell(self, method: str, path: str, timeout_s: float, body: Mapping[str, Any] | None = None) -> str:
+        """Send what is no call (it isn't counted in ``in_flight``); a POST's body is JSON, by default an empty object.
 
         On a connection of its own, and once: what it asks for must not happen twice. Raises ``Broken`` where nobody
         knows whether it happened, and what ``call`` raises where it was refused.
         """
         import aiohttp
 
-        body: dict[str, Any] | None = None if method == "GET" else {}
+        if body is None and method != "GET":
+            body = {}
         try:
             async with (
                 asyncio.timeout(timeout_s),

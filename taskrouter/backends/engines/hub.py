@@ -41,7 +41,8 @@ class HubAdapter:
     def traits(self, request: ModelRequest) -> Traits:
         # Engines profile the device while they start: nothing else may start or be freed there meanwhile.
         may = self.why_awake(request) is None
-        return Traits(exclusive_on_device=True, cancellable=True, can_sleep=may, start_s=30.0)
+        keeps = request.sleep != "discard"
+        return Traits(exclusive_on_device=True, cancellable=True, can_sleep=may, keeps_weights=keeps, start_s=30.0)
 
     def why_awake(self, request: ModelRequest) -> str | None:
         return why_awake(request)

@@ -49,6 +49,8 @@ async def demote(model: EngineModel, adapter: Adapter, *, timeout_s: float) -> A
             f"{sum(model.residue.values()) / GIB:.2f} GiB are still held"
         )
     after = await asyncio.to_thread(lambda: tree_bytes(model.process.pids()))
+    if _keeps_nothing(model):
+        return Asleep(after, model.residue)
     # Pinned memory is not on every driver's account of a process; that the weights are there is certain.
     return Asleep(max(after, ram + model.weight_bytes), model.residue)
 
@@ -59,7 +61,9 @@ async def promote(model: EngineModel, adapter: Adapter, charges: Charges) -> Non
         raise SleepFailed(f"{model.request.label} can't be woken: it is {model.rest.value}")
     await asyncio.to_thread(_check_room, model, charges)
     model.rest = Rest.BETWEEN
-    await _obeyed(model, adapter.wake(model.api, model.request), "be woken", SLEEP_BOUND_S, Rest.ASLEEP)
+    # Reading its weights anew is bounded by who waits for that, as a start is.
+    bound_s = None if _keeps_nothing(model) else SLEEP_BOUND_S
+    await _obeyed(model, adapter.wake(model.api, model.request), "be woken", bound_s, Rest.ASLEEP)
     first = model.api.try_out(*adapter.warm_up(model.request, model.name))
     await _obeyed(model, first, "compute anything once awake", TOKEN_BOUND_S, Rest.BETWEEN)
     model.residue = {}
@@ -67,7 +71,7 @@ async def promote(model: EngineModel, adapter: Adapter, charges: Charges) -> Non
 
 
 async def _obeyed(
-    model: EngineModel, work: Coroutine[Any, Any, None], what: str, bound_s: float, refused: Rest
+    model: EngineModel, work: Coroutine[Any, Any, None], what: str, bound_s: float | None, refused: Rest
 ) -> None:
     """Let the engine do as it is told, while it lives and within the bound; ``refused``: what it is where it won't."""
     label, exited = model.request.label, model.process.exited
@@ -84,17 +88,22 @@ async def _obeyed(
     if exited.done():
         raise SleepFailed(f"{label} couldn't {what}: {model.death()}") from error
     if done.cancelled():
-        raise SleepFailed(f"{label} couldn't {what} within {bound_s:g} s")
+        raise SleepFailed(f"{label} couldn't {what} within {bound_s or 0:g} s")
     if error is not None:
         if isinstance(error, TaskRouterError):
             model.rest = refused
         raise SleepFailed(f"{label} couldn't {what}: {error}") from error
 
 
+def _keeps_nothing(model: EngineModel) -> bool:
+    """Whether it drops its weights, and reads them anew when it wakes."""
+    return model.request.sleep == "discard"
+
+
 def _look(model: EngineModel) -> tuple[Held, int]:
     """What its tree holds on GPUs and in RAM. Blocks for milliseconds. Raises ``SleepFailed`` where RAM is short."""
     free = HostRam().available()
-    if free < model.weight_bytes:
+    if free < model.weight_bytes and not _keeps_nothing(model):
         raise SleepFailed(
             f"{model.request.label} can't be put to sleep: its weights take {model.weight_bytes / GIB:.2f} GiB of RAM, "
             f"and {free / GIB:.2f} GiB are free"

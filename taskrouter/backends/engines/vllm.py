@@ -13,13 +13,23 @@ from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.backend import EngineBackend
 from taskrouter.backends.engines.hub import HubAdapter
 from taskrouter.backends.engines.launch import Checkpoint
+from taskrouter.errors import TaskRouterError
 from taskrouter.types import ModelRequest
 
 METRICS_BOUND_S = 5.0
 SLEEP = "/sleep?level=1&mode=wait"
-"""Level 1 keeps the weights in RAM; level 2 drops them, and waking then reads the checkpoint anew, as a start does.
-Mode ``wait`` lets what is under way end; the default aborts it."""
+"""Level 1 keeps the weights in RAM; level 2 drops them. Mode ``wait`` lets what is under way end; the default aborts
+it."""
 WAKE = "/wake_up"
+DISCARD = "/sleep?level=2&mode=wait"
+REFILL: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("/wake_up?tags=weights", {}),
+    ("/collective_rpc", {"method": "reload_weights"}),
+    ("/wake_up?tags=kv_cache", {}),
+)
+"""How it wakes from level 2: room for its weights, the weights, the rest. Without the second it answers nonsense."""
+REFILL_BOUND_S = 3600.0
+"""Reading a checkpoint takes as long as it takes; whoever waits for the start of an engine bounds that, too."""
 IS_SLEEPING = "/is_sleeping"
 
 DEVELOPMENT = frozenset(
@@ -89,11 +99,14 @@ class VllmAdapter(HubAdapter):
         return DEVELOPMENT
 
     async def sleep(self, api: Api, request: ModelRequest) -> None:
-        await api.tell("POST", SLEEP, SLEEP_BOUND_S)
+        await api.tell("POST", DISCARD if request.sleep == "discard" else SLEEP, SLEEP_BOUND_S)
         await _check(api, asleep=True)
 
     async def wake(self, api: Api, request: ModelRequest) -> None:
-        await api.tell("POST", WAKE, SLEEP_BOUND_S)
+        if request.sleep == "discard":
+            await _refill(api)
+        else:
+            await api.tell("POST", WAKE, SLEEP_BOUND_S)
         await _check(api, asleep=False)
 
 
@@ -102,6 +115,19 @@ class VllmBackend(EngineBackend):
 
     def __init__(self) -> None:
         super().__init__(VllmAdapter())
+
+
+async def _refill(api: Api) -> None:
+    """Wake it from level 2. Raises ``Broken`` once anything was done: it is neither asleep nor awake then."""
+    (first, nothing), *more = REFILL
+    await api.tell("POST", first, SLEEP_BOUND_S, nothing)
+    for path, body in more:
+        try:
+            await api.tell("POST", path, REFILL_BOUND_S, body)
+        except Broken:
+            raise
+        except TaskRouterError as error:
+            raise Broken(f"woken halfway: {error}") from error
 
 
 async def _check(api: Api, *, asleep: bool) -> None:
