@@ -1,15 +1,14 @@
 """Policies by the seconds of loading they cost: on synthetic traffic, and against the offline optimum on small houses.
 
-Requests come one after another, each done before the next, so that all that differs is who was evicted. The optimum
-knows the whole future: dynamic programming over every set that fits.
+Requests come one after another, each done before the next, so that all that differs is who was evicted.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
 
+from bench import optimum
 from bench.measure import Row, show
 from taskrouter.residency import Residency, Settings
 from taskrouter.residency.actions import Load, Preflight, Unload
@@ -70,29 +69,6 @@ def spent(policy: str, sizes: Sequence[int], load_s: Sequence[float], room: int,
     return total
 
 
-def optimum(sizes: Sequence[int], load_s: Sequence[float], room: int, trace: Trace) -> float:
-    """The least that any policy could spend, were the future known."""
-    fits = [
-        frozenset(some)
-        for count in range(len(sizes) + 1)
-        for some in itertools.combinations(range(len(sizes)), count)
-        if sum(sizes[model] for model in some) <= room
-    ]
-    costs = {frozenset[int](): 0.0}
-    for _, model in trace:
-        after: dict[frozenset[int], float] = {}
-        for held, cost in costs.items():
-            if model in held:
-                after[held] = min(after.get(held, cost), cost)
-                continue
-            for keep in fits:
-                if model in keep and keep - {model} <= held:
-                    paid = cost + load_s[model]
-                    after[keep] = min(after.get(keep, paid), paid)
-        costs = after
-    return min(costs.values())
-
-
 CASES = [
     ("10 models, Zipf 1.1, 24 GiB", 10, 1.1, 20.0, 0, 24),
     ("10 models, Zipf 1.5, 24 GiB", 10, 1.5, 10.0, 0, 24),
@@ -122,7 +98,7 @@ async def main() -> None:
         room = max(*sizes, sum(sizes) // 2)
         for policy in ("lru", "cost_aware"):
             least[policy] += spent(policy, sizes, load_s, room, trace)
-        least["optimum"] += optimum(sizes, load_s, room, trace)
+        least["optimum"] += optimum.least(sizes, load_s, room, [model for _, model in trace])
     small = [
         Row(f"{policy}: 40 houses of 6 models, 120 requests each", least[policy], "s", "offline optimum",
             least["optimum"], "")
