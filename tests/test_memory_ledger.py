@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from taskrouter.memory import ledger as ledger_module
-from taskrouter.memory.ledger import FootprintLedger, default_path
+from taskrouter.memory.ledger import FootprintLedger, Remembered, default_path
 from taskrouter.types import Footprint, ModelKey
 
 KEY = ModelKey("qwen#1f0c")
@@ -43,6 +43,14 @@ def test_a_measurement_is_remembered_for_its_kind_of_device(ledger: FootprintLed
     assert sorted(path.name for path in ledger.path.parent.iterdir()) == ["footprints.json", "footprints.json.lock"]
 
 
+def test_how_long_its_loads_took_is_remembered_beside_it(ledger: FootprintLedger) -> None:
+    ledger.put(KEY, "cpu", Footprint(5), 12.3456)
+    assert ledger.find(KEY, "cpu") == Remembered(Footprint(5), 12.346)
+    ledger.put(KEY, "cpu", Footprint(5))
+    assert ledger.find(KEY, "cpu") == Remembered(Footprint(5), None)
+    assert ledger.find(KEY, "NVIDIA T4") is None
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -53,6 +61,9 @@ def test_a_measurement_is_remembered_for_its_kind_of_device(ledger: FootprintLed
         '{"version": 2, "footprints": {}}',
         '{"version": 1, "footprints": {"a": {"cpu": {"device_bytes": -1, "ram_bytes": 0}}}}',
         '{"version": 1, "footprints": {"a": {"cpu": {"device_bytes": "9", "ram_bytes": 0}}}}',
+        '{"version": 1, "footprints": {"a": {"cpu": {"device_bytes": 9, "ram_bytes": 0, "load_s": -1}}}}',
+        '{"version": 1, "footprints": {"a": {"cpu": {"device_bytes": 9, "ram_bytes": 0, "load_s": "1"}}}}',
+        '{"version": 1, "footprints": {"a": {"cpu": {"device_bytes": 9, "ram_bytes": 0, "load_s": Infinity}}}}',
         "[" * 100_000,
         "\x80",
     ],

@@ -25,14 +25,15 @@ OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 @dataclass(slots=True)
 class Needs:
-    """Bytes and where they come from (``estimated``, ``measured``); models that can't be loaded; models not known; and
-    what those that were checked can do.
+    """Bytes and where they come from (``estimated``, ``measured``); models that can't be loaded; models not known;
+    what those that were checked can do; and the seconds that loads took here.
     """
 
     known: dict[ModelKey, tuple[int, str]] = field(default_factory=dict)
     barred: dict[ModelKey, str] = field(default_factory=dict)
     unknown: dict[ModelKey, str] = field(default_factory=dict)
     verbs: dict[ModelKey, frozenset[str]] = field(default_factory=dict)
+    load_s: dict[ModelKey, float] = field(default_factory=dict)
 
 
 async def find_needs(
@@ -62,7 +63,9 @@ async def find_needs(
                 where[key] = str(error)
             measured = await machine.remembered(key)
             if measured is not None and not (elsewhere and key in needs.known):
-                needs.known[key] = (measured.device_bytes, "measured")
+                needs.known[key] = (measured.need.device_bytes, "measured")
+            if measured is not None and measured.load_s is not None and not elsewhere:
+                needs.load_s[key] = measured.load_s
             if key not in needs.known and key not in needs.barred:
                 needs.unknown.setdefault(key, "its backend can't tell it; write vram_gb")
 

@@ -92,6 +92,7 @@ def _house(catalog: Catalog, registry: Registry, machine: Machine, needs: Needs)
         warm=tuple(task.task_name for task in warm),
         after=_after(catalog, tasks),
         patience_s=PATIENCE_S,
+        load_s=needs.load_s,
     )
     unsized = tuple(f"{use.task}/{use.option}" for use in every
                     if use.request.key in specs and not specs[use.request.key].need.device_bytes)  # fmt: skip

@@ -69,7 +69,7 @@ def _assumed(found: Rehearsal, source: Source) -> list[str]:
     """What the figures rest on."""
     said = [
         "a load takes its backend's start time and its bytes at 0.5 GiB/s, a wake 0.2 s and its bytes at 4 GiB/s, an "
-        "unload 1 s: what was measured on your machine may differ, the ratios less",
+        "unload 1 s: what is measured on a machine may differ, the ratios less",
         "requests go to the selected option; one that is external takes no memory",
     ]
     if source.trace is None:
@@ -78,6 +78,9 @@ def _assumed(found: Rehearsal, source: Source) -> list[str]:
         said.append(f"a request uses its model for its written tokens at {source.tokens_per_s:g} a second")
     else:
         said.append(f"where the trace doesn't say, a request uses its model for {source.hold_s:g} s (--hold)")
+    if found.house.load_s:
+        measured = (spec.label for spec in found.house.models if spec.key in found.house.load_s)
+        said.insert(1, f"loads of these take what they took on this machine: {', '.join(measured)}")
     if found.unsized:
         said.append(f"these take no memory, as their need isn't known (write vram_gb): {', '.join(found.unsized)}")
     return said

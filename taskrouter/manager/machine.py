@@ -9,7 +9,7 @@ from typing import Protocol
 
 from taskrouter.memory.devices import DeviceInfo, discover, observe
 from taskrouter.memory.gpu_lock import GpuLock, gpu_lock
-from taskrouter.memory.ledger import FootprintLedger
+from taskrouter.memory.ledger import FootprintLedger, Remembered
 from taskrouter.types import CPU, DeviceId, DeviceReading, Footprint, ModelKey
 
 
@@ -29,11 +29,11 @@ class Machine(Protocol):
     async def take(self, placements: Iterable[tuple[DeviceId, ...]]) -> None:
         """Make these GPUs ours before the first load there; raises ``DeviceInUse``."""
 
-    async def remembered(self, key: ModelKey) -> Footprint | None:
-        """What this model was measured to take here."""
+    async def remembered(self, key: ModelKey) -> Remembered | None:
+        """What this model was measured to take here, and how long its loads took."""
 
-    async def remember(self, key: ModelKey, measured: Footprint) -> None:
-        """Keep a measurement."""
+    async def remember(self, key: ModelKey, measured: Footprint, load_s: float) -> None:
+        """Keep a measurement, and the seconds that its loads take by now."""
 
     def close(self) -> None:
         """Give the GPUs back."""
@@ -68,11 +68,11 @@ class ThisMachine:
             if info.id in wanted and info.uuid and info.uuid not in self._locks:
                 self._locks[info.uuid] = gpu_lock(info.uuid)
 
-    async def remembered(self, key: ModelKey) -> Footprint | None:
-        return await asyncio.to_thread(self._ledger.get, key, self._kind)
+    async def remembered(self, key: ModelKey) -> Remembered | None:
+        return await asyncio.to_thread(self._ledger.find, key, self._kind)
 
-    async def remember(self, key: ModelKey, measured: Footprint) -> None:
-        await asyncio.to_thread(self._ledger.put, key, self._kind, measured)
+    async def remember(self, key: ModelKey, measured: Footprint, load_s: float) -> None:
+        await asyncio.to_thread(self._ledger.put, key, self._kind, measured, load_s)
 
     def close(self) -> None:
         for lock in self._locks.values():
@@ -95,10 +95,10 @@ class StillMachine:
     async def take(self, placements: Iterable[tuple[DeviceId, ...]]) -> None:
         return None
 
-    async def remembered(self, key: ModelKey) -> Footprint | None:
+    async def remembered(self, key: ModelKey) -> Remembered | None:
         return None
 
-    async def remember(self, key: ModelKey, measured: Footprint) -> None:
+    async def remember(self, key: ModelKey, measured: Footprint, load_s: float) -> None:
         return None
 
     def close(self) -> None:

@@ -90,10 +90,10 @@ class Performer(Posting):
     async def _preflight(self, action: Preflight) -> None:
         event: Event = PreflightFailed(action.key, action.generation, errors.ManagerClosed("the manager was stopped"))
         try:
-            need = await self._check(self.requests[action.key])
+            need, load_s = await self._check(self.requests[action.key])
             await self.observe()
             self._refuse_unable(action.key)
-            event = Preflighted(action.key, action.generation, need)
+            event = Preflighted(action.key, action.generation, need, load_s)
         except Exception as error:  # noqa: BLE001  (every action ends in an event)
             event = PreflightFailed(action.key, action.generation, error)
         finally:
@@ -109,14 +109,17 @@ class Performer(Posting):
                 waiter.future.set_exception(error)
                 self.post(GiveUp(ticket))
 
-    async def _check(self, request: ModelRequest) -> Footprint | None:
-        """Check that a model can be loaded; answers its best known footprint, measured before estimated."""
+    async def _check(self, request: ModelRequest) -> tuple[Footprint | None, float | None]:
+        """Check that a model can be loaded; answers its best known footprint, measured before estimated, and how long
+        its loads took.
+        """
         found = await self.registry.get(request.framework).preflight(request)
         self.known[request.key] = found
         if found.verbs:
             self.verbs[request.key] = found.verbs
         await self.machine.take(self.core.placements(request.key))
-        return await self.machine.remembered(request.key) or found.need
+        known = await self.machine.remembered(request.key)
+        return (found.need, None) if known is None else (known.need, known.load_s)
 
     async def observe(self) -> None:
         """Look at the devices and tell the core; a reading that fails keeps the last one."""
@@ -174,7 +177,10 @@ class Performer(Posting):
             self.spans.loaded(key, failure, None)
             self.post(LoadFailed(key, generation, failure, isinstance(failure, errors.OutOfMemory)))
         else:
-            self.post(self._moved_in(request, generation, load))
+            event = self._moved_in(request, generation, load)
+            self.post(event)
+            if event.measured is not None:
+                self.spawn(self.machine.remember(key, event.measured, self.core.status(key).load_s))
         if self.core.status(key).state not in (State.DRAINING, State.UNLOADING):
             # It isn't there, or somebody asked for it again after it was to go.
             self._moved_out(key)
@@ -206,8 +212,6 @@ class Performer(Posting):
             logger.exception("%s: its backend can't say what it measured; the books keep the estimate", request.label)
         resident.watcher = self.spawn(self._watch(resident), name=f"watch {request.key}")
         self.spans.loaded(request.key, None, measured)
-        if measured is not None:
-            self.spawn(self.machine.remember(request.key, measured))
         return Loaded(request.key, generation, measured)
 
     async def _watch(self, resident: Resident) -> None:

@@ -1,4 +1,4 @@
-"""Measured footprints, remembered on disk: what a model took last time is the best estimate of what it takes.
+"""Measured footprints and load times, remembered on disk: what a model took last time is the best estimate.
 
 One JSON file in the user's cache, written whole and renamed into place, under an flock so that two processes don't lose
 each other's entries. It is a cache: a file that can't be read is ignored and rewritten, a full disk is logged. Nothing
@@ -14,8 +14,10 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from taskrouter.types import Footprint, ModelKey
 
@@ -26,6 +28,17 @@ MOST_MODELS = 4096
 """Beyond this the models measured longest ago are forgotten."""
 
 
+Entries: TypeAlias = dict[str, dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a model took on this kind of device, and the seconds that its loads took (a moving average), if known."""
+
+    need: Footprint
+    load_s: float | None = None
+
+
 class FootprintLedger:
     """Footprints by model key and kind of device. Methods do file I/O: call them in a thread."""
 
@@ -34,10 +47,17 @@ class FootprintLedger:
 
     def get(self, key: ModelKey, device_kind: str) -> Footprint | None:
         """What this model was measured to take on this kind of device (``cpu``, ``NVIDIA H100 …``)."""
-        entry = self._read().get(key, {}).get(device_kind)
-        return None if entry is None else Footprint(entry["device_bytes"], entry["ram_bytes"])
+        found = self.find(key, device_kind)
+        return None if found is None else found.need
 
-    def put(self, key: ModelKey, device_kind: str, footprint: Footprint) -> None:
+    def find(self, key: ModelKey, device_kind: str) -> Remembered | None:
+        """The same, with its load time."""
+        entry = self._read().get(key, {}).get(device_kind)
+        if entry is None:
+            return None
+        return Remembered(Footprint(entry["device_bytes"], entry["ram_bytes"]), entry.get("load_s"))
+
+    def put(self, key: ModelKey, device_kind: str, footprint: Footprint, load_s: float | None = None) -> None:
         """Remember a measurement; it replaces the one before."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +65,8 @@ class FootprintLedger:
                 models = self._read()
                 kinds = models.pop(key, {})
                 kinds[device_kind] = {"device_bytes": footprint.device_bytes, "ram_bytes": footprint.ram_bytes}
+                if load_s is not None:
+                    kinds[device_kind]["load_s"] = round(load_s, 3)
                 models[key] = kinds
                 for oldest in list(models)[: max(len(models) - MOST_MODELS, 0)]:
                     del models[oldest]
@@ -52,7 +74,7 @@ class FootprintLedger:
         except OSError as error:
             logger.warning("the measured size of %s could not be kept in %s: %s", key, self.path, error)
 
-    def _read(self) -> dict[str, dict[str, dict[str, int]]]:
+    def _read(self) -> Entries:
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -66,7 +88,7 @@ class FootprintLedger:
             logger.warning("remembered model sizes in %s are damaged and will be rewritten: %s", self.path, error)
             return {}
 
-    def _write(self, models: dict[str, dict[str, dict[str, int]]]) -> None:
+    def _write(self, models: Entries) -> None:
         descriptor, name = tempfile.mkstemp(prefix=self.path.name, dir=self.path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -97,14 +119,19 @@ def default_path() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "taskrouter" / "footprints.json"
 
 
-def _checked(data: Any) -> dict[str, dict[str, dict[str, int]]]:
+def _checked(data: Any) -> Entries:
     if data["version"] != VERSION:
         raise ValueError(f"version {data['version']!r}, not {VERSION}")
-    checked: dict[str, dict[str, dict[str, int]]] = {}
+    checked: Entries = {}
     for key, kinds in data["footprints"].items():
         for kind, entry in kinds.items():
-            sizes = {name: entry[name] for name in ("device_bytes", "ram_bytes")}
+            sizes: dict[str, Any] = {name: entry[name] for name in ("device_bytes", "ram_bytes")}
             if not all(type(size) is int and size >= 0 for size in sizes.values()):
                 raise ValueError(f"{key} on {kind}: {entry!r}")
+            load_s = entry.get("load_s")
+            if load_s is not None:
+                if type(load_s) not in (int, float) or not isfinite(load_s) or load_s < 0:
+                    raise ValueError(f"{key} on {kind}: {entry!r}")
+                sizes["load_s"] = load_s
             checked.setdefault(key, {})[kind] = sizes
     return checked

@@ -109,11 +109,15 @@ class GiveUp:
 
 @message
 class Preflighted:
-    """The model can be loaded as it is written. ``need`` is the best known footprint, ``None``: keep the spec's."""
+    """The model can be loaded as it is written. ``need`` is the best known footprint, ``None``: keep the spec's.
+
+    ``load_s``: the seconds its loads took in an earlier life of this process, where that is known.
+    """
 
     key: ModelKey
     generation: int
     need: Footprint | None = None
+    load_s: float | None = None
 
 
 @message

@@ -43,6 +43,8 @@ class Lifecycle(Requests):
         model.preflighting = False
         if event.need is not None:
             self._learn(model, event.need)
+        if event.load_s is not None and not model.load_measured:
+            model.measured_load(event.load_s)
         if model.want is not None and model.want.phase is Phase.PREFLIGHT:
             model.want.phase = Phase.BLOCKED
             self._dirty = True

@@ -232,7 +232,7 @@ class Simulation:
         return self._counts[self._owners[key]]
 
     def _preflight(self, now: float, action: Preflight) -> None:
-        self._later(now, Preflighted(action.key, action.generation))
+        self._later(now, Preflighted(action.key, action.generation, None, self.house.load_s.get(action.key)))
 
     def _load(self, now: float, action: Load) -> None:
         whose = self._whose(action.key, action.ticket)

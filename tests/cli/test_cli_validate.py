@@ -17,7 +17,7 @@ from taskrouter.config import Catalog, load_catalog
 from taskrouter.errors import BadInput
 from taskrouter.manager import StillMachine, ThisMachine
 from taskrouter.manager.specs import uses
-from taskrouter.memory.ledger import FootprintLedger
+from taskrouter.memory.ledger import FootprintLedger, Remembered
 from taskrouter.types import CPU, GIB, Footprint, ModelRequest
 
 from .stage import FAKE, Cli, write
@@ -169,8 +169,8 @@ def test_devices_are_numbered_in_order_and_ram_is_its_own() -> None:
 class Remembering(StillMachine):
     """A machine that measured everything to take 7 bytes."""
 
-    async def remembered(self, key: object) -> Footprint | None:
-        return Footprint(7)
+    async def remembered(self, key: object) -> Remembered | None:
+        return Remembered(Footprint(7), 4.5)
 
 
 def catalog_of(tmp_path: Path, text: str = FAKE) -> Catalog:
@@ -189,6 +189,7 @@ async def test_a_measurement_counts_before_an_estimate_but_not_on_another_machin
     assert list(here.known.values()) == [(7, "measured")]
     elsewhere = await needs_of(tmp_path, one("framework: fake"), machine, elsewhere=True)
     assert list(elsewhere.known.values()) == [(GIB, "estimated")]
+    assert (list(here.load_s.values()), list(elsewhere.load_s.values())) == ([4.5], [])
 
 
 @pytest.mark.anyio

@@ -20,7 +20,8 @@ from taskrouter import ModelManager, errors
 from taskrouter.manager import ThisMachine
 from taskrouter.manager.blocking import BlockingManager
 from taskrouter.memory.devices import DeviceInfo
-from taskrouter.types import CPU, GIB, DeviceId, DeviceReading
+from taskrouter.memory.ledger import FootprintLedger
+from taskrouter.types import CPU, GIB, DeviceId, DeviceReading, Footprint
 
 from .stage import Stage, play, settle
 
@@ -151,6 +152,25 @@ def test_a_gpu_belongs_to_one_manager_until_that_shuts_down(tmp_path: Path) -> N
         await first.shutdown()
         await second.get_model("a")
         await second.shutdown()
+
+    asyncio.run(main())
+
+
+@pytest.mark.usefixtures("gpu")
+def test_how_long_a_load_took_is_known_after_a_restart(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, {"a": {"vram_gb": 4, "bytes": "4GiB", "load_s": 0.25}})
+    ledger = FootprintLedger()
+
+    async def main() -> None:
+        async with manage(stage) as manager:
+            (key,) = manager.statistics().models
+            ledger.put(key, "Fake GPU", Footprint(4 * GIB), 90.0)
+            await manager.get_model("a")
+            average = manager.statistics().models[key].load_s
+            assert average == pytest.approx(0.8 * 90 + 0.2 * 0.25, abs=0.2)
+        found = ledger.find(key, "Fake GPU")
+        assert found is not None
+        assert found.load_s == pytest.approx(average, abs=0.001)
 
     asyncio.run(main())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.books import State
@@ -22,6 +24,22 @@ def test_what_a_preflight_finds_out_is_what_is_charged(core: CoreFactory) -> Non
     world.acquire(A)
     world.preflight_ok(world.the("preflight", "a"), Footprint(3, 2))
     assert world.performed[-1] == act.Load(A, 1, (GPU0,), {GPU0: 3, CPU: 2}, ev.Reason.REQUEST, TicketId(1))
+
+
+def test_how_long_a_load_took_in_an_earlier_life_counts_until_one_is_measured(core: CoreFactory) -> None:
+    world = Stage(core, spec("a", 8), preflights_pass=False)
+    user = world.acquire(A)
+    assert world.core.status(A).load_s == pytest.approx(2.0)
+    world.preflight_ok(world.the("preflight", "a"), load_s=40.0)
+    assert world.core.status(A).load_s == 40.0
+    world.loaded("a", took=20.0)
+    assert world.core.status(A).load_s == pytest.approx(0.8 * 40 + 0.2 * 20)
+    world.release(user)
+    world.retire("a")
+    world.unloaded("a")
+    world.acquire(A)
+    world.preflight_ok(world.the("preflight", "a"), load_s=1.0)
+    assert world.core.status(A).load_s == pytest.approx(36.0)
 
 
 def test_what_running_out_of_memory_taught_is_not_forgotten_for_a_smaller_estimate(core: CoreFactory) -> None:

@@ -297,12 +297,12 @@ class World:
 
     # --- how jobs end ---------------------------------------------------------------------------------------------
 
-    def preflight_ok(self, job: Job, need: Footprint | None = None) -> None:
+    def preflight_ok(self, job: Job, need: Footprint | None = None, load_s: float | None = None) -> None:
         self.jobs.remove(job)
         self.preflighted.add(job.key)
         if need is not None:
             self._learn(job.key, need)
-        self.send(ev.Preflighted(job.key, job.generation, need))
+        self.send(ev.Preflighted(job.key, job.generation, need, load_s))
 
     def preflight_failed(self, job: Job) -> None:
         self.jobs.remove(job)

@@ -49,6 +49,14 @@ def test_a_cold_start_waits_for_its_load_and_the_next_request_for_nothing() -> N
     assert (report.late, report.decisions, report.policy) == (0, 1, "lru")
 
 
+def test_load_times_that_are_known_are_taken_and_expected() -> None:
+    made = house(model("a", 4), load_s={ModelKey("a"): 90.0})
+    assert of(simulate(made, asks((0, "a"))), "a").load_s == 90.0
+    known = Simulation(made)
+    known.run(asks((0, "a")))
+    assert known.core.status(ModelKey("a")).load_s == 90.0
+
+
 def test_one_that_makes_room_is_unloaded_first() -> None:
     report = simulate(house(model("a", 6), model("b", 6)), asks((0, "a"), (100, "b"), (200, "a")))
     assert of(report, "b").longest_s == 1 + 12
