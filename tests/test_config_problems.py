@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from taskrouter.config import Catalog, Frameworks, parse_catalog
+from taskrouter.config import Catalog, Frameworks, model_request, parse_catalog
 from taskrouter.config.not_yet import NOT_YET
 from taskrouter.config.secrets import looks_secret
 from taskrouter.errors import ConfigError, Problem
@@ -381,11 +381,13 @@ def test_key_its_framework_has_no_use_for_is_a_warning() -> None:
     assert "tasks.a.options.g.pinned" in found
 
 
-@pytest.mark.parametrize(("framework", "idle"), [("fake", True), ("vllm", False)])
+@pytest.mark.parametrize(("framework", "idle"), [("fake", True), ("sglang", True), ("vllm", False)])
 def test_only_vllm_can_drop_its_weights_asleep(framework: str, *, idle: bool) -> None:
     found = warned(task(more=f"g: {{model_id: n, framework: {framework}, sleep: discard}}"))
     said = found.get("tasks.a.options.g.sleep", "")
-    assert ("framework fake can't drop its weights: discard is as auto to it" in said) is idle
+    assert (f"framework {framework} can't drop its weights: discard is as auto to it" in said) is idle
+    catalog = parse(task(more=f"g: {{model_id: n, framework: {framework}, sleep: discard}}"))
+    assert model_request(catalog.tasks["a"], "g", catalog=catalog).sleep == ("auto" if idle else "discard")
 
 
 def test_a_budget_that_an_option_without_a_price_spends_unseen_is_a_warning() -> None:

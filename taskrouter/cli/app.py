@@ -175,17 +175,22 @@ _Made = Annotated[
         metavar="KIND", help="Requests that are made: zipf:1.1, shift, burst, cycle, alternate, storm, rare, huge."
     ),
 ]
-_Requests = Annotated[int, typer.Option(min=1, help="How many requests are made.")]
-_Rate = Annotated[float, typer.Option(min=1e-6, max=1e6, help="Requests a second that are made.")]
+_Requests = Annotated[
+    int | None, typer.Option(min=1, max=10_000_000, help="How many requests are made; default 10,000.")
+]
+_Rate = Annotated[float | None, typer.Option(min=1e-6, max=1e6, help="Requests a second that are made; default 1.")]
 _Hold = Annotated[
     float, typer.Option(min=0, max=1e6, help="Seconds a request uses its model, where the trace doesn't say.")
 ]
-_Seed = Annotated[int, typer.Option(help="Another seed makes another trace of the same kind.")]
+_Seed = Annotated[int | None, typer.Option(help="Another seed makes another trace of the same kind; default 0.")]
 _Map = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="RULE", help="Rows of a CSV to a task: COLUMN=VALUE:TASK, COLUMN>N:TASK, *:TASK."),
 ]
-_Tokens = Annotated[float, typer.Option(min=1e-3, max=1e6, help="Tokens a model writes in a second, for CSVs.")]
+_Tokens = Annotated[
+    float | None,
+    typer.Option(min=1e-3, max=1e6, help="Tokens a model writes in a second, for CSVs; default 50."),
+]
 _Skip = Annotated[bool, typer.Option("--skip-broken", help="Leave out lines that can't be used, and say so.")]
 
 
@@ -195,12 +200,12 @@ def simulate(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=_FILE_HELP)] = None,
     trace: _Trace = None,
     synthetic: _Made = None,
-    requests: _Requests = 10_000,
-    rate: _Rate = 1.0,
+    requests: _Requests = None,
+    rate: _Rate = None,
     hold: _Hold = 0.5,
-    seed: _Seed = 0,
+    seed: _Seed = None,
     rules: _Map = None,
-    tokens_per_s: _Tokens = 50.0,
+    tokens_per_s: _Tokens = None,
     skip_broken: _Skip = False,
     device: _Devices = None,
     policy: Annotated[str | None, typer.Option(help="Another policy than the file's.")] = None,
@@ -228,12 +233,12 @@ def why(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=_FILE_HELP)] = None,
     trace: _Trace = None,
     synthetic: _Made = None,
-    requests: _Requests = 10_000,
-    rate: _Rate = 1.0,
+    requests: _Requests = None,
+    rate: _Rate = None,
     hold: _Hold = 0.5,
-    seed: _Seed = 0,
+    seed: _Seed = None,
     rules: _Map = None,
-    tokens_per_s: _Tokens = 50.0,
+    tokens_per_s: _Tokens = None,
     skip_broken: _Skip = False,
     device: _Devices = None,
     last: Annotated[int, typer.Option(min=1, help="How many decisions, the latest.")] = 20,

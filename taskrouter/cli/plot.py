@@ -47,4 +47,7 @@ def draw(path: Path, reports: Sequence[Report]) -> None:
     axes[-1].legend(loc="lower right")
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix.lower().removeprefix("."))
-    write_whole(path.absolute(), picture.getvalue())
+    try:
+        write_whole(path.absolute(), picture.getvalue())
+    except OSError as error:
+        raise BadInput(f"--plot {path} can't be written: {error.strerror or error}") from error

@@ -19,25 +19,43 @@ from taskrouter.manager.pipelines import PATIENCE_S, behind
 from taskrouter.manager.specs import devices as device_specs
 from taskrouter.manager.specs import model_specs, settings, uses
 from taskrouter.simulate import House, Reading, Request, Served, Trace, read_trace, rule, synthetic
+from taskrouter.simulate.readers import TOKENS_PER_S
+from taskrouter.simulate.synthetic import RATE
 from taskrouter.types import Footprint, ModelKey, ModelSpec
 
+REQUESTS = 10_000
+"""That are made where nobody says how many."""
 LONGEST_LINE = 1 << 20
 """Characters; what is longer is cut into pieces, none of which says anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where requests come from: a trace's file, or a kind that is made."""
+    """Where requests come from: a trace's file, or a kind that is made. ``None``: nothing was said."""
 
     trace: Path | None
     synthetic: str | None
-    requests: int
-    rate: float
+    requests: int | None
+    rate: float | None
     hold_s: float
-    seed: int
+    seed: int | None
     rules: Sequence[str]
-    tokens_per_s: float
+    tokens_per_s: float | None
     skip_broken: bool
+
+    def check(self) -> None:
+        """Raise ``BadInput`` where there is no source, or one that something that was said is not for."""
+        if (self.trace is None) == (self.synthetic is None):
+            raise BadInput("give either --trace FILE or --synthetic KIND, such as zipf:1.1")
+        idle: dict[str, object]
+        if self.synthetic is None:
+            kind, idle = "--synthetic", {"--requests": self.requests, "--rate": self.rate, "--seed": self.seed}
+        else:
+            kind, idle = "--trace", {"--map": self.rules or None, "--tokens-per-s": self.tokens_per_s}
+            idle["--skip-broken"] = self.skip_broken or None
+        for name, value in idle.items():
+            if value is not None:
+                raise BadInput(f"{name} is for {kind}, and means nothing here")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +140,11 @@ def _after(catalog: Catalog, tasks: Mapping[str, Served]) -> dict[str, tuple[tup
 
 def trace_of(source: Source, house: House) -> Trace:
     """The requests. Raises ``BadInput`` for what can't be read, and for broken lines unless they are to be skipped."""
-    if (source.trace is None) == (source.synthetic is None):
-        raise BadInput("give either --trace FILE or --synthetic KIND, such as zipf:1.1")
     if source.synthetic is not None:
         return Trace(tuple(_made(source, source.synthetic, house)))
     assert source.trace is not None
-    how = Reading(frozenset(house.tasks), [rule(text) for text in source.rules], source.hold_s, source.tokens_per_s)
+    rules = [rule(text) for text in source.rules]
+    how = Reading(frozenset(house.tasks), rules, source.hold_s, source.tokens_per_s or TOKENS_PER_S)
     try:
         trace = read_trace(_lines(source.trace), how)
     except OSError as error:
@@ -153,7 +170,10 @@ def _made(source: Source, kind: str, house: House) -> list[Request]:
     if not local:
         raise BadInput("no task of this file selects a local model that could be loaded: there is nothing to rehearse")
     local.sort(key=lambda name: size[house.tasks[name].key or ModelKey("")])
-    return synthetic(kind, local, requests=source.requests, rate=source.rate, hold_s=source.hold_s, seed=source.seed)
+    return synthetic(
+        kind, local, requests=source.requests or REQUESTS, rate=source.rate or RATE, hold_s=source.hold_s,
+        seed=source.seed or 0,
+    )  # fmt: skip
 
 
 def _lines(path: Path) -> Iterator[str]:

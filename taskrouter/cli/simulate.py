@@ -15,6 +15,7 @@ from taskrouter.errors import BadInput
 from taskrouter.residency.policy import POLICIES
 from taskrouter.simulate import House, Report, TaskReport, Trace
 from taskrouter.simulate import simulate as play
+from taskrouter.simulate.readers import TOKENS_PER_S
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,10 +37,15 @@ def simulate(
     """
     if policy is not None and compare is not None:
         raise BadInput("give either --policy or --compare")
-    policies = [name.strip() for name in compare.split(",")] if compare is not None else [policy] if policy else []
+    policies = (
+        [name.strip() for name in compare.split(",")] if compare is not None else [policy] if policy is not None else []
+    )
     for name in policies:
         if name not in POLICIES:
             raise BadInput(f"there is no policy {name!r}; there are {', '.join(POLICIES)}")
+        if policies.count(name) > 1:
+            raise BadInput(f"--compare {compare}: {name} stands there twice")
+    source.check()
     if plot is not None:
         from taskrouter.cli.plot import check_plot
 
@@ -52,10 +58,11 @@ def simulate(
 
         draw(plot, reports)
     late = sum(report.late for report in reports)
+    assumed = _assumed(found, source, devices)
     if as_json:
-        print_json({"ok": not late, "assumed": _assumed(found, source), "reports": list(map(_data, reports))})
+        print_json({"ok": not late, "assumed": assumed, "reports": list(map(_data, reports))})
     else:
-        _print(found, source, trace, reports)
+        _print(found, source, trace, reports, assumed)
     if late:
         note(f"{late} requests were answered past their deadline, which is a fault of taskrouter: report it")
     return Exit.NO if late else Exit.OK
@@ -65,7 +72,7 @@ def _under(house: House, policy: str) -> House:
     return replace(house, settings=replace(house.settings, policy=policy))
 
 
-def _assumed(found: Rehearsal, source: Source) -> list[str]:
+def _assumed(found: Rehearsal, source: Source, devices: Sequence[str]) -> list[str]:
     """What the figures rest on."""
     said = [
         "a load takes its backend's start time and its bytes at 0.5 GiB/s, a wake 0.2 s and its bytes at 4 GiB/s, an "
@@ -75,12 +82,18 @@ def _assumed(found: Rehearsal, source: Source) -> list[str]:
     if source.trace is None:
         said.append(f"a request uses its model for {source.hold_s:g} s on average (--hold)")
     elif source.rules:
-        said.append(f"a request uses its model for its written tokens at {source.tokens_per_s:g} a second")
+        said.append(
+            f"a request uses its model for its written tokens at {source.tokens_per_s or TOKENS_PER_S:g} a second"
+        )
     else:
         said.append(f"where the trace doesn't say, a request uses its model for {source.hold_s:g} s (--hold)")
     if found.house.load_s:
         measured = (spec.label for spec in found.house.models if spec.key in found.house.load_s)
         said.insert(1, f"loads of these take what they took on this machine: {', '.join(measured)}")
+    if not all(spec.traits.keeps_weights for spec in found.house.models):
+        said.insert(1, "who sleeps without its weights reads them at 0.5 GiB/s when it wakes")
+    if devices and not any(item.startswith("cpu=") for item in devices):
+        said.append("there is as much RAM as anybody wants (--device cpu=64GiB says how much there is)")
     if found.unsized:
         said.append(f"these take no memory, as their need isn't known (write vram_gb): {', '.join(found.unsized)}")
     return said
@@ -125,7 +138,7 @@ def _task_data(task: TaskReport) -> dict[str, Any]:
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
-def _print(found: Rehearsal, source: Source, trace: Trace, reports: Sequence[Report]) -> None:
+def _print(found: Rehearsal, source: Source, trace: Trace, reports: Sequence[Report], assumed: Sequence[str]) -> None:
     out = console()
     what = source.synthetic or str(source.trace)
     print(f"{found.catalog.path}: {len(trace.requests):,} requests of {what}")
@@ -139,7 +152,7 @@ def _print(found: Rehearsal, source: Source, trace: Trace, reports: Sequence[Rep
         print()
         out.print(_compared(reports))
     print()
-    for line in _assumed(found, source):
+    for line in assumed:
         print(f"assumed: {line}")
 
 

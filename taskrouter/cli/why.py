@@ -22,6 +22,7 @@ def why(task: str, file: Path | None, source: Source, *, devices: Sequence[str],
 
     Raises ``UnknownTask``, and what reading the file and the trace raises.
     """
+    source.check()
     found = rehearsal(which_file(file), devices)
     task = found.catalog.find(task).task_name
     trace = trace_of(source, found.house)
@@ -47,7 +48,8 @@ def why(task: str, file: Path | None, source: Source, *, devices: Sequence[str],
     for at, text in shown:
         print(f"{_when(at)}  {text}")
     if not shown:
-        print(f"nothing was decided for {task}")
+        refused = found.house.tasks[task].refused
+        print(f"nothing was decided for {task}" + (": its selected option can't be used here" if refused else ""))
     elif len(lines) > len(shown):
         note(f"the last {len(shown)} of {len(lines)}; --last shows more")
     return Exit.OK

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 
 EXTERNAL = "external_api"
 COMMAND = "command"
+KEEP_WEIGHTS = frozenset({"transformers", "pytorch", "fake", "sglang", COMMAND})
+"""Those that can't drop their weights asleep: ``sleep: discard`` is ``auto`` to them."""
 TOLD_CONCURRENCY = frozenset({"vllm", "sglang"})
 """Engines that are started for a number of concurrent requests: it is part of what the model is."""
 BACKENDS_GROUP = "taskrouter.backends"

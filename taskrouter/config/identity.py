@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from taskrouter.config.catalog import Catalog, ModelConfig, TaskConfig
-from taskrouter.config.frameworks import EXTERNAL, TOLD_CONCURRENCY
+from taskrouter.config.frameworks import EXTERNAL, KEEP_WEIGHTS, TOLD_CONCURRENCY
 from taskrouter.config.frozen import thaw
 from taskrouter.config.schema import HANG_TIMEOUT_S
 from taskrouter.config.secrets import show
@@ -50,7 +50,7 @@ def model_request(task: TaskConfig, option_name: str, *, catalog: Catalog) -> Mo
         key=_key(loaded, _beside(option)),
         label=option_name,
         hang_timeout_s=catalog.engines[framework].hang_timeout_s if framework in catalog.engines else HANG_TIMEOUT_S,
-        sleep=option.sleep,
+        sleep="auto" if option.sleep == "discard" and framework in KEEP_WEIGHTS else option.sleep,
         base_dir=catalog.base_dir,
         **loaded,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from taskrouter.config.catalog import Catalog, Unavailable, make_inference, make_tasks
 from taskrouter.config.checks import check
 from taskrouter.config.fill import fill
-from taskrouter.config.frameworks import COMMAND, EXTERNAL, Frameworks
+from taskrouter.config.frameworks import COMMAND, EXTERNAL, KEEP_WEIGHTS, Frameworks
 from taskrouter.config.frozen import thaw
 from taskrouter.config.not_yet import not_yet
 from taskrouter.config.paths import Path
@@ -27,9 +27,6 @@ ONLY_FOR = {
 
 NOT_FOR = {"env": frozenset({"transformers", "pytorch", "fake", EXTERNAL})}
 """Option keys that mean nothing to some frameworks, and something to all others (plug-ins among them)."""
-
-KEEP_WEIGHTS = frozenset({"transformers", "pytorch", "fake", "sglang", "command"})
-"""Frameworks that can't drop their weights asleep: ``sleep: discard`` is as ``auto`` to them."""
 
 NOT_FOR_EXTERNAL = (
     "revision", "quantization", "dtype", "vram_gb", "ram_gb", "devices", "keep_alive_s", "pinned", "isolation", "sleep",

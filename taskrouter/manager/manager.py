@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -113,9 +113,11 @@ class ModelManager(Reloading):
         """``async with manager.pipeline([task, …])``: these tasks are coming, in this order, from whoever is inside.
 
         While no request waits, the models that are needed next are loaded ahead, into free memory or in place of those
-        needed later, and they are kept. Raises ``UnknownTask``.
+        needed later, and they are kept. Raises ``UnknownTask``, ``BadInput`` for what is no list of names.
         """
         performer = self.enter()
+        if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+            raise errors.BadInput(f"pipeline() takes a list of tasks, such as ['{tasks}'], not {type(tasks).__name__}")
         names = [self._task(task).task_name for task in tasks]
         if performer.pipelines is None:
             performer.pipelines = self._pipelines(performer)
@@ -130,7 +132,8 @@ class ModelManager(Reloading):
         order = ", then ".join(order_of(task))
         lines = [f"{task.task_name} asks {order}; when_cold: {task.when_cold}"]
         latest = self.router.latest.get(task.task_name, ()) if self.performer is not None else ()
-        lines += [told(at, ended) for at, ended in latest] or ["no request was routed yet"]
+        routed = bool(task.fallback) or task.get_selected_config().is_external
+        lines += [told(at, ended) for at, ended in latest] or ["no request was routed yet"] * routed
         if self.performer is not None:
             keys = {self._keys.get((task.task_name, name)) for name in task.options}
             lines += decided(self._core, keys & self._specs_known, self.performer.time())

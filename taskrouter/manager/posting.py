@@ -157,9 +157,9 @@ class Posting:
                 self.post(GiveUp(ticket))
             if traced:
                 self.spans.waited(ticket, error, waited_s=self.time() - since)
-            if recorder is not None:
-                refused = isinstance(error, errors.TaskRouterError)
-                recorder.refused(event, since, task, option, "refused" if refused else "gave_up")
+            # A try of a request that other options may answer is no end of it.
+            if recorder is not None and event.arrival is None and not event.background:
+                recorder.unanswered(since, task, option, event.priority, error)
             raise
         if traced:
             self.spans.waited(ticket, None, waited_s=self.time() - since)

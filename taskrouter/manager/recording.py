@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from taskrouter.errors import TaskRouterError
 from taskrouter.residency import Residency
 from taskrouter.residency.decisions import Decided
 from taskrouter.residency.events import Acquire
@@ -67,10 +68,10 @@ class Recorder:
             else:
                 self.lost += 1
 
-    def refused(self, event: Acquire, arrival: float, task: str, option: str, outcome: str) -> None:
-        """A request ended without a lease. A try of a request that may be answered by other options is no such end."""
-        if event.arrival is None and not event.background:
-            self._add((arrival, task, option, event.priority, outcome))
+    def unanswered(self, arrival: float, task: str, option: str, priority: int, error: BaseException) -> None:
+        """A request ended without a lease: it was refused, or its caller gave up."""
+        outcome = "refused" if isinstance(error, TaskRouterError) else "gave_up"
+        self._add((arrival, task, option, priority, outcome))
 
     def watch(self) -> None:
         """Take over what the core has decided meanwhile."""

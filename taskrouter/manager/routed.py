@@ -112,7 +112,7 @@ class Router:
         if first is not None and first.selected == task.selected:
             way.failed.update(self._waited_in_vain(task, first))
         raised: dict[str, Exception] = {}
-        held = inside
+        held = taken = inside
         try:
             while True:
                 now = performer.time()
@@ -167,8 +167,12 @@ class Router:
                             taken.target.attributes, passed=[str(each) for each in way.passed] or None
                         )
                         return answer
-        except errors.NoOptionLeft as error:
-            self._told(task, way, str(error))
+        except BaseException as error:
+            if isinstance(error, errors.NoOptionLeft):
+                self._told(task, way, str(error))
+            if performer.recorder is not None and taken is None and not task.get_selected_config().is_external:
+                kept = task.priority if priority is None else priority
+                performer.recorder.unanswered(arrival, task.task_name, task.selected, kept, error)
             raise
         finally:
             routing.left(way)

@@ -261,7 +261,8 @@ class Lifecycle(Requests):
                 self._accounts[device].promised += amount
             want.sources.discard(model)
         model.charges = {}
-        model.configure(model.spec)  # a need that was lowered meanwhile counts now
+        model.configure(model.spec)  # a need that was lowered meanwhile counts now, and how it is to sleep
+        self._let_sleep(model)
         model.devices = ()
         model.loaded_at = None
         model.state = State.DISK

@@ -13,6 +13,8 @@ from taskrouter.types import CPU, GIB, MIB, DeviceId
 if TYPE_CHECKING:
     from taskrouter.residency.store import Store
 
+COMING = (State.LOADING, State.PROMOTING, State.STUCK)
+
 
 def size(amount: int) -> str:
     """Bytes for people: ``6.2 GiB``, ``14.0 MiB``."""
@@ -121,7 +123,11 @@ def deadline(core: Store, model: Model, waited: float, now: float) -> Refusal:
                 f"lately was evicted to make {room} of room"
             )
         else:
-            doing = f"it waits for {room} of room; {'in use: ' + names if names else 'older requests come first'}"
+            coming = ", ".join(other.spec.label for other in core.resident_models() if other.state in COMING)
+            what = (
+                f"in use: {names}" if names else f"on its way in: {coming}" if coming else "older requests come first"
+            )
+            doing = f"it waits for {room} of room; {what}"
     text = f"{label} was not ready after {waited:.1f} s: {doing}. Ask again later, or allow more time."
     return Refusal(Reason.DEADLINE, model.key, text, retry_after_s=retry)
 

@@ -10,7 +10,7 @@ from math import inf
 from taskrouter.residency.actions import Why
 from taskrouter.residency.books import MODEL_SLOTS, State
 from taskrouter.residency.events import Acquire
-from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId, Traits
+from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId
 
 LEASE_PRIOR_S = 1.0
 WAKE_PRIOR_S, COPY_BYTES_PER_S = 0.2, 4 * GIB
@@ -27,9 +27,9 @@ ALPHA = 0.2
 """Weight of the newest sample in the moving averages of lease, load and unload seconds."""
 
 
-def wake_prior_s(traits: Traits, device_bytes: int) -> float:
+def wake_prior_s(device_bytes: int, *, keeps_weights: bool) -> float:
     """Seconds of a wake that was never measured: the weights come over the bus, or are read anew."""
-    return WAKE_PRIOR_S + device_bytes / (COPY_BYTES_PER_S if traits.keeps_weights else READ_BYTES_PER_S)
+    return WAKE_PRIOR_S + device_bytes / (COPY_BYTES_PER_S if keeps_weights else READ_BYTES_PER_S)
 
 
 class Ticket:
@@ -100,6 +100,7 @@ class Model:
         "background",
         "bed",
         "brought_s",
+        "can_sleep",
         "cancelling",
         "charges",
         "claims",
@@ -114,6 +115,7 @@ class Model:
         "holders",
         "idle_since",
         "keep_alive_armed",
+        "keeps_weights",
         "last_claim",
         "last_used",
         "learned",
@@ -183,6 +185,8 @@ class Model:
         self.back_s = LEAST_S
         self.load_measured = False
         self.brought_s = 0.0
+        self.can_sleep = spec.traits.can_sleep
+        self.keeps_weights = spec.traits.keeps_weights
         self.sleeps = False
         self.sleep_bytes = 0
         self.sleep_measured = False
@@ -207,8 +211,16 @@ class Model:
         self.configure(spec)
 
     def configure(self, spec: ModelSpec) -> None:
-        """Take over what isn't part of the model's identity."""
+        """Take over what isn't part of the model's identity.
+
+        How it sleeps was decided when it was started: one that is loaded may only be told not to any more.
+        """
         self.spec = spec
+        loaded = bool(self.charges)
+        self.can_sleep = spec.traits.can_sleep and (self.can_sleep or not loaded)
+        if not loaded and self.keeps_weights != spec.traits.keeps_weights:
+            self.keeps_weights = spec.traits.keeps_weights
+            self.sleep_measured = self.wake_measured = False
         self.slots = spec.slots if spec.slots is not None else spec.traits.slots
         if not (self.learned or self.oom_grown or self.charges):
             self.need = spec.need
@@ -323,8 +335,8 @@ class Model:
         if not self.load_measured:
             self.load_s = self.spec.traits.start_s + self.need.device_bytes / READ_BYTES_PER_S
         if not self.wake_measured:
-            self.wake_s = wake_prior_s(self.spec.traits, self.need.device_bytes)
-        if not self.sleep_measured and not self.spec.traits.keeps_weights:
+            self.wake_s = wake_prior_s(self.need.device_bytes, keeps_weights=self.keeps_weights)
+        if not self.sleep_measured and not self.keeps_weights:
             self.sleep_bytes = self.need.ram_bytes
         elif not self.sleep_measured:
             spanned = max(map(len, self.spec.placements), default=1)

@@ -157,6 +157,8 @@ class Scheduling(Sleeping):
             model = self._models.get(key)
             if model is None or model.want is not None or model.state not in (State.DISK, State.HOST):
                 continue
+            if model.state is State.HOST and not model.keeps_weights:
+                continue  # A wake can't be called off, and this one takes as long as a load.
             if model.failures or key in self._hints.barred or model.retiring or model.removed:
                 continue
             probe = Want(model)

@@ -73,13 +73,16 @@ class Store:
             model = self._models[spec.key] = Model(spec)
         else:
             model.configure(spec)
-        model.sleeps = spec.traits.can_sleep and self.settings.host_budget > 0 and CPU in self._accounts
+        self._let_sleep(model)
         model.expect_back()
         if spec.priority:
             self._plans.priorities_differ = True
         if spec.pinned:
             self._plans.some_stay = True
         return model
+
+    def _let_sleep(self, model: Model) -> None:
+        model.sleeps = model.can_sleep and self.settings.host_budget > 0 and CPU in self._accounts
 
     @property
     def _counts_models(self) -> bool:

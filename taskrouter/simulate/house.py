@@ -55,11 +55,13 @@ class Durations:
     """Seconds that one model takes to be loaded, to wake, and to fall asleep; its unload takes ``UNLOAD_S``.
 
     The priors are the core's (``residency/records.py``): the backend's start time and its bytes at 0.5 GiB/s; awake 0.2
-    s and its bytes at 4 GiB/s (at 0.5, where it keeps no weights), and falling asleep as long.
+    s and its bytes at 4 GiB/s (at 0.5, where it keeps no weights), and falling asleep as
+    long as a copy takes, or, without its weights, an unload.
     """
 
     load_s: float
     wake_s: float
+    sleep_s: float
 
 
 UNLOAD_S = UNLOAD_PRIOR_S
@@ -70,7 +72,8 @@ def durations(house: House) -> dict[ModelKey, Durations]:
     return {
         spec.key: Durations(
             house.load_s.get(spec.key, spec.traits.start_s + spec.need.device_bytes / READ_BYTES_PER_S),
-            wake_prior_s(spec.traits, spec.need.device_bytes),
+            wake := wake_prior_s(spec.need.device_bytes, keeps_weights=spec.traits.keeps_weights),
+            wake if spec.traits.keeps_weights else UNLOAD_S,
         )
         for spec in house.models
     }

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import isfinite
+from math import isfinite, nan
 from operator import eq, ge, gt, le, lt
 from typing import Any
 
@@ -64,9 +64,11 @@ def rule(text: str) -> Rule:
     column, op, value, task = found["column"], found["op"] or "=", found["value"] or "", found["task"].strip()
     if op != "=":
         try:
-            float(value)
+            number = float(value)
         except ValueError:
-            raise BadInput(f"--map {text}: {value!r} is no number to compare {column} with") from None
+            number = nan
+        if not isfinite(number):
+            raise BadInput(f"--map {text}: {value!r} is no number to compare {column} with")
     return Rule(task, (column or "").strip(), op, value)
 
 
@@ -87,11 +89,14 @@ def read_trace(lines: Iterable[str], how: Reading) -> Trace:
     their number; what comes of that is for the caller to say.
     """
     numbered = enumerate(lines, 1)
-    for number, line in numbered:
+    for number, whole in numbered:
+        line = whole.removeprefix("\ufeff")
         if not line.strip():
             continue
         first = (number, line)
         if line.lstrip().startswith("{"):
+            if how.rules:
+                raise BadInput("--map is for CSVs: each line of this trace names its task")
             return _collected(_jsonl(chain([first], numbered), how))
         return _collected(_csv(first, numbered, how))
     raise BadInput("the trace is empty: it has no line that says anything")
@@ -114,6 +119,7 @@ def _collected(found: Iterator[Request | Told | Broken]) -> Trace:
     requests.sort(key=lambda request: request.at)
     origin = requests[0].at if requests else 0.0
     shifted = tuple(Request(each.at - origin, each.task, each.hold_s, each.priority) for each in requests)
+    told.sort(key=lambda each: each.at)  # of several processes that share a file each wrote its own in turn
     return Trace(shifted, tuple(told), origin, tuple(broken), count)
 
 
@@ -126,7 +132,7 @@ def _jsonl(lines: Iterable[tuple[int, str]], how: Reading) -> Iterator[Request |
             continue
         try:
             yield _record(json.loads(line), how)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             why = "it is no JSON" if isinstance(error, json.JSONDecodeError) else str(error)
             yield Broken(number, why)
 
@@ -139,10 +145,13 @@ def _record(data: Any, how: Reading) -> Request | Told:
     if decided is not None:
         if not isinstance(decided, dict) or not isinstance(decided.get("text"), str):
             raise ValueError("decided has no text")
-        return Told(at, tuple(map(str, decided.get("tasks") or ())), decided["text"])
+        tasks = decided.get("tasks") or []
+        if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+            raise ValueError("decided.tasks is no list of tasks")
+        return Told(at, tuple(tasks), decided["text"])
     priority = data.get("priority")
-    if priority is not None and (not isinstance(priority, int) or isinstance(priority, bool)):
-        raise ValueError("priority is no whole number")
+    if priority is not None and (type(priority) is not int or abs(priority) > 1000):
+        raise ValueError("priority is no whole number from -1000 to 1000")
     return Request(at, _task(data.get("task"), how), _number(data, "hold_s", how.hold_s, least=0.0), priority)
 
 
@@ -169,7 +178,12 @@ def _number(data: Mapping[str, Any], name: str, default: float | None, *, least:
 
 
 def _csv(first: tuple[int, str], lines: Iterable[tuple[int, str]], how: Reading) -> Iterator[Request | Told | Broken]:
-    header = [name.strip().lstrip("\ufeff") for name in next(csv.reader([first[1]]))]
+    try:
+        header = [name.strip() for name in next(csv.reader([first[1]]))]
+    except csv.Error as error:
+        raise BadInput(f"the trace's first line is neither JSON nor a CSV's header: {error}") from error
+    if twice := next((name for name in header if name and header.count(name) > 1), None):
+        raise BadInput(f"the trace's header names {twice!r} twice")
     time = next((name for name in TIME if name in header), None)
     written = next((name for name in WRITTEN if name in header), None)
     if time is None or written is None:
@@ -188,8 +202,10 @@ def _csv(first: tuple[int, str], lines: Iterable[tuple[int, str]], how: Reading)
         if not line.strip():
             continue
         try:
-            row = dict(zip(header, next(csv.reader([line], strict=True)), strict=True))
-            yield _row(row, time, written, how)
+            cells = next(csv.reader([line], strict=True))
+            if len(cells) != len(header):
+                raise ValueError(f"it has {len(cells)} columns, the header {len(header)}")
+            yield _row(dict(zip(header, cells, strict=True)), time, written, how)
         except (ValueError, csv.Error) as error:
             yield Broken(number, str(error))
 
@@ -214,6 +230,8 @@ def _instant(text: str) -> float:
             raise ValueError(f"{text!r} is no time")
         return seconds
     year, month, day, hour, minute, second = map(int, found.groups()[:6])
-    if not 1 <= month <= 12 or not 1 <= day <= calendar.monthrange(year, month)[1] or hour > 23 or minute > 59:
+    if not 1 <= month <= 12 or not 1 <= day <= calendar.monthrange(year, month)[1]:
+        raise ValueError(f"{text!r} is no time")
+    if hour > 23 or minute > 59 or second > 60:  # leap seconds are written so
         raise ValueError(f"{text!r} is no time")
     return calendar.timegm((year, month, day, hour, minute, second)) + float(found[7] or 0.0)

@@ -255,7 +255,7 @@ class Simulation:
         count.sleeps += 1
         count.evictions += action.why.reason in FREED_BY_ROOM
         asleep = Demoted(action.key, action.generation, action.ram_bytes)
-        self._later(now + self._takes[action.key].wake_s, asleep)
+        self._later(now + self._takes[action.key].sleep_s, asleep)
 
     def _promote(self, now: float, action: Promote) -> None:
         whose = self._whose(action.key, action.ticket)

@@ -112,6 +112,15 @@ def test_a_public_csv_is_mapped_to_tasks(tmp_path: Path, cli: Cli) -> None:
         (("--synthetic", "cycle", "--policy", "mru"), "there is no policy 'mru'; there are lru, cost_aware"),
         (("--synthetic", "cycle", "--compare", "lru,"), "there is no policy ''"),
         (("--synthetic", "cycle", "--policy", "lru", "--compare", "lru,lru"), "give either --policy or --compare"),
+        (("--synthetic", "cycle", "--policy", ""), "there is no policy ''"),
+        (("--synthetic", "cycle", "--compare", "lru,lru"), "lru stands there twice"),
+        (("--synthetic", "cycle", "--requests", "1000000000000"), "--requests"),
+        (("--synthetic", "cycle", "--map", "*:a"), "--map is for --trace"),
+        (("--synthetic", "cycle", "--skip-broken"), "--skip-broken is for --trace"),
+        (("--synthetic", "cycle", "--tokens-per-s", "5"), "--tokens-per-s is for --trace"),
+        (("--trace", "x", "--requests", "5"), "--requests is for --synthetic"),
+        (("--trace", "x", "--map", "ContextTokens>nan:a"), "no number to compare"),
+        (("--synthetic", "cycle", "--plot", "/proc/x.png"), "--plot /proc/x.png can't be written"),
         (("--synthetic", "cycle", "--hold", "inf"), "--hold"),
         (("--synthetic", "cycle", "--rate", "nan"), "--rate"),
         (("--synthetic", "cycle", "--device", "many"), "--device many"),
@@ -216,7 +225,7 @@ def test_a_recorded_time_is_told_as_a_date(tmp_path: Path, cli: Cli) -> None:
     told = {"decided": {"text": "a got 1 GiB", "tasks": ["a"]}}
     path = trace(tmp_path, {"at": 1795711331.068, **told}, {"at": 12.5, **told})
     found = cli("why", "a", str(write(tmp_path, FILE)), *CARD, "--trace", str(path))
-    recorded, other = found.out.splitlines()
+    other, recorded = found.out.splitlines()
     when, text = recorded.split("  ")
     assert (datetime.fromisoformat(when).timestamp(), text) == (1795711331.068, "a got 1 GiB")
     assert other == "      12.500 s  a got 1 GiB"

@@ -103,6 +103,29 @@ def test_of_a_request_with_a_fallback_the_option_that_answered_is_recorded(tmp_p
     assert [(line["option"], line["outcome"]) for line in lines(tmp_path) if "task" in line] == [("small", "answered")]
 
 
+def test_one_that_no_option_could_answer_is_one_request_that_was_refused(tmp_path: Path) -> None:
+    options = {"big": option("big", vram_gb=99), "huge": option("huge", vram_gb=98)}
+    task = {"selected": "big", "fallback": ["huge"], "options": options, "priority": 3}
+
+    async def main(stage: Stage) -> None:
+        with pytest.raises(errors.NoOptionLeft):
+            await lease(stage, "t")
+        waiting = spawn(lease(stage, "slow"))
+        await settle()
+        waiting.cancel()
+        await settle()
+        await lease(stage, "slow")
+
+    slow = {"selected": "s", "fallback": ["u"], "options": {"s": option("s", load_s=5), "u": option("u", load_s=5)}}
+    play(recording(tmp_path, {"t": task, "slow": slow}), main)
+    asked = [line for line in lines(tmp_path) if "task" in line]
+    assert [(line["task"], line["option"], line["priority"], line["outcome"]) for line in asked] == [
+        ("t", "big", 3, "refused"),
+        ("slow", "s", 0, "gave_up"),
+        ("slow", "s", 0, "answered"),
+    ]
+
+
 def test_without_the_key_nothing_is_written(tmp_path: Path) -> None:
     play(Stage(tmp_path, THREE), lambda stage: lease(stage, "a"))
     assert {file.name for file in tmp_path.iterdir()} == {"models.yaml"}

@@ -10,7 +10,7 @@ from taskrouter.residency import Residency, Settings
 from taskrouter.residency import actions as act
 from taskrouter.residency import events as ev
 from taskrouter.residency.events import Reason
-from taskrouter.types import GIB, DeviceReading, DeviceSpec, ModelKey, ModelSpec, TicketId, Traits
+from taskrouter.types import CPU, GIB, DeviceReading, DeviceSpec, ModelKey, ModelSpec, TicketId, Traits
 
 from .stage import GPU0, spec
 
@@ -214,3 +214,24 @@ def test_what_is_said_again_decides_nothing_anew() -> None:
     desk.hint(A)
     assert desk.core.handle(ev.Hint("p", (A,), 1e9), now=1) == []
     assert repr(desk.core._hints) == "<Hints 1 models by 1 sources>"
+
+
+def test_who_would_read_its_weights_anew_is_not_woken_ahead() -> None:
+    for keeps in (True, False):
+        light = Traits(can_sleep=True, keeps_weights=keeps, start_s=90.0, cancellable=True)
+        core = Residency(
+            [DeviceSpec(GPU0, 10 * GIB, budget=10 * GIB), DeviceSpec(CPU, 99 * GIB, budget=99 * GIB)],
+            [spec("a", 6 * GIB, traits=light), spec("b", 6 * GIB)],
+            Settings(min_residency_s=0, host_budget=50 * GIB),
+        )
+        for number, key in enumerate((A, B)):
+            core.handle(ev.Acquire(TicketId(number), key, 1e4), now=500 * number)
+            core.handle(ev.Preflighted(key, 1), now=500 * number)
+            if key == B:
+                core.handle(ev.Demoted(A, 1, 6 * GIB), now=500 * number)
+            core.handle(ev.Loaded(key, 1), now=500 * number + 90)
+            core.handle(ev.Release(TicketId(number)), now=500 * number + 90)
+        core.handle(ev.Retire(B), now=1000)
+        core.handle(ev.Unloaded(B, 1), now=1001)
+        woken = [type(action) for action in core.handle(ev.Hint("p", (A,), inf), now=1002)]
+        assert (act.Promote in woken) is keeps

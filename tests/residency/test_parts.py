@@ -308,6 +308,8 @@ def test_a_deadline_of_a_cold_model_says_who_was_in_the_way_or_that_the_time_was
     assert "no time was allowed for loading it" in messages.deadline(core, small, 0.0, 50.0).message
     core.handle(events.Release(TicketId(1)), now=60.0)
     assert "older requests come first" in messages.deadline(core, small, 15.0, 60.0).message
+    core._models[LARGE].state = State.PROMOTING
+    assert "it waits for 4.0 GiB of room; on its way in: large" in messages.deadline(core, small, 15.0, 60.0).message
 
 
 def test_the_core_in_a_line_shows_its_books() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -394,3 +395,25 @@ def test_who_leaves_what_nobody_is_promised_sleeps_again() -> None:
     room.send(ev.Tick(), after=60)
     room.ask(B)
     assert room.state(A) is State.DEMOTING
+
+
+def test_how_one_sleeps_is_decided_when_it_is_started() -> None:
+    """Who reads the file anew may only tell a loaded model not to sleep any more."""
+    keeps, drops, stays = SLEEPS, replace(SLEEPS, keeps_weights=False), Traits(start_s=30.0)
+    for before, after, ram in ((keeps, drops, 6), (drops, keeps, 0), (stays, keeps, None), (keeps, stays, None)):
+        room = Bedroom([spec("a", 6, traits=before), spec("b", 6)])
+        room.use(A)
+        room.send(ev.Reconfigure(spec("a", 6, traits=after)))
+        room.ask(B)
+        (action,) = room.last
+        assert (action.ram_bytes if isinstance(action, act.Demote) else None) == ram
+        if isinstance(action, act.Unload):
+            room.send(ev.Unloaded(A, 1))
+            room.send(ev.Loaded(B, 1), after=20)
+            room.send(ev.Release(TicketId(room.tickets)))
+            room.ask(A)
+            room.send(ev.Unloaded(B, 1))
+            room.send(ev.Loaded(A, 2), after=20)
+            room.send(ev.Release(TicketId(room.tickets)))
+            room.ask(B)
+            assert room.state(A) is (State.DEMOTING if after.can_sleep else State.UNLOADING)

@@ -59,6 +59,11 @@ def test_a_trace_without_requests_begins_at_zero() -> None:
         ('{"at": 1, "task": "a", "hold_s": null}', "hold_s is no number"),
         ('{"at": 1, "task": "a", "priority": 1.5}', "priority is no whole number"),
         ('{"at": 1, "task": "a", "priority": true}', "priority is no whole number"),
+        ('{"at": 1, "task": "a", "priority": 1001}', "priority is no whole number from -1000 to 1000"),
+        ('{"at": 1, "task": "a", "priority": 1%s}' % ("0" * 400), "priority is no whole number"),
+        ('{"at": 1%s, "task": "a"}' % ("0" * 400), "too large"),
+        ('{"at": 1, "decided": {"text": "x", "tasks": 5}}', "decided.tasks is no list of tasks"),
+        ('{"at": 1, "decided": {"text": "x", "tasks": "claims"}}', "decided.tasks is no list of tasks"),
         ('{"at": 1, "decided": "x"}', "decided has no text"),
         ('{"at": 1, "decided": {}}', "decided has no text"),
     ],
@@ -131,7 +136,8 @@ def test_a_row_that_no_rule_fits_is_broken() -> None:
         ("1e300,1,2", "is no time"),
         ("1,1,-2", "no count of tokens"),
         ("1,x,2", "could not convert"),
-        ("1,2", "zip()"),
+        ("1,2", "it has 2 columns, the header 3"),
+        ("2023-02-03 23:59:61,1,2", "is no time"),
         ('1,"2,3', "unexpected end"),
     ],
 )
@@ -140,6 +146,26 @@ def test_a_broken_row_is_told_by_its_number(row: str, why: str) -> None:
     assert trace.requests == (Request(0.0, "a", 1.0),)
     assert trace.broken[0].line == 3
     assert why in trace.broken[0].why
+
+
+def test_a_byte_order_mark_before_the_first_line_is_none_of_it() -> None:
+    assert len(read_trace(["\ufeff" + line for line in lines({"at": 1, "task": "a"})], HOW).requests) == 1
+
+
+def test_decisions_of_several_processes_in_one_file_are_in_the_order_of_their_time() -> None:
+    told = [{"at": at, "decided": {"text": str(at), "tasks": ["a"]}} for at in (3, 1, 2)]
+    assert [each.text for each in read_trace(lines(*told), HOW).told] == ["1", "2", "3"]
+
+
+def test_rules_for_csvs_mean_nothing_to_json() -> None:
+    with pytest.raises(BadInput, match="--map is for CSVs"):
+        read_trace(lines({"at": 1, "task": "a"}), Reading(frozenset("ab"), [rule("*:a")]))
+
+
+@pytest.mark.parametrize("line", ["x" * 200_000, "TIMESTAMP,TIMESTAMP,GeneratedTokens"])
+def test_a_first_line_that_is_no_header_is_refused(line: str) -> None:
+    with pytest.raises(BadInput, match=r"neither JSON nor a CSV's header|names 'TIMESTAMP' twice"):
+        read_trace([line + "\n"], csv("*:a"))
 
 
 @pytest.mark.parametrize(
