@@ -48,7 +48,8 @@ def test_of_what_is_said_of_the_sleep_of_a_shared_model_one_counts_for_all(
     tmp_path: Path, one: str, other: str, counts: str
 ) -> None:
     tasks = {
-        name: {"selected": "x", "options": {"x": option("m", sleep=how)}} for name, how in (("t", one), ("u", other))
+        name: {"selected": "x", "options": {"x": {"model_id": "m", "framework": "vllm", "sleep": how}}}
+        for name, how in (("t", one), ("u", other))
     }
     found = Stage(tmp_path, tasks).manager._uses
     assert [use.request.sleep for use in found] == [counts, counts]
