@@ -305,7 +305,7 @@ MUTANTS = [
     ),
     Mutant(
         "keeps a plan that no longer fits its device",
-        "        self._replan(lambda want: any(n > self._accounts[device].capacity for device, n in want.need.items()),"
+        "        self._replan(lambda want: any(n > self._accounts[device].lasting for device, n in want.need.items()),"
         " now)\n",
         "",
         "cases days",

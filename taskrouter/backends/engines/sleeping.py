@@ -24,6 +24,7 @@ from taskrouter.memory.release import tree_bytes
 from taskrouter.types import GIB, Charges
 
 TOKEN_BOUND_S = 30.0
+OUTPUT_BOUND_S = 1.0
 LOOK_EVERY_S = 0.1
 STILL_LOOKS = 3
 """Memory has come back when so many looks in a row find the same, and less than before."""
@@ -86,6 +87,8 @@ async def _obeyed(
     if isinstance(error, Broken) and not exited.done():
         await asyncio.wait({exited}, timeout=DEATH_BOUND_S)
     if exited.done():
+        # Its last words may still be on their way.
+        await asyncio.to_thread(model.process.output.join, OUTPUT_BOUND_S)
         raise SleepFailed(f"{label} couldn't {what}: {model.death()}") from error
     if done.cancelled():
         raise SleepFailed(f"{label} couldn't {what} within {bound_s or 0:g} s")
