@@ -20,7 +20,7 @@ from taskrouter import ModelManager, errors
 from taskrouter.manager import ThisMachine
 from taskrouter.manager.blocking import BlockingManager
 from taskrouter.memory.devices import DeviceInfo
-from taskrouter.memory.ledger import FootprintLedger
+from taskrouter.memory.ledger import FootprintLedger, Remembered
 from taskrouter.types import CPU, GIB, DeviceId, DeviceReading, Footprint
 
 from .stage import Stage, play, settle
@@ -169,13 +169,12 @@ def test_how_long_a_load_took_is_known_after_a_restart(tmp_path: Path) -> None:
             average = manager.statistics().models[key].load_s
             assert average == pytest.approx(0.8 * 90 + 0.2 * 0.25, abs=0.2)
             # It is written beside the loop.
+            expected = Remembered(Footprint(4 * GIB), round(average, 3))
             for _ in range(1000):
-                found = ledger.find(key, "Fake GPU")
-                assert found is not None
-                if found.load_s != 90.0:
+                if ledger.find(key, "Fake GPU") == expected:
                     break
                 await asyncio.sleep(0.01)
-            assert found.load_s == pytest.approx(average, abs=0.001)
+            assert ledger.find(key, "Fake GPU") == expected
 
     asyncio.run(main())
 
