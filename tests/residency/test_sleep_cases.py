@@ -417,3 +417,13 @@ def test_how_one_sleeps_is_decided_when_it_is_started() -> None:
             room.send(ev.Release(TicketId(room.tickets)))
             room.ask(B)
             assert room.state(A) is (State.DEMOTING if after.can_sleep else State.UNLOADING)
+
+
+def test_one_that_is_not_loaded_is_to_sleep_as_the_file_says_now() -> None:
+    room = Bedroom([spec("a", 6, traits=SLEEPS), spec("b", 6)])
+    room.send(ev.Reconfigure(spec("a", 6, traits=replace(SLEEPS, keeps_weights=False))))
+    room.use(A)
+    room.ask(B)
+    (demote,) = room.last
+    assert isinstance(demote, act.Demote)
+    assert demote.ram_bytes == 0
