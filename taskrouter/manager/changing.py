@@ -135,7 +135,9 @@ class Changing(Bound):
         )  # fmt: skip
 
     async def _replace(self, performer: Performer, task: str, new: Target, old: ModelKey) -> None:
-        event = self._claim(performer, new, None, replaces=None if self._selecting(old) > 1 else old)
+        # With an arrival it is no request of its own to who records those.
+        replaces = None if self._selecting(old) > 1 else old
+        event = self._claim(performer, new, None, replaces=replaces, arrival=performer.time())
         await performer.acquire(event, task=task, option=new.option)
         self._select(performer, task, new.option)
         performer.post(Release(event.ticket))

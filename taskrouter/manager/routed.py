@@ -105,8 +105,7 @@ class Router:
         ``inside``: the caller holds this already, and asks that option only.
         ``work`` owns the ticket from when it is called. Raises what the only option raised, or ``NoOptionLeft``.
         """
-        performer, routing = self._performer, self.routing
-        arrival = performer.time()
+        performer, routing, arrival = self._performer, self.routing, self._performer.time()
         bound = task.max_wait_s if task.max_wait_s is not None else self._manager.inference_config.max_wait_s
         way = Request(arrival + (bound if timeout is None else timeout), task.when_cold, asks=verb is not None)
         if first is not None and first.selected == task.selected:
@@ -337,8 +336,8 @@ class Router:
             self._performer.spawn(self._load(target), name=f"load meanwhile {target.key}")
 
     async def _load(self, target: Target) -> None:
-        performer = self._performer
-        event = Acquire(next(performer.ids), target.key, performer.time() + target.max_wait_s, target.priority, True)
+        performer, now = self._performer, self._performer.time()
+        event = Acquire(next(performer.ids), target.key, now + target.max_wait_s, target.priority, True, now)
         try:
             await performer.acquire(event, task=target.task, option=target.option)
             performer.release(event.ticket)

@@ -216,9 +216,8 @@ class Model:
         How it sleeps was decided when it was started: one that is loaded may only be told not to any more.
         """
         self.spec = spec
-        loaded = bool(self.charges)
-        self.can_sleep = spec.traits.can_sleep and (self.can_sleep or not loaded)
-        if not loaded and self.keeps_weights != spec.traits.keeps_weights:
+        self.can_sleep = spec.traits.can_sleep and (self.can_sleep or not self.charges)
+        if not self.charges and self.keeps_weights != spec.traits.keeps_weights:
             self.keeps_weights = spec.traits.keeps_weights
             self.sleep_measured = self.wake_measured = False
         self.slots = spec.slots if spec.slots is not None else spec.traits.slots

@@ -126,6 +126,25 @@ def test_one_that_no_option_could_answer_is_one_request_that_was_refused(tmp_pat
     ]
 
 
+def test_a_load_that_goes_on_behind_an_answer_is_no_request(tmp_path: Path) -> None:
+    options = {"slow": option("slow", fail="error", load_s=5), "quick": option("quick")}
+    task = {"selected": "slow", "fallback": ["quick"], "when_cold": "fallback", "options": options}
+
+    async def main(stage: Stage) -> None:
+        async with stage.manager.lease("t", option="quick"):
+            pass
+        await lease(stage, "t")
+        await asyncio.sleep(20)
+        await stage.manager.set_selected_model("t", "quick")
+        with pytest.raises(errors.TaskRouterError):
+            await stage.manager.set_selected_model("t", "slow")
+        await asyncio.sleep(20)
+
+    play(recording(tmp_path, {"t": task}), main)
+    asked = [line for line in lines(tmp_path) if "task" in line]
+    assert [(line["option"], line["outcome"]) for line in asked] == [("quick", "answered")] * 2
+
+
 def test_without_the_key_nothing_is_written(tmp_path: Path) -> None:
     play(Stage(tmp_path, THREE), lambda stage: lease(stage, "a"))
     assert {file.name for file in tmp_path.iterdir()} == {"models.yaml"}
