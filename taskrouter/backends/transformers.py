@@ -20,15 +20,16 @@ from taskrouter.backends.hf.examine import LACKS, VERBS, Family, examine
 from taskrouter.backends.hf.failures import forget_frames, out_of_memory
 from taskrouter.backends.hf.loading import load_parts
 from taskrouter.backends.hf.model import TransformersModel
+from taskrouter.backends.hf.stopping import Stop
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, still_alive
-from taskrouter.backends.hf.threads import run_in_daemon
+from taskrouter.backends.hf.threads import run_in_daemon, run_stoppable
 from taskrouter.errors import OutOfMemory, SleepFailed
 from taskrouter.media.limits import MediaLimits
 from taskrouter.types import Charges, DeviceId, ModelKey, ModelRequest, Traits
 
 logger = logging.getLogger(__name__)
 
-_TRAITS = Traits(serial_group="transformers", cancellable=False, slots=1, start_s=2.0)
+_TRAITS = Traits(serial_group="transformers", cancellable=True, slots=1, start_s=2.0)
 _LOOK_EVERY_S = 0.02
 
 
@@ -40,7 +41,7 @@ class TransformersBackend:
         self._left_behind: dict[ModelKey, tuple[StorageRef, ...]] = {}
 
     def traits(self, request: ModelRequest) -> Traits:
-        """One load at a time, not to be cancelled; one operation at a time for each model."""
+        """One load at a time; one operation at a time for each model."""
         return replace(_TRAITS, can_sleep=why_stays(request) is None)
 
     async def preflight(self, request: ModelRequest) -> Preflight:
@@ -50,15 +51,17 @@ class TransformersBackend:
         return Preflight(checkpoint.need, VERBS[checkpoint.family], LACKS if chats else {}, checkpoint.context)
 
     async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
-        """Load in a daemon thread. If cancelled all the same, the thread finishes and drops the model."""
+        """Load in a daemon thread. Cancelled, it stops between two weights, and frees what it had read."""
+        stop = Stop(request.label)
 
         def work() -> TransformersModel:
             checkpoint = examine(request)
+            stop.check()
             return TransformersModel(
-                request, checkpoint, load_parts(request, checkpoint, devices, charges), self.limits
+                request, checkpoint, load_parts(request, checkpoint, devices, charges, stop), self.limits
             )
 
-        return await run_in_daemon(f"load:{request.label}", work, abandoned=_drop)
+        return await run_stoppable(f"load:{request.label}", work, stop, abandoned=_drop)
 
     async def demote(self, model: LoadedModel, *, timeout_s: float) -> Asleep:
         """Copy the weights to host RAM in a daemon thread, and watch the storages on the devices die."""

@@ -152,7 +152,8 @@ class Performer(Posting):
         timed_out = False
         try:
             await asyncio.wait({load}, timeout=bound)
-            if not load.done() and self.registry.get(request.framework).traits(request).cancellable:
+            told = key in self._told_to_stop  # and hasn't stopped for so long: once more would only give it up
+            if not load.done() and not told and self.registry.get(request.framework).traits(request).cancellable:
                 timed_out = True
                 load.cancel(START_TIMED_OUT)
                 await asyncio.wait({load}, timeout=STOP_BOUND_S)

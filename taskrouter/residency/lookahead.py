@@ -2,7 +2,8 @@
 
 A hint only ranks: 0 is needed next. What is needed soon is kept (the later it is needed, the earlier it goes), and is
 loaded ahead where no ticket waits: into free bytes, or in place of models that are needed later, or that nobody named
-and nobody used for longer than either takes to load. A load ahead gives way to a ticket as warm-up does.
+and nobody used for longer than either takes to load. A load ahead gives way to a ticket as warm-up does; so one that
+could not be called off is never begun.
 """
 
 from __future__ import annotations

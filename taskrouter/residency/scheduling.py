@@ -157,8 +157,8 @@ class Scheduling(Sleeping):
             model = self._models.get(key)
             if model is None or model.want is not None or model.state not in (State.DISK, State.HOST):
                 continue
-            if model.state is State.HOST and not model.keeps_weights:
-                continue  # A wake can't be called off, and this one takes as long as a load.
+            if not (model.keeps_weights if model.state is State.HOST else model.spec.traits.cancellable):
+                continue  # Whoever asks meanwhile would wait for weights to be read that nobody asked for.
             if model.failures or key in self._hints.barred or model.retiring or model.removed:
                 continue
             probe = Want(model)

@@ -32,7 +32,7 @@ def edit(file: Path, **changes: Any) -> None:
 
 
 def test_traits_are_known_without_any_import(backend: TransformersBackend) -> None:
-    expected = Traits(serial_group="transformers", cancellable=False, can_sleep=True, slots=1, start_s=2.0)
+    expected = Traits(serial_group="transformers", cancellable=True, can_sleep=True, slots=1, start_s=2.0)
     assert backend.traits(request("anything")) == expected
 
 

@@ -274,6 +274,12 @@ MUTANTS = [
         "cases",
     ),
     Mutant(
+        "loads ahead what can't be called off",
+        "            if not (model.keeps_weights if model.state is State.HOST else model.spec.traits.cancellable):\n",
+        "            if model.state is State.HOST and not model.keeps_weights:\n",
+        "cases",
+    ),
+    Mutant(
         "makes room ahead for what is needed later",
         "            return -inf if rank > self.rank(wanted) else inf\n",
         "            return -inf\n",

@@ -85,12 +85,17 @@ def test_a_sleeper_beside_an_exclusive_load_is_forgotten_after_it(core: CoreFact
 
 
 def test_who_sleeps_is_forgotten_for_what_is_needed_next(core: CoreFactory) -> None:
-    world = one_asleep(core, spec("c", 8))
+    world = one_asleep(core, spec("c", 8, traits=Traits(cancellable=True)))
     world.done(world.tickets[TicketId(2)])
     world.retire("b")
     world.unloaded("b")
     assert world.tell(ev.Hint("p", (C,), world.now + 100.0)) == ["Unload a for c"]
     assert world.unloaded("a") == ["Load c"]
+
+
+def test_what_could_not_be_called_off_is_not_loaded_ahead(core: CoreFactory) -> None:
+    world = Stage(core, spec("a", 8), spec("b", 8, traits=Traits(cancellable=True)))
+    assert world.tell(ev.Hint("p", (A, B), 100.0)) == ["Load b"]
 
 
 def test_who_sleeps_goes_where_others_take_the_ram(core: CoreFactory) -> None:

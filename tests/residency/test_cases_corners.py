@@ -222,7 +222,7 @@ def test_a_warm_up_waits_for_the_preflight_of_the_one_before_it(core: CoreFactor
 
 
 def test_what_is_only_needed_soon_is_dropped_for_who_asks_and_taken_up_again_after(core: CoreFactory) -> None:
-    world = Stage(core, spec("a", 4), spec("b", 4), preflights_pass=False)
+    world = Stage(core, spec("a", 4, traits=Traits(cancellable=True)), spec("b", 4), preflights_pass=False)
     assert world.tell(ev.Hint("p", (A,), 1000.0)) == ["Preflight a"]
     world.acquire(B)
     assert world.said == ["Preflight b"]

@@ -24,7 +24,7 @@ class Desk:
         self, sizes: dict[str, int] | None = None, *, specs: list[ModelSpec] | None = None, **settings: object
     ) -> None:
         sizes = sizes or dict.fromkeys("abcd", 4)
-        specs = specs or [spec(name, size * GIB, traits=Traits(cancellable=True)) for name, size in sizes.items()]
+        specs = specs or [spec(name, size * GIB, traits=STOPPABLE) for name, size in sizes.items()]
         self.core = Residency(
             [DeviceSpec(GPU0, 10 * GIB, budget=10 * GIB)],
             specs,
@@ -67,6 +67,7 @@ class Desk:
 
 
 AHEAD = Reason.AHEAD.value
+STOPPABLE = Traits(cancellable=True)
 
 
 def test_what_is_needed_next_is_loaded_into_free_room_in_order() -> None:
@@ -157,7 +158,7 @@ def test_what_was_told_to_go_is_not_loaded_ahead_at_once() -> None:
 
 @pytest.mark.parametrize("keep_alive_s", [0.0, 5.0])
 def test_what_is_needed_soon_does_not_idle_away(keep_alive_s: float) -> None:
-    specs = [spec("a", 4 * GIB, keep_alive_s=keep_alive_s)]
+    specs = [spec("a", 4 * GIB, keep_alive_s=keep_alive_s, traits=STOPPABLE)]
     desk = Desk(specs=specs)
     assert desk.hint(A, until=100) == [(AHEAD, A)]
     for now in range(1, 100):
@@ -184,7 +185,8 @@ def test_what_never_fits_is_passed_by() -> None:
 
 def test_priority_outweighs_what_is_needed_soon() -> None:
     for policy in ("lru", "cost_aware"):
-        desk = Desk(specs=[spec("a", 5 * GIB, priority=10), spec("b", 5 * GIB), spec("c", 5 * GIB)], policy=policy)
+        specs = [spec("a", 5 * GIB, priority=10), spec("b", 5 * GIB, traits=STOPPABLE), spec("c", 5 * GIB)]
+        desk = Desk(specs=specs, policy=policy)
         desk.use(A, 10)
         desk.use(B, 20)
         desk.now = 30

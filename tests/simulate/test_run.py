@@ -14,6 +14,7 @@ from taskrouter.simulate import House, Report, Request, Served, Simulation, Task
 from taskrouter.types import CPU, GIB, DeviceId, DeviceSpec, Footprint, ModelKey, ModelSpec, Traits
 
 GPU = DeviceId("cuda:0")
+STOPS = {"traits": {"cancellable": True}}
 
 
 def model(name: str, gib: float, **more: Any) -> ModelSpec:
@@ -117,14 +118,13 @@ def test_warm_up_comes_before_the_first_request_and_counts_for_nobody() -> None:
 
 
 def test_what_a_pipeline_needs_next_is_loaded_ahead_in_the_line_of_its_task() -> None:
-    made = house(model("a", 4), model("b", 4), after={"a": (("p", (ModelKey("b"),)),)})
+    made = house(model("a", 4), model("b", 4, **STOPS), after={"a": (("p", (ModelKey("b"),)),)})
     report = simulate(made, asks((0, "a"), (60, "b")))
     assert (of(report, "b").cold, of(report, "b").loads, of(report, "b").load_s) == (0, 1, 8.0)
 
 
 def test_a_load_ahead_gives_way_to_a_request() -> None:
-    stops = {"traits": {"cancellable": True}}
-    made = house(model("a", 1), model("b", 9, **stops), model("c", 9), after={"a": (("p", (ModelKey("b"),)),)})
+    made = house(model("a", 1), model("b", 9, **STOPS), model("c", 9), after={"a": (("p", (ModelKey("b"),)),)})
     report = simulate(made, asks((0, "a"), (5, "c")))
     assert (of(report, "b").loads, of(report, "b").granted) == (1, 0)
     assert 0 < of(report, "b").load_s < 18

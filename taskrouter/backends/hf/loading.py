@@ -16,6 +16,7 @@ from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
 from taskrouter.backends.hf.examine import Checkpoint, Family
 from taskrouter.backends.hf.failures import load_error
 from taskrouter.backends.hf.quiet import quiet
+from taskrouter.backends.hf.stopping import Stop, stoppable
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, storages_of
 from taskrouter.errors import CheckpointCorrupt, LoadFailed, OutOfMemory
 from taskrouter.memory.estimate import working_bytes
@@ -36,23 +37,27 @@ class Parts:
     measured: Footprint
 
 
-def load_parts(request: ModelRequest, checkpoint: Checkpoint, devices: tuple[DeviceId, ...], charges: Charges) -> Parts:
-    """Load. Blocks for as long as it takes: call it in a thread of its own.
+def load_parts(
+    request: ModelRequest, checkpoint: Checkpoint, devices: tuple[DeviceId, ...], charges: Charges, stop: Stop
+) -> Parts:
+    """Load. Blocks for as long as it takes, or until ``stop`` is set: call it in a thread of its own.
 
     Raises ``OutOfMemory``, ``LoadFailed`` or ``CheckpointCorrupt``, and has given all memory back when it does.
     """
-    with LOAD_LOCK:
-        try:
-            with quiet():
-                check_room(request.label, devices, charges)
-                return _load(request, checkpoint, devices, charges)
-        except Exception as error:
-            failure = load_error(error, request.label)
-            # The tracebacks are gone: only cycles can still hold weights.
-            give_back(collect=True)
-            if failure is error:
-                raise
-            raise failure from error
+    stop.acquire(LOAD_LOCK)
+    try:
+        with quiet(), stoppable(stop):
+            check_room(request.label, devices, charges)
+            return _load(request, checkpoint, devices, charges, stop)
+    except Exception as error:
+        failure = load_error(error, request.label)
+        # The tracebacks are gone: only cycles can still hold weights.
+        give_back(collect=True)
+        if failure is error:
+            raise
+        raise failure from error
+    finally:
+        LOAD_LOCK.release()
 
 
 def check_room(label: str, devices: tuple[DeviceId, ...], charges: Charges) -> None:
@@ -75,12 +80,15 @@ def _cuda_free(device: DeviceId) -> int:
     return int(torch.cuda.mem_get_info(torch.device(device))[0])
 
 
-def _load(request: ModelRequest, checkpoint: Checkpoint, devices: tuple[DeviceId, ...], charges: Charges) -> Parts:
+def _load(
+    request: ModelRequest, checkpoint: Checkpoint, devices: tuple[DeviceId, ...], charges: Charges, stop: Stop
+) -> Parts:
     import transformers
 
     on_gpu = tuple(device for device in devices if device != CPU)
     before = {device: _reserved(device) for device in on_gpu}
     loader = getattr(transformers, checkpoint.family.value)
+    stop.check()
     module, info = loader.from_pretrained(
         checkpoint.folder,
         output_loading_info=True,
@@ -91,6 +99,7 @@ def _load(request: ModelRequest, checkpoint: Checkpoint, devices: tuple[DeviceId
         **_optional(request, checkpoint),
         **_placement(devices, charges),
     )
+    stop.check()
     _check_whole(request, module, info)
     module.eval()
     module.requires_grad_(requires_grad=False)

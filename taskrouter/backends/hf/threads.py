@@ -26,23 +26,57 @@ async def run_in_daemon(name: str, work: Callable[[], T], *, abandoned: Callable
     The work can't be interrupted: when the caller is cancelled it goes on alone, and what it comes to is handed to
     ``abandoned``.
     """
-    outcome: Future[T] = Future()
-    threading.Thread(target=_settle, args=(outcome, work, threading.Event()), name=name, daemon=True).start()
-    waiting = asyncio.wrap_future(outcome)
-    waiting.add_done_callback(_seen)
+    outcome, waiting = _begin(name, work, threading.Event())
     try:
         await asyncio.wait({waiting})
     except asyncio.CancelledError:
         if abandoned is not None:
-            take = abandoned
-
-            def drop(done: Future[T]) -> None:
-                if done.exception() is None:
-                    take(done.result())
-
-            outcome.add_done_callback(drop)
+            _abandon(outcome, abandoned)
         raise
     return _result(outcome)
+
+
+async def run_stoppable(
+    name: str, work: Callable[[], T], stop: threading.Event, *, abandoned: Callable[[T], None]
+) -> T:
+    """Run blocking work that ends soon after ``stop`` is set, in a daemon thread of its own.
+
+    Cancelled, it sets ``stop``, and raises once the work has really ended: a result that came all the same is handed to
+    ``abandoned``. Cancelled once more, it waits no longer (the loop is being closed, and the work may be stuck).
+    """
+    outcome, waiting = _begin(name, work, stop)
+    try:
+        await asyncio.wait({waiting})
+    except asyncio.CancelledError:
+        stop.set()
+        try:
+            await asyncio.wait({waiting})
+        except asyncio.CancelledError:
+            _abandon(outcome, abandoned)
+            raise
+        if outcome.exception() is None:
+            await run_in_daemon(f"{name}: dropped", lambda: abandoned(outcome.result()))
+        del outcome, waiting  # whoever keeps the cancellation keeps this frame
+        raise
+    return _result(outcome)
+
+
+def _begin(name: str, work: Callable[[], T], stop: threading.Event) -> tuple[Future[T], asyncio.Future[T]]:
+    outcome: Future[T] = Future()
+    threading.Thread(target=_settle, args=(outcome, work, stop), name=name, daemon=True).start()
+    waiting = asyncio.wrap_future(outcome)
+    waiting.add_done_callback(_seen)
+    return outcome, waiting
+
+
+def _abandon(outcome: Future[T], take: Callable[[T], None]) -> None:
+    """Hand over what the work comes to, if it comes to anything."""
+
+    def drop(done: Future[T]) -> None:
+        if done.exception() is None:
+            take(done.result())
+
+    outcome.add_done_callback(drop)
 
 
 class Worker:
