@@ -170,16 +170,19 @@ class Planner:
             for loading in self.loading.values()
         )
 
-    def _victims(self, want: Want, reserved: Reserved) -> Iterator[Model]:
+    def _victims(self, want: Want, reserved: Reserved) -> Iterable[Model]:
         """Resident models this want may ever take, oldest use first. Leases and protection are the caller's to see."""
-        held = self.held_by(want)
-        own = want.model
-        for model in self.resident.values():
-            if model.spec.pinned or model in reserved.models or model is own or model.key in held:
-                continue
-            if model.state is State.DRAINING and model.drain_for is not want:
-                continue
-            yield model
+        held, own, draining = self.held_by(want), want.model, State.DRAINING
+        models: Iterable[Model] = (  # lazily: under lru the first is mostly enough, of however many
+            model
+            for model in self.resident.values()
+            if (model.state is not draining or model.drain_for is want) and model is not own
+        )
+        if self.some_stay:
+            models = (model for model in models if not model.spec.pinned)
+        if reserved.models or held:
+            models = (model for model in models if model not in reserved.models and model.key not in held)
+        return models
 
     def sleepers(self, reserved: Reserved | None = None) -> list[Model]:
         """Sleeping models that may be forgotten for their bytes, oldest use first: nobody waits for them."""

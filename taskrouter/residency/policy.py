@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TypeAlias
 
 from taskrouter.residency.records import Model
@@ -80,9 +81,10 @@ def by_priority(models: Iterable[Model]) -> list[Model]:
 
 
 def worth_at(model: Model, now: float) -> float:
-    """The formula of this module's head. Pure; 0 for a model that was never used."""
-    uses, back_s = model.uses, model.back_s
-    return back_s * len(uses) / (now - uses[0] + back_s) if uses else 0.0
+    """The formula of this module's head; 0 for a model that was never used."""
+    if not model.weighed:
+        model.weigh()
+    return model.weight / (now - model.since)
 
 
 def by_use(victims: Iterable[Model], missing: Missing, now: float) -> Iterable[Model]:
@@ -94,23 +96,29 @@ def by_rate(victims: Iterable[Model], missing: Missing, now: float) -> list[Mode
     """The cheapest for the share they free of what is missing first; who frees nothing is left out."""
     if not missing:
         return []
-    rated: list[tuple[float, int, Model]] = []
-    lack = list(missing.items())
-    device, amount = lack[0]
-    alone = len(lack) == 1
-    for place, model in enumerate(victims):
-        if alone:
-            held = model.charges.get(device, 0)
-            share = (held if held < amount else amount) / amount
-        else:
-            share = sum(min(model.charges.get(device, 0), amount) / amount for device, amount in lack)
-        if share:
-            # worth_at, written out: this is looked at for every model that is resident.
-            uses, back_s = model.uses, model.back_s
-            worth = back_s * len(uses) / (now - uses[0] + back_s) if uses else 0.0
-            rated.append((worth / share, place, model))
-    rated.sort()
-    return [model for _, _, model in rated]
+    (device, amount), *more = missing.items()
+    if more:
+        rated = [
+            (worth_at(model, now) / share, model)
+            for model in victims
+            if (share := sum(min(model.charges.get(each, 0), lack) / lack for each, lack in missing.items()))
+        ]
+    else:
+        # The same for one device, with worth_at written out: this is done for every model that is resident.
+        rated = [
+            (
+                (model.weight / (now - model.since) if model.weighed else worth_at(model, now))
+                / (held / amount if held < amount else 1.0),
+                model,
+            )
+            for model in victims
+            if (held := model.charges.get(device, 0))
+        ]
+    rated.sort(key=_rate)
+    return [model for _, model in rated]
+
+
+_rate = itemgetter(0)
 
 
 def oldest(candidates: Iterable[Model], missing: Missing, worth: Worth) -> list[Model]:

@@ -89,7 +89,8 @@ class Model:
     """One model's life.
 
     ``back_s``: the seconds until it could serve again, were it evicted. ``draws`` says which want was promised how many
-    of its bytes once they are free.
+    of its bytes once they are free. ``weight`` (seconds) and ``since`` (an instant) are what ``policy.worth_at`` needs
+    of its latest ``uses`` and ``back_s``, once it was ``weighed``.
     """
 
     __slots__ = (
@@ -135,6 +136,7 @@ class Model:
         "removed",
         "residue",
         "retiring",
+        "since",
         "sleep_bytes",
         "sleep_charges",
         "sleep_failures",
@@ -150,6 +152,8 @@ class Model:
         "wake_measured",
         "wake_s",
         "want",
+        "weighed",
+        "weight",
     )
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -171,6 +175,9 @@ class Model:
         self.background = False
         self.used = False
         self.uses: deque[float] = deque(maxlen=USES)
+        self.weight = 0.0
+        self.since = -inf
+        self.weighed = False
         self.oom_grown = False
         self.learned = False
         self.keep_alive_armed = False
@@ -377,6 +384,19 @@ class Model:
         elif self.may_sleep:
             seconds = self.wake_s
         self.back_s = max(seconds, LEAST_S)
+        self.weighed = False
+
+    def use(self, now: float) -> None:
+        """Somebody was given it."""
+        self.uses.append(now)
+        self.weighed = False
+
+    def weigh(self) -> None:
+        """Sum up its uses: seldom, as models are used far more often than compared, and most between two uses."""
+        self.weighed = True
+        if self.uses:
+            self.weight = self.back_s * len(self.uses)
+            self.since = self.uses[0] - self.back_s
 
     def measured_unload(self, seconds: float) -> None:
         self.unload_s += ALPHA * (seconds - self.unload_s)

@@ -29,6 +29,7 @@ class Requests(Scheduling):
             else:
                 model.leases[event.ticket] = now
                 model.uses.append(now)
+                model.weighed = False
             model.last_used = now
             model.used = True
             self._resident.move_to_end(event.key)

@@ -144,7 +144,7 @@ class Store:
             model.last_claim = now
         else:
             model.leases[id] = now
-            model.uses.append(now)
+            model.use(now)
         model.last_used = now
         model.used = True
         self._resident.move_to_end(model.key)

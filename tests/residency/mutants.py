@@ -104,8 +104,8 @@ MUTANTS = [
     ),
     Mutant(
         "ignores what an older ticket reserved",
-        "if model.spec.pinned or model in reserved.models or model is own",
-        "if model.spec.pinned or model is own",
+        "model not in reserved.models and model.key not in held",
+        "model.key not in held",
         "cases",
     ),
     Mutant(
@@ -168,8 +168,8 @@ MUTANTS = [
     ),
     Mutant(
         "ignores pins",
-        "if model.spec.pinned or model in reserved.models or model is own",
-        "if model in reserved.models or model is own",
+        "for model in models if not model.spec.pinned)",
+        "for model in models)",
         "cases days",
         also=((" and not any(victim.spec.pinned for victim in want.victims)", ""),),
     ),

@@ -78,7 +78,8 @@ def test_who_is_cheapest_for_what_it_frees_is_looked_at_first(
 ) -> None:
     victims = list(made([(charges, 0.0) for charges, _ in pool]))
     for model, (_, instants) in zip(victims, pool, strict=True):
-        model.uses.extend(sorted(instants))
+        for instant in sorted(instants):
+            model.use(instant)
 
     worths = {model: worth_at(model, 100.0) for model in victims}
     helping = [model for model in rated(worths, lack) if any(model.charges.get(device) for device in lack)]
@@ -89,7 +90,7 @@ def test_who_is_cheapest_for_the_share_it_frees_of_all_that_is_missing_goes_firs
     both, half, none = made([({GPU0: 4, GPU1: 4}, 0.0), ({GPU0: 8}, 0.0), ({CPU: 8}, 0.0)])
     for model in (both, half, none):
         model.measured_load(10.0)
-        model.uses.append(90.0)
+        model.use(90.0)
     assert by_rate([none, half, both], {GPU0: 4, GPU1: 4}, 100.0) == [both, half]
 
 
@@ -120,7 +121,8 @@ def test_where_nothing_is_missing_nobody_goes() -> None:
 def used(*instants: float, load_s: float = 10.0) -> Model:
     model = Model(spec("m", 1))
     model.measured_load(load_s)
-    model.uses.extend(instants)
+    for instant in instants:
+        model.use(instant)
     return model
 
 
