@@ -25,10 +25,10 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
     """Do something at the n-th place where loading looks whether it goes on, before it looks."""
 
-    def arrange(place: int, then: Callable[[], None]) -> None:
+    def arrange(place: int, then: Callable[[], object]) -> None:
         seen = 0
         check = Stop.check
 
@@ -55,7 +55,7 @@ def tensors() -> int:
 async def test_wherever_it_is_called_off_nothing_is_held_and_the_next_load_is_as_ever(
     backend: TransformersBackend,
     chat_folder: Path,
-    stop_at: Callable[[int, Callable[[], None]], None],
+    stop_at: Callable[[int, Callable[[], object]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import torch
@@ -142,7 +142,8 @@ def test_without_such_a_hook_a_load_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_stopped_work_is_waited_for_and_its_late_result_handed_on_before_the_cancellation_is_raised() -> None:
-    stop, got = threading.Event(), []
+    stop = threading.Event()
+    got: list[int] = []
 
     def work() -> int:
         assert stop.wait(10)
