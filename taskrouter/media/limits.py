@@ -36,6 +36,7 @@ class MediaLimits:
     max_bytes: int = 512 * _MIB
     max_pixels: int = 40_000_000
     max_seconds: float = 3600.0
+    max_frames: int = 1024
     roots: tuple[str, ...] | None = None
 
 

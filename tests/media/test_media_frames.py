@@ -73,7 +73,7 @@ def test_a_large_frame_is_scaled_down(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sound_has_no_pictures() -> None:
-    with pytest.raises(errors.BadInput, match="the video has no pictures; is it sound only"):
+    with pytest.raises(errors.BadInput, match="the video has no pictures in it"):
         sample_jpegs(sound())
 
 
@@ -81,7 +81,7 @@ def test_a_sound_has_no_pictures() -> None:
     "data", [b"", b"no video", clip(RAMP)[:60], b"\x00" * 4000], ids=["empty", "text", "cut", "zero"]
 )
 def test_a_damaged_video_is_bad_input(data: bytes) -> None:
-    with pytest.raises(errors.BadInput, match="the video can't be read"):
+    with pytest.raises(errors.BadInput, match=r"the video (can't be decoded|is empty)"):
         sample_jpegs(data)
 
 
@@ -99,5 +99,5 @@ def test_a_video_damaged_past_its_start_is_bad_input_or_what_is_left_of_it() -> 
 def test_a_video_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, says: bool) -> None:
     monkeypatch.setattr(frames, "MOST_SECONDS", 2.0)
     data = clip(RAMP) if says else endless(lambda: clip(RAMP, form="matroska"))
-    with pytest.raises(errors.MediaTooLarge, match="the video has 3 s; at most 2 are taken"):
+    with pytest.raises(errors.MediaTooLarge, match=r"the video lasts (2|3) s, longer than the 2"):
         sample_jpegs(data)
