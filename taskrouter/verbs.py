@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 VERBS_OF_KIND: Mapping[str, frozenset[str]] = {
     "chat": frozenset({"chat", "stream_chat"}),
@@ -235,11 +235,45 @@ class RawRequest:
 class ClassifyRequest:
     """A classification call: ``input`` is a path, bytes, a PIL image or a float array; best ``top_k`` labels.
 
-    ``sampling_rate`` (Hz) says what an array of samples was recorded at. ``limits`` are the
-    ``media.limits.MediaLimits`` the input is read under; ``None``: the backend's own.
+    ``sampling_rate`` (Hz) says what an array of samples was recorded at. ``labels`` are the only ones to choose from;
+    empty: the model's own. ``limits`` are the ``media.limits.MediaLimits`` the input is read under; ``None``: the
+    backend's own.
     """
 
     input: Any
     top_k: int = 5
     sampling_rate: int | None = None
+    limits: Any = None
+    labels: tuple[str, ...] = ()
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels of the upright picture, from its left upper corner; fractions of a pixel are kept."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One object: what it is, how sure the model is (0 to 1), and where."""
+
+    label: str
+    score: float
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
+class DetectRequest:
+    """A detection call: ``image`` is a path, bytes, a PIL image or an array; what scores ``threshold`` or more.
+
+    ``labels`` are the only ones to look for; empty: all the model knows. ``limits`` are the
+    ``media.limits.MediaLimits`` the image is read under; ``None``: the backend's own.
+    """
+
+    image: Any
+    labels: tuple[str, ...] = ()
+    threshold: float = 0.5
     limits: Any = None

@@ -14,7 +14,7 @@ from PIL import Image
 
 from taskrouter.config import Frameworks, load_catalog
 from taskrouter.media import load_audio, load_image
-from taskrouter.samples import SAMPLES, DemoInput, demo_config, demo_inputs, sample_dir
+from taskrouter.samples import DEMO, SAMPLES, DemoInput, demo_config, demo_inputs, sample_dir
 from taskrouter.samples.manifest import MEDIA
 from taskrouter.samples.render import render_media
 from taskrouter.samples.renderers import claims, lexicon, shapes, tones
@@ -34,13 +34,13 @@ def test_importing_the_samples_loads_no_library() -> None:
 # --- the checkpoints --------------------------------------------------------------------------------------------------
 
 
-def test_the_three_checkpoints_take_less_than_four_megabytes_together() -> None:
+def test_the_checkpoints_take_less_than_seven_megabytes_together() -> None:
     files = [file for name in SAMPLES.values() for file in sample_dir(name).iterdir()]
-    assert sum(file.stat().st_size for file in files) < 4 * MB
+    assert sum(file.stat().st_size for file in files) < 7 * MB
 
 
-def test_the_checkpoints_are_of_one_size_so_that_a_budget_can_hold_two_but_not_three() -> None:
-    sizes = [(sample_dir(name) / "model.safetensors").stat().st_size for name in SAMPLES.values()]
+def test_the_checkpoints_of_the_demo_are_of_one_size_so_that_a_budget_can_hold_two_but_not_three() -> None:
+    sizes = [(sample_dir(name) / "model.safetensors").stat().st_size for name in DEMO.values()]
     assert min(sizes) > 0.8 * MB
     assert max(sizes) < 1.2 * min(sizes)
 
@@ -66,8 +66,8 @@ def test_what_the_wheel_needs_is_not_ignored_by_git() -> None:
 
 def test_every_task_has_at_least_three_inputs_in_turn() -> None:
     tasks = [question.task for question in demo_inputs()]
-    assert tasks[:3] == list(SAMPLES)
-    assert set(Counter(tasks)) == set(SAMPLES)
+    assert tasks[:3] == list(DEMO)
+    assert set(Counter(tasks)) == set(DEMO)
     assert min(Counter(tasks).values()) >= 3
 
 
@@ -131,10 +131,10 @@ def test_the_demo_configuration_loads_wherever_the_package_is_installed(tmp_path
     path = tmp_path / "models.yaml"
     path.write_text(yaml.safe_dump(demo_config()))
     catalog = load_catalog(path, frameworks=FRAMEWORKS)
-    for task, name in SAMPLES.items():
+    for task, name in DEMO.items():
         assert Path(catalog.tasks[task].get_selected_config().model_id) == sample_dir(name)
     shipped = load_catalog(ROOT / "models.yaml", frameworks=FRAMEWORKS)
-    assert {task: catalog.tasks[task].kind for task in SAMPLES} == {task: shipped.tasks[task].kind for task in SAMPLES}
+    assert {task: catalog.tasks[task].kind for task in DEMO} == {task: shipped.tasks[task].kind for task in DEMO}
 
 
 # --- the renderers ----------------------------------------------------------------------------------------------------

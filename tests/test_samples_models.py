@@ -13,14 +13,16 @@ import transformers
 from transformers import pipeline
 
 from taskrouter.media import load_audio, load_image
-from taskrouter.samples import SAMPLES, demo_inputs, sample_dir
-from taskrouter.samples.evaluate import mistakes
+from taskrouter.samples import DEMO, demo_inputs, sample_dir
+from taskrouter.samples.evaluate import HELD_OUT_SEED, mistakes
+from taskrouter.samples.precision import average_precision, look
 from taskrouter.samples.recipes import RECIPES
 from taskrouter.samples.renderers import tones
 from taskrouter.samples.train import save, train
 
 AUTO = {
     "shapes": transformers.AutoModelForImageClassification,
+    "scenes": transformers.AutoModelForObjectDetection,
     "tones": transformers.AutoModelForAudioClassification,
     "claims": transformers.AutoModelForCausalLM,
 }
@@ -65,7 +67,7 @@ def test_the_shipped_models_answer_the_demo_through_the_standard_pipelines() -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SAMPLES.values())
+@pytest.mark.parametrize("name", DEMO.values())
 def test_the_shipped_models_are_right_on_held_out_data_as_often_as_their_cards_say(name: str) -> None:
     count = 500
     right = 100 * (1 - len(mistakes(name, count)) / count)
@@ -74,3 +76,13 @@ def test_the_shipped_models_are_right_on_held_out_data_as_often_as_their_cards_s
     assert stated, "the card names no figure"
     assert right >= 95
     assert abs(right - float(stated[1])) < 1.5
+
+
+@pytest.mark.slow
+def test_the_shipped_detector_finds_shapes_as_its_card_says() -> None:
+    seen = look(500, sample_dir("scenes"), seed=HELD_OUT_SEED)
+    stated = re.search(r"\*\*([\d.]+) AP50\*\*", (sample_dir("scenes") / "README.md").read_text())
+    assert stated, "the card names no figure"
+    measured = average_precision(*seen, 0.5)
+    assert measured >= 0.97
+    assert abs(measured - float(stated[1])) < 0.005

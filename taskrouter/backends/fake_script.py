@@ -40,9 +40,12 @@ from taskrouter.errors import BadInput, PreflightFailed, UnsupportedInput
 from taskrouter.types import GIB
 from taskrouter.verbs import (
     VERBS_OF_KIND,
+    Box,
     ChatAnswer,
     ChatRequest,
     ClassifyRequest,
+    Detection,
+    DetectRequest,
     Embeddings,
     EmbedRequest,
     GenerateAnswer,
@@ -214,7 +217,9 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
         for each text a vector of 8 numbers from -1 to 1, made from the text's digest.
     transcribe
         a transcript with the model's label.
-    detect, segment, track
+    detect
+        one thing that covers everything, or what `answer` lists: `[{label: cup, score: 0.9, box: [0, 0, 8, 8]}]`.
+    segment, track
         a list with one finding that covers everything; depth: one row of one pixel. All as plain data.
     """
     match verb:
@@ -232,6 +237,8 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
         case "classify":
             if not isinstance(request, ClassifyRequest) or request.top_k < 1:
                 raise BadInput(f"{label}: classify takes a ClassifyRequest, top_k 1 or more")
+            if request.labels:
+                return tuple(Label(each, 1 / len(request.labels)) for each in request.labels[: request.top_k])
             return tuple(_labels(label if script.answer is None else script.answer)[: request.top_k])
         case "embed":
             if not isinstance(request, EmbedRequest):
@@ -240,6 +247,10 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
             return Embeddings(tuple(_vector(text) for text in request.inputs), Usage(words, 0))
         case "transcribe":
             return Transcript(f"{label}: something was said" if script.answer is None else str(script.answer))
+        case "detect":
+            if not isinstance(request, DetectRequest):
+                raise BadInput(f"{label}: detect takes a DetectRequest")
+            return _detections(label, script, request)
         case _ if script.answer is not None:
             return script.answer
         case "depth":
@@ -253,6 +264,16 @@ def _chat(label: str, script: FakeScript, text: str, prompt_words: int, max_toke
     cut = words[:max_tokens]
     reason = "stop" if len(cut) == len(words) else "length"
     return ChatAnswer(" ".join(cut), reason, Usage(prompt_words, len(cut)))
+
+
+def _detections(label: str, script: FakeScript, request: DetectRequest) -> tuple[Detection, ...]:
+    """What the script answers (``label``, ``score``, ``box``), or one thing that covers everything."""
+    said = script.answer if script.answer is not None else [{"label": each} for each in request.labels or (label,)]
+    found = (
+        Detection(str(each["label"]), float(each.get("score", 1.0)), Box(*each.get("box", (0.0, 0.0, 1.0, 1.0))))
+        for each in said
+    )
+    return tuple(each for each in found if each.score >= request.threshold)
 
 
 def _last_user_text(request: ChatRequest) -> str:

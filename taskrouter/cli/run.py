@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +60,7 @@ async def _run(question: Question, path: str, *, as_json: bool) -> int:
                 if len(inputs) > 1 and not as_json:
                     print(f"{chr(10) if number else ''}{item.name}:")
                 try:
-                    ask = _chat if verb == "chat" else _classify
+                    ask = _ASK[verb]
                     answers.append({"input": item.name, **await ask(model, item, question, limits, as_json)})
                 except TaskRouterError as error:
                     answers.append({"input": item.name, "error": error_data(error)})
@@ -97,12 +97,12 @@ async def _verbs(manager: ModelManager, registry: Registry, task: TaskConfig, op
 
 
 def _verb(task: TaskConfig, verbs: frozenset[str]) -> str:
-    for verb in ("chat", "classify"):
+    for verb in _ASK:
         if verb in verbs:
             return verb
     what = f"is of kind {task.kind}" if task.kind else "names no kind, and its model says nothing of what it can do"
     raise UnsupportedVerb(
-        f"the task {task.task_name!r} {what}; `taskrouter run` asks chat and classification tasks. Use the Python API."
+        f"the task {task.task_name!r} {what}; `taskrouter run` asks tasks that {', '.join(_ASK)}. Use the Python API."
     )
 
 
@@ -116,6 +116,35 @@ async def _classify(model: Lease, item: Input, question: Question, limits: Any, 
             print(f"{label.label:<{width}}  {label.score:.3f}")
     return {
         "labels": [{"label": label.label, "score": label.score} for label in labels],
+        "seconds": round(seconds, 3),
+    }
+
+
+async def _detect(model: Lease, item: Input, question: Question, limits: Any, as_json: bool) -> Answer:
+    started = time.monotonic()
+    found = await model.detect(item.read(limits))
+    seconds = time.monotonic() - started
+    if not as_json:
+        width = max((len(each.label) for each in found), default=0)
+        for each in found:
+            print(f"{each.label:<{width}}  {each.score:.3f}  {' '.join(f'{edge:.0f}' for edge in each.box)}")
+        if not found:
+            print("nothing found")
+    return {
+        "objects": [{"label": each.label, "score": each.score, "box": list(each.box)} for each in found],
+        "seconds": round(seconds, 3),
+    }
+
+
+async def _transcribe(model: Lease, item: Input, question: Question, limits: Any, as_json: bool) -> Answer:
+    started = time.monotonic()
+    heard = await model.transcribe(item.read(limits))
+    seconds = time.monotonic() - started
+    if not as_json:
+        print(heard.text)
+    return {
+        "text": heard.text,
+        "segments": [{"start_s": each.start_s, "end_s": each.end_s, "text": each.text} for each in heard.segments],
         "seconds": round(seconds, 3),
     }
 
@@ -145,3 +174,12 @@ async def _stream(model: Lease, text: str, question: Question) -> ChatAnswer:
                 answer = ChatAnswer("", chunk.finish_reason, chunk.usage)
     print()
     return replace(answer, text="".join(pieces))
+
+
+_ASK: Mapping[str, Callable[[Lease, Input, Question, Any, bool], Awaitable[Answer]]] = {
+    "chat": _chat,
+    "classify": _classify,
+    "detect": _detect,
+    "transcribe": _transcribe,
+}
+"""The verbs it speaks: each asks about one input, prints the answer unless it is to be JSON, and returns it."""

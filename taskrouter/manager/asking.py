@@ -12,6 +12,8 @@ from taskrouter.verbs import (
     ChatAnswer,
     ChatRequest,
     ClassifyRequest,
+    Detection,
+    DetectRequest,
     Embeddings,
     EmbedRequest,
     GenerateAnswer,
@@ -133,16 +135,31 @@ class Verbs:
         """The same, for an answer in server-sent events: an async iterator of their parsed data, without ``[DONE]``."""
         return self._stream("stream_request", raw_request(path, body))
 
-    async def classify(self, input: Any, *, top_k: int = 5, sampling_rate: int | None = None) -> tuple[Label, ...]:
+    async def classify(
+        self, input: Any, *, top_k: int = 5, sampling_rate: int | None = None, labels: Iterable[str] = ()
+    ) -> tuple[Label, ...]:
         """The best ``top_k`` labels of an image or a sound, most probable first.
 
         ``input`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array (with its
-        ``sampling_rate`` in Hz for sound). Raises ``BadInput`` for what can't be read.
+        ``sampling_rate`` in Hz for sound). ``labels``: choose among these only; a zero-shot model (CLIP, SigLIP) needs
+        them and takes any words, another takes those it was trained for. Raises ``BadInput`` for what can't be read,
+        and for labels the model can't tell.
         """
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise BadInput(f"top_k is {top_k!r}; it must be a whole number, 1 or more")
-        request = ClassifyRequest(input, top_k, sampling_rate, self._media_limits())
+        request = ClassifyRequest(input, top_k, sampling_rate, self._media_limits(), _labels(labels))
         return tuple(await self._ask("classify", request))
+
+    async def detect(self, image: Any, *, labels: Iterable[str] = (), threshold: float = 0.5) -> tuple[Detection, ...]:
+        """The objects in an image that the model is at least so sure of (0 to 1), surest first, boxes in its pixels.
+
+        ``image`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array. ``labels``: look for these
+        only; a zero-shot model (OWLv2, Grounding DINO) needs them and takes any words, another takes those it was
+        trained for. Raises ``BadInput`` for what can't be read, and for labels the model can't tell.
+        """
+        _check_number("threshold", threshold, 0, 1)
+        request = DetectRequest(image, _labels(labels), threshold, self._media_limits())
+        return tuple(await self._ask("detect", request))
 
 
 def chat_request(
@@ -189,6 +206,13 @@ def _check_sampling(
     if not all(isinstance(text, str) and text for text in stops):
         raise BadInput(f"stop is {stop!r}; it must be one or several non-empty strings")
     return stops
+
+
+def _labels(labels: Iterable[str]) -> tuple[str, ...]:
+    found = None if isinstance(labels, str) else tuple(labels)
+    if found is None or not all(isinstance(label, str) and label.strip() for label in found):
+        raise BadInput(f"labels is {labels!r}; it must be a list of names that aren't empty")
+    return tuple(dict.fromkeys(found))
 
 
 def _check_number(name: str, value: float | None, least: float | None, most: float | None) -> None:

@@ -1,12 +1,12 @@
-"""Three small models that ship with the package, so that everything works offline at once, and what they are shown.
+"""Four small models that ship with the package, so that everything works offline at once, and what they are shown.
 
 ``shapes`` names the coloured shape in a picture, ``tones`` the pattern in a sound, ``claims`` writes out what a
-sentence of a template language claims. ``recipes.py`` says how each is built, ``train.py`` makes it, ``evaluate.py``
-measures it.
+sentence of a template language claims, ``scenes`` finds every shape in a picture. ``recipes.py`` says how each is
+built, ``train.py`` makes it, ``evaluate.py`` measures it.
 """
 
 from __future__ import annotations
 
-from taskrouter.samples.manifest import SAMPLES, DemoInput, demo_config, demo_inputs, sample_dir
+from taskrouter.samples.manifest import DEMO, SAMPLES, DemoInput, demo_config, demo_inputs, sample_dir
 
-__all__ = ["SAMPLES", "DemoInput", "demo_config", "demo_inputs", "sample_dir"]
+__all__ = ["DEMO", "SAMPLES", "DemoInput", "demo_config", "demo_inputs", "sample_dir"]

@@ -1,7 +1,7 @@
 """How often a sample is right on data it never saw: ``python -m taskrouter.samples.evaluate NAME [--folder DIR]``.
 
 The checkpoint is loaded by the Auto classes and asked as any other model is. A claims answer counts only when all of
-it is right, letter by letter.
+it is right, letter by letter; scenes are measured by average precision.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from taskrouter.samples.manifest import sample_dir
+from taskrouter.samples.precision import average_precision, look
 from taskrouter.samples.renderers import claims, shapes, tones
 
 HELD_OUT_SEED = 90_000
@@ -96,10 +97,15 @@ def _named(model: Any, indices: Any) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the accuracy of one sample and some of its mistakes."""
     parser = argparse.ArgumentParser(prog="python -m taskrouter.samples.evaluate", description=__doc__)
-    parser.add_argument("sample", choices=sorted(_ASK))
+    parser.add_argument("sample", choices=[*sorted(_ASK), "scenes"])
     parser.add_argument("--folder", type=Path, help="a checkpoint elsewhere (default: the one in the package)")
     parser.add_argument("--count", type=int, default=2000)
     options = parser.parse_args(arguments)
+    if options.sample == "scenes":
+        seen = look(options.count, options.folder or sample_dir("scenes"), seed=HELD_OUT_SEED)
+        figures = ", ".join(f"AP{int(100 * least)} {average_precision(*seen, least):.3f}" for least in (0.5, 0.75))
+        sys.stdout.write(f"scenes: {figures} on {options.count:,} held-out pictures\n")
+        return 0
     wrong = mistakes(options.sample, options.count, folder=options.folder)
     right = 1 - len(wrong) / options.count
     sys.stdout.write(f"{options.sample}: {right:.2%} of {options.count:,} held-out inputs right\n")

@@ -38,8 +38,13 @@ class DemoInput:
         return _lines(answer) == _lines(self.expected)
 
 
-SAMPLES = {"image_classification": "shapes", "audio_classification": "tones", "claim_extraction": "claims"}
+DEMO = {"image_classification": "shapes", "audio_classification": "tones", "claim_extraction": "claims"}
+"""The sample that does each task of the demo: of one size, so that a budget for two of them has to evict."""
+SAMPLES = {**DEMO, "object_detection": "scenes"}
 """The sample that does each task."""
+SCENE = MEDIA / "scene.png"
+"""A picture with several shapes."""
+SCENE_SEED = 100_112
 
 PICTURES = (
     ("red-circle.png", "red circle", (160, 120), 70_001),
@@ -74,7 +79,7 @@ _SENTENCES = (
 
 
 def sample_dir(name: str) -> Path:
-    """The folder of a sample's checkpoint: ``shapes``, ``tones`` or ``claims``."""
+    """The folder of a sample's checkpoint: ``shapes``, ``tones``, ``claims`` or ``scenes``."""
     return _HERE / name
 
 
@@ -95,7 +100,7 @@ def demo_config() -> dict[str, Any]:
                 "selected": name,
                 "options": {name: {"model_id": str(sample_dir(name)), "framework": "transformers"}},
             }
-            for task, name in SAMPLES.items()
+            for task, name in DEMO.items()
         }
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from taskrouter.samples.renderers import claims, shapes, tones
+from taskrouter.samples.renderers import claims, scenes, shapes, tones
 
 Batch = dict[str, Any]
 
@@ -59,6 +59,59 @@ def shapes_batch(rng: np.random.Generator, count: int, processor: Any) -> Batch:
     targets = rng.integers(len(shapes.LABELS), size=count)
     pictures = [shapes.render(rng, shapes.LABELS[target]) for target in targets]
     return {**processor(pictures, return_tensors="pt"), "labels": torch.from_numpy(targets)}
+
+
+# --- scenes -----------------------------------------------------------------------------------------------------------
+
+
+def build_scenes() -> tuple[Any, Any]:
+    """A small RT-DETR, and a processor that needs Pillow only.
+
+    From scratch it learns without denoising queries only, and with batch norms that are not frozen.
+    """
+    from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrResNetConfig
+    from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
+
+    backbone = RTDetrResNetConfig(
+        embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", out_indices=[2, 3]
+    )
+    config = RTDetrConfig(
+        backbone_config=backbone,
+        d_model=64,
+        encoder_hidden_dim=64,
+        encoder_in_channels=[64, 128],
+        decoder_in_channels=[64, 64],
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_layers=1,
+        decoder_layers=2,
+        feat_strides=[8, 16],
+        num_feature_levels=2,
+        encode_proj_layers=[1],
+        hidden_expansion=0.5,
+        num_queries=20,
+        num_denoising=0,
+        freeze_backbone_batch_norms=False,
+        **_labels(scenes.LABELS),
+    )
+    side = {"height": scenes.SIDE, "width": scenes.SIDE}
+    return RTDetrForObjectDetection(config), RTDetrImageProcessorPil(size=side)
+
+
+def scenes_batch(rng: np.random.Generator, count: int, processor: Any) -> Batch:
+    """Scenes with the classes and boxes of their shapes: centre, width and height, as shares of the picture."""
+    import torch
+
+    drawn = [scenes.render(rng) for _ in range(count)]
+    labels = []
+    for scene in drawn:
+        boxes = torch.tensor(scene.boxes) / scenes.SIDE
+        corners, ends = boxes[:, :2], boxes[:, 2:]
+        classes = torch.tensor([scenes.LABELS.index(label) for label in scene.labels])
+        labels.append({"class_labels": classes, "boxes": torch.cat([(corners + ends) / 2, ends - corners], dim=1)})
+    return {**processor([scene.picture for scene in drawn], return_tensors="pt"), "labels": labels}
 
 
 # --- tones ------------------------------------------------------------------------------------------------------------
@@ -226,6 +279,7 @@ def _labels(names: tuple[str, ...]) -> dict[str, Any]:
 
 RECIPES: Mapping[str, Recipe] = {
     "shapes": Recipe(build_shapes, shapes_batch, steps=2000, batch_size=48, learning_rate=3e-3, weight_decay=0.05),
+    "scenes": Recipe(build_scenes, scenes_batch, steps=4500, batch_size=8, learning_rate=1.5e-3, weight_decay=1e-4),
     "tones": Recipe(build_tones, tones_batch, steps=1600, batch_size=32, learning_rate=1.5e-3),
     "claims": Recipe(build_claims, claims_batch, steps=5200, batch_size=48, learning_rate=3e-3),
 }

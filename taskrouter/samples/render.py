@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from taskrouter.samples.manifest import MEDIA, PICTURES, SOUNDS
-from taskrouter.samples.renderers import shapes, tones
+from taskrouter.samples.manifest import MEDIA, PICTURES, SCENE, SCENE_SEED, SOUNDS
+from taskrouter.samples.renderers import scenes, shapes, tones
 
 _FULL_SCALE = 32767
 
@@ -19,6 +19,7 @@ def render_media(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file, label, size, seed in PICTURES:
         shapes.render(np.random.default_rng(seed), label, size=size).save(folder / file)
+    scenes.render(np.random.default_rng(SCENE_SEED), size=(192, 144)).picture.save(folder / SCENE.name)
     for file, label, seed in SOUNDS:
         sound = tones.render(np.random.default_rng(seed), label)
         with wave.open(str(folder / file), "wb") as out:

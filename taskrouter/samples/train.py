@@ -1,4 +1,4 @@
-"""Train a sample from scratch: ``python -m taskrouter.samples.train shapes|tones|claims [--out DIR] [--seed N]``.
+"""Train a sample from scratch: ``python -m taskrouter.samples.train NAME [--out DIR] [--seed N]``.
 
 Every step sees freshly rendered data. One thread, so that a seed gives the same checkpoint whatever the machine's
 number of cores.

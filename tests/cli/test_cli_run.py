@@ -173,7 +173,9 @@ def test_a_task_that_names_no_kind_is_asked_what_its_model_can_do(cli: Cli, tmp_
     for verbs, given, said in (
         ("[classify]", "a.png", "m  1.000\n"),
         ("[chat, stream_chat]", "hello", "m: hello\n"),
-        ("[detect]", "a.png", ""),
+        ("[detect]", "a.png", "m  1.000  0 0 1 1\n"),
+        ("[transcribe]", "a.png", "m: something was said\n"),
+        ("[segment]", "a.png", ""),
     ):
         option = f"{{model_id: m, framework: fake, engine_args: {{verbs: {verbs}}}}}"
         path = write(tmp_path, f"tasks: {{t: {{selected: m, options: {{m: {option}}}}}}}", name="kindless.yaml")
@@ -182,9 +184,25 @@ def test_a_task_that_names_no_kind_is_asked_what_its_model_can_do(cli: Cli, tmp_
 
 
 def test_a_task_the_command_has_no_verb_for_is_usage(cli: Cli, tmp_path: Path) -> None:
-    result = cli("run", "look", "a.png", "-f", write(tmp_path, FAKE.replace("image_classification", "detection")))
+    result = cli("run", "look", "a.png", "-f", write(tmp_path, FAKE.replace("image_classification", "depth")))
     assert result.code == 2
-    assert "is of kind detection" in result.err
+    assert "is of kind depth; `taskrouter run` asks tasks that chat, classify, detect, transcribe" in result.err
+
+
+def test_objects_and_what_was_said_are_told_as_data(cli: Cli, tmp_path: Path) -> None:
+    found = "engine_args: {answer: [{label: cup, score: 0.9, box: [1, 2, 3, 4]}]}"
+    tasks = "".join(
+        f"  {kind}: {{kind: {kind}, selected: m, options: {{m: {{model_id: {kind}, framework: fake, {extra}}}}}}}\n"
+        for kind, extra in (("detection", found), ("transcription", "engine_args: {answer: hello}"))
+    )
+    path = write(tmp_path, f"tasks:\n{tasks}", name="two.yaml")
+    objects = cli("run", "detection", "a.png", "-f", path, "--json").data["answers"][0]["objects"]
+    assert objects == [{"label": "cup", "score": 0.9, "box": [1, 2, 3, 4]}]
+    heard = cli("run", "transcription", "a.png", "-f", path, "--json").data["answers"][0]
+    assert (heard["text"], heard["segments"]) == ("hello", [])
+    nothing = found.replace("0.9", "0.1")
+    path = write(tmp_path, f"tasks:\n{tasks.replace(found, nothing)}", name="nothing.yaml")
+    assert cli("run", "detection", "a.png", "-f", path).out == "nothing found\n"
 
 
 def test_the_default_task_goes_by_its_other_name(cli: Cli, tmp_path: Path) -> None:

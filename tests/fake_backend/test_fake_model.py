@@ -12,7 +12,17 @@ from taskrouter.backends.fake import FakeBackend
 from taskrouter.backends.fake_script import ALL_VERBS
 from taskrouter.errors import BadInput, ModelDied, UnsupportedVerb
 from taskrouter.types import GIB
-from taskrouter.verbs import ChatAnswer, ChatRequest, ClassifyRequest, EmbedRequest, GenerateRequest, Label
+from taskrouter.verbs import (
+    Box,
+    ChatAnswer,
+    ChatRequest,
+    ClassifyRequest,
+    Detection,
+    DetectRequest,
+    EmbedRequest,
+    GenerateRequest,
+    Label,
+)
 
 from .stage import ASK, GPU, load, now, request, run, until
 
@@ -195,6 +205,7 @@ def test_every_verb_answers_the_same_each_time() -> None:
         "classify": ClassifyRequest(b""),
         "generate": GenerateRequest("go on"),
         "embed": EmbedRequest(("x", "y")),
+        "detect": DetectRequest(b"media"),
     }
     for verb in sorted(ALL_VERBS - {"stream_chat"}):
         answer = ask(verb, asked.get(verb, b"media"))
@@ -213,7 +224,13 @@ def test_embedding_differs_by_text_and_stays_within_one() -> None:
 def test_a_scripted_answer_replaces_the_models_own() -> None:
     assert ask("chat", ASK, answer="forty two").text == "forty two"
     assert ask("generate", GenerateRequest("why"), answer="because").text == "because"
-    assert ask("detect", b"", answer=[{"label": "cup"}]) == [{"label": "cup"}]
+    assert ask("detect", DetectRequest(b"")) == (Detection("small", 1.0, Box(0, 0, 1, 1)),)
+    assert ask("detect", DetectRequest(b"", ("cup", "jug")))[1].label == "jug"
+    said = [{"label": "cup", "score": 0.4, "box": [1, 2, 3, 4]}, {"label": "jug"}]
+    assert [each.label for each in ask("detect", DetectRequest(b""), answer=said)] == ["jug"]
+    assert ask("detect", DetectRequest(b"", threshold=0.1), answer=said)[0].box.bottom == 4
+    assert ask("segment", b"", answer=[{"label": "cup"}]) == [{"label": "cup"}]
+    assert [label.label for label in ask("classify", ClassifyRequest(b"", labels=("x", "y")))] == ["x", "y"]
 
 
 def test_a_question_that_is_none_is_bad_input_and_the_model_stays_usable() -> None:

@@ -237,6 +237,13 @@ def test_bad_arguments_are_refused_before_anything_is_loaded(tmp_path: Path) -> 
                     await model.chat(messages, **how)  # type: ignore[arg-type]
             with pytest.raises(errors.BadInput):
                 await model.classify(b"", top_k=0)
+            for wrong in ("cat", ["cat", ""], [1]):
+                with pytest.raises(errors.BadInput, match="list of names that aren't empty"):
+                    await model.classify(b"", labels=wrong)  # type: ignore[arg-type]
+                with pytest.raises(errors.BadInput, match="list of names that aren't empty"):
+                    await model.detect(b"", labels=wrong)  # type: ignore[arg-type]
+            with pytest.raises(errors.BadInput, match="threshold is 2"):
+                await model.detect(b"", threshold=2)
         assert stage.backend.labels("call-start") == []
 
     play(Stage(tmp_path, slow()), main)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from itertools import islice
 from typing import Any
 
+from taskrouter.backends.hf.calling import on_device, only_known, some
 from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput
@@ -20,22 +22,46 @@ def classify(
 
     if not isinstance(request.top_k, int) or isinstance(request.top_k, bool) or request.top_k < 1:
         raise BadInput(f"top_k wants a whole number of at least 1, not {request.top_k!r}.")
+    if family is Family.ZERO_SHOT_IMAGE:
+        return _zero_shot(parts, request, limits, stop)
+    module = parts.module
+    known = only_known(request.labels, module)
     prepare = _image if family is Family.IMAGE else _audio
     inputs = prepare(parts, request, limits)
     if stop.is_set():
         return ()
-    module = parts.module
-    inputs = {name: _to(tensor, parts.device, module.dtype) for name, tensor in inputs.items()}
     with torch.inference_mode():
-        scores = module(**inputs).logits[0].float()
+        scores = module(**on_device(inputs, parts)).logits[0].float()
         several = getattr(module.config, "problem_type", None) == "multi_label_classification"
         chances = scores.sigmoid() if several else scores.softmax(-1)
-        best = chances.topk(min(request.top_k, chances.numel()))
+        best = chances.sort(descending=True)
     names = module.config.id2label
-    return tuple(
+    labels = (
         Label(str(names[index]), chance)
         for chance, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        if str(names[index]) in known
     )
+    return tuple(islice(labels, request.top_k))
+
+
+def _zero_shot(parts: Parts, request: ClassifyRequest, limits: MediaLimits, stop: threading.Event) -> tuple[Label, ...]:
+    """By Transformers' own pipeline, which knows how each family was trained to be asked."""
+    from transformers import ZeroShotImageClassificationPipeline
+
+    from taskrouter.media.image import load_image
+
+    labels = some(request.labels)
+    image = load_image(request.input, limits)
+    if stop.is_set():
+        return ()
+    look = ZeroShotImageClassificationPipeline(
+        model=parts.module,
+        tokenizer=parts.processor.tokenizer,
+        image_processor=parts.processor.image_processor,
+        device=parts.module.device,
+    )
+    found = look(image, candidate_labels=labels)
+    return tuple(Label(str(each["label"]), float(each["score"])) for each in found[: request.top_k])
 
 
 def _image(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
@@ -50,7 +76,3 @@ def _audio(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
     rate = int(parts.processor.sampling_rate)
     samples = load_audio(request.input, limits, sampling_rate=rate, source_rate=request.sampling_rate)
     return parts.processor(samples, sampling_rate=rate, return_tensors="pt")
-
-
-def _to(tensor: Any, device: str, dtype: Any) -> Any:
-    return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)

@@ -34,13 +34,23 @@ class Family(Enum):
 
     CHAT = "AutoModelForCausalLM"
     IMAGE = "AutoModelForImageClassification"
+    ZERO_SHOT_IMAGE = "AutoModelForZeroShotImageClassification"
     AUDIO = "AutoModelForAudioClassification"
+    DETECTION = "AutoModelForObjectDetection"
+    ZERO_SHOT_DETECTION = "AutoModelForZeroShotObjectDetection"
+    CTC = "AutoModelForCTC"
+    SPEECH = "AutoModelForSpeechSeq2Seq"
 
 
 VERBS: Mapping[Family, frozenset[str]] = {
     Family.CHAT: frozenset({"chat", "stream_chat"}),
     Family.IMAGE: frozenset({"classify"}),
+    Family.ZERO_SHOT_IMAGE: frozenset({"classify"}),
     Family.AUDIO: frozenset({"classify"}),
+    Family.DETECTION: frozenset({"detect"}),
+    Family.ZERO_SHOT_DETECTION: frozenset({"detect"}),
+    Family.CTC: frozenset({"transcribe"}),
+    Family.SPEECH: frozenset({"transcribe"}),
 }
 
 _TEXT = "Transformers models here chat in text"
@@ -50,14 +60,29 @@ LACKS: Mapping[str, str] = {
 }
 """What a chat can't hold."""
 
+_PICTURES = ("torch", "transformers", "PIL", "numpy")
+_SOUNDS = ("torch", "transformers", "av", "numpy")
 NEEDS: Mapping[Family, tuple[str, ...]] = {
     Family.CHAT: ("torch", "transformers", "jinja2"),
-    Family.IMAGE: ("torch", "transformers", "PIL", "numpy"),
-    Family.AUDIO: ("torch", "transformers", "av", "numpy"),
+    Family.IMAGE: _PICTURES,
+    Family.ZERO_SHOT_IMAGE: _PICTURES,
+    Family.AUDIO: _SOUNDS,
+    Family.DETECTION: _PICTURES,
+    Family.ZERO_SHOT_DETECTION: _PICTURES,
+    Family.CTC: _SOUNDS,
+    Family.SPEECH: _SOUNDS,
 }
+"""The packages it can't do without."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PREPARES: Mapping[Family, str] = {
+    Family.CHAT: "AutoTokenizer",
+    Family.IMAGE: "AutoImageProcessor",
+    Family.AUDIO: "AutoFeatureExtractor",
+    Family.DETECTION: "AutoImageProcessor",
+}
+"""The Transformers class that prepares its input; of the others, which take text beside it, ``AutoProcessor``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +169,7 @@ def _refuse_idle_keys(request: ModelRequest, family: Family) -> None:
         )
     if request.max_context is not None and family is not Family.CHAT:
         raise PreflightFailed(
-            f"{request.label}: max_context bounds the text of a chat model, and {request.model_id} is a classifier. "
+            f"{request.label}: max_context bounds the text of a chat model, and {request.model_id} is none. "
             "Remove max_context."
         )
 
@@ -183,7 +208,7 @@ def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Fami
     if _built_in(architecture):
         raise PreflightFailed(
             f"{request.label}: {architecture} can be loaded, but this version has no verb for it: Transformers "
-            "models here do chat (causal language models) and classify (images, audio)."
+            "models here chat (causal language models), classify (images, audio), detect and transcribe."
         )
     import transformers
 
@@ -203,6 +228,11 @@ def _known_architectures() -> dict[Family, frozenset[str]]:
         Family.CHAT: names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         Family.IMAGE: names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
         Family.AUDIO: names(auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
+        Family.DETECTION: names(auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES),
+        Family.ZERO_SHOT_DETECTION: names(auto.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES),
+        Family.CTC: names(auto.MODEL_FOR_CTC_MAPPING_NAMES),
+        Family.SPEECH: names(auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES),
+        Family.ZERO_SHOT_IMAGE: names(auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES),
     }
 
 
@@ -213,18 +243,25 @@ def _built_in(architecture: str) -> bool:
 
 
 def _check_files(request: ModelRequest, folder: Path, family: Family) -> None:
-    wanted = TOKENIZER_FILES if family is Family.CHAT else PROCESSOR_FILES
-    if not any((folder / name).is_file() for name in wanted):
-        raise CheckpointMissing(
-            f"{request.label}: {folder} has none of {', '.join(wanted)}, so its input can't be prepared. Fetch the "
-            "whole model."
-        )
+    for wanted in _prepared_by(family):
+        if not any((folder / name).is_file() for name in wanted):
+            raise CheckpointMissing(
+                f"{request.label}: {folder} has none of {', '.join(wanted)}, so its input can't be prepared. Fetch the "
+                "whole model."
+            )
     if family is Family.CHAT and not _has_chat_template(folder):
         raise PreflightFailed(
             f"{request.label}: {request.model_id} has no chat template: it is a base model that only continues "
             "text, and this version has no verb for that. Choose its instruct variant, or put a "
             "chat_template.jinja into its folder."
         )
+
+
+def _prepared_by(family: Family) -> tuple[tuple[str, ...], ...]:
+    """Of each of these at least one file must be there."""
+    if family is Family.CHAT:
+        return (TOKENIZER_FILES,)
+    return (PROCESSOR_FILES,) if family in PREPARES else (PROCESSOR_FILES, TOKENIZER_FILES)
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
-from taskrouter.backends.hf.examine import Checkpoint, Family
+from taskrouter.backends.hf.examine import PREPARES, Checkpoint
 from taskrouter.backends.hf.failures import load_error
 from taskrouter.backends.hf.quiet import quiet
 from taskrouter.backends.hf.stopping import Stop, stoppable
@@ -101,6 +101,7 @@ def _load(
     )
     stop.check()
     _check_whole(request, module, info)
+    _free_standing(module)
     module.eval()
     module.requires_grad_(requires_grad=False)
     processor = _processor(request, checkpoint)
@@ -134,6 +135,15 @@ def _placement(devices: tuple[DeviceId, ...], charges: Charges) -> dict[str, Any
     }
 
 
+def _free_standing(module: Any) -> None:
+    """Let buffers be no views: as they come from the file, each keeps its storage alive, whatever else it points at."""
+    seen: dict[int, Any] = {}
+    for each in module.modules():
+        for name, buffer in each._buffers.items():
+            if buffer is not None and buffer._is_view():
+                each._buffers[name] = seen.setdefault(id(buffer), buffer.data)
+
+
 def _check_whole(request: ModelRequest, module: Any, info: Mapping[str, Any]) -> None:
     missing = sorted(info.get("missing_keys", ()))
     if missing:
@@ -152,12 +162,7 @@ def _check_whole(request: ModelRequest, module: Any, info: Mapping[str, Any]) ->
 def _processor(request: ModelRequest, checkpoint: Checkpoint) -> Any:
     import transformers
 
-    name = {
-        Family.CHAT: "AutoTokenizer",
-        Family.IMAGE: "AutoImageProcessor",
-        Family.AUDIO: "AutoFeatureExtractor",
-    }[checkpoint.family]
-    return getattr(transformers, name).from_pretrained(
+    return getattr(transformers, PREPARES.get(checkpoint.family, "AutoProcessor")).from_pretrained(
         checkpoint.folder, local_files_only=True, trust_remote_code=request.trust_remote_code
     )
 

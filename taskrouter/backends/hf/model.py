@@ -11,11 +11,13 @@ from typing import Any
 from taskrouter.backends.hf.arena import Arena, why_not, why_stays
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.classify import classify
+from taskrouter.backends.hf.detect import detect
 from taskrouter.backends.hf.examine import VERBS, Checkpoint
 from taskrouter.backends.hf.failures import call_error, forget_frames, out_of_memory
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, storages_of
 from taskrouter.backends.hf.threads import Worker
+from taskrouter.backends.hf.transcribe import transcribe
 from taskrouter.backends.sleep import told
 from taskrouter.errors import ModelDied, SleepFailed, TaskRouterError, UnsupportedVerb
 from taskrouter.media.limits import MediaLimits
@@ -152,8 +154,9 @@ class TransformersModel:
 
         def work() -> Any:
             try:
-                if verb == "classify":
-                    return classify(self._ready(), self._family, request, request.limits or self._limits, stop)
+                if verb in _OF_MEDIA:
+                    answer = _OF_MEDIA[verb]
+                    return answer(self._ready(), self._family, request, request.limits or self._limits, stop)
                 return chat(self._ready(), request, self._context, stop, emit)
             except TaskRouterError as error:
                 forget_frames(error, note=False)
@@ -172,6 +175,10 @@ class TransformersModel:
         if self._arena is not None:
             raise ModelDied(f"{self._label} is asleep.")
         return self._parts
+
+
+_OF_MEDIA: Mapping[str, Callable[..., Any]] = {"classify": classify, "detect": detect, "transcribe": transcribe}
+"""What answers about a picture or a sound: ``(parts, family, request, limits, stop)``."""
 
 
 def _ignore(_: str) -> None:

@@ -1,0 +1,60 @@
+"""What every call of a module needs: its input where the module is, labels checked, and a way to end early."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from taskrouter.backends.hf.loading import Parts
+from taskrouter.errors import BadInput
+
+_SHOWN = 20
+
+
+class Stopped(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@contextlib.contextmanager
+def interruptible(module: Any, stop: threading.Event) -> Iterator[None]:
+    """Within, each pass of the module raises ``Stopped`` once ``stop`` is set: a long answer ends early."""
+
+    def look(*_: Any) -> None:
+        if stop.is_set():
+            raise Stopped
+
+    hook = module.register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def on_device(inputs: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+    """The tensors of a batch on the module's device, fractions in its dtype."""
+    dtype = parts.module.dtype
+    return {
+        name: tensor.to(parts.device, dtype) if tensor.is_floating_point() else tensor.to(parts.device)
+        for name, tensor in inputs.items()
+    }
+
+
+def only_known(labels: tuple[str, ...], module: Any) -> frozenset[str]:
+    """The labels to answer with, of a module that has its own: all of them, or those asked for.
+
+    Raises ``BadInput`` for one it was not trained for.
+    """
+    names = {str(name) for name in module.config.id2label.values()}
+    if unknown := [label for label in labels if label not in names]:
+        shown = ", ".join(sorted(names)[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+        raise BadInput(f"labels names {unknown[0]!r}, which this model can't tell: it knows {shown}.")
+    return frozenset(labels or names)
+
+
+def some(labels: tuple[str, ...]) -> list[str]:
+    """The labels for a model that has none of its own. Raises ``BadInput`` where none are given."""
+    if not labels:
+        raise BadInput("this model has no labels of its own: say what to look for, such as labels=['a cat', 'a dog'].")
+    return list(labels)

@@ -1,0 +1,98 @@
+"""``detect``: an image becomes objects with boxes in its own pixels, surest first."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from typing import Any
+
+from taskrouter.backends.hf.calling import on_device, only_known, some
+from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.loading import Parts
+from taskrouter.errors import BadInput
+from taskrouter.media.image import load_image
+from taskrouter.media.limits import MediaLimits
+from taskrouter.verbs import Box, Detection, DetectRequest
+
+
+def detect(
+    parts: Parts, family: Family, request: DetectRequest, limits: MediaLimits, stop: threading.Event
+) -> tuple[Detection, ...]:
+    """Find objects in one image. Blocks. Raises ``BadInput``; returns nothing of use once ``stop`` is set."""
+    wanted = some(request.labels) if family is Family.ZERO_SHOT_DETECTION else None
+    known = only_known(request.labels, parts.module) if wanted is None else frozenset(request.labels)
+    image = load_image(request.image, limits)
+    if stop.is_set():
+        return ()
+    scores, names, boxes = _found(parts, image, wanted, request.threshold)
+    width, height = map(float, image.size)
+    detections = [
+        Detection(name, score, _within(box, width, height))
+        for score, name, box in zip(scores, names, boxes, strict=True)
+        if name in known
+    ]
+    return tuple(sorted(detections, key=lambda each: -each.score))
+
+
+Found = tuple[list[float], list[str], list[list[float]]]
+"""Scores, names, and boxes in pixels: left, top, right, bottom."""
+
+
+def _found(parts: Parts, image: Any, wanted: list[str] | None, threshold: float) -> Found:
+    import torch
+
+    processor = parts.processor
+    finish = (
+        processor.post_process_object_detection if wanted is None else processor.post_process_grounded_object_detection
+    )
+    by_phrases = "input_ids" in inspect.signature(finish).parameters
+    if wanted is not None and by_phrases and any("." in label for label in wanted):
+        raise BadInput(f"labels {wanted!r} go into one caption, parted by full stops: write each without one.")
+    inputs = processor(images=image, return_tensors="pt", **({} if wanted is None else {"text": [wanted]}))
+    with torch.inference_mode():
+        outputs = parts.module(**on_device(inputs, parts))
+    told = {"threshold": threshold, "target_sizes": [(image.height, image.width)]}
+    if wanted is None:
+        found = finish(outputs, **told)[0]
+        own = parts.module.config.id2label
+        names = [str(own[index]) for index in found["labels"].tolist()]
+    elif by_phrases:
+        return _by_phrases(outputs, inputs["input_ids"][0].tolist(), processor.tokenizer, wanted, threshold, image)
+    else:
+        found = finish(outputs, **told, text_labels=[wanted])[0]
+        names = [str(name) for name in found["text_labels"]]
+    return found["scores"].tolist(), names, found["boxes"].tolist()
+
+
+def _by_phrases(outputs: Any, ids: list[int], tokenizer: Any, wanted: list[str], threshold: float, image: Any) -> Found:
+    """Of a model that points at the words of a caption: the label whose words a box fits best.
+
+    Transformers' own reading of it answers with whichever words were pointed at, which may be half a label or two.
+    """
+    import torch
+
+    full_stop = tokenizer.convert_tokens_to_ids(".")
+    spans: list[list[int]] = [[]]
+    for place, token in enumerate(ids):
+        if token == full_stop:
+            spans.append([])
+        elif token not in tokenizer.all_special_ids or token == tokenizer.unk_token_id:
+            spans[-1].append(place)
+    spans = [span for span in spans if span]
+    if len(spans) != len(wanted):
+        raise BadInput(f"labels {wanted!r} can't be told apart in a caption: write each as plain words.")
+    chances = outputs.logits[0].float().sigmoid()
+    scores, best = torch.stack([chances[:, span].amax(-1) for span in spans], dim=-1).max(-1)
+    middle, size = outputs.pred_boxes[0].float().split(2, dim=-1)
+    corners = torch.cat([middle - size / 2, middle + size / 2], dim=-1)
+    boxes = corners * torch.tensor([image.width, image.height] * 2, device=corners.device)
+    keep = scores >= threshold
+    return scores[keep].tolist(), [wanted[index] for index in best[keep].tolist()], boxes[keep].tolist()
+
+
+def _within(box: list[float], width: float, height: float) -> Box:
+    left, top, right, bottom = box
+    return Box(
+        min(max(left, 0.0), width), min(max(top, 0.0), height),
+        min(max(right, 0.0), width), min(max(bottom, 0.0), height),
+    )  # fmt: skip

@@ -1,0 +1,73 @@
+"""Each family that people use is loaded, asked, put to sleep, woken and unloaded, and nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from taskrouter.backends.transformers import TransformersBackend
+from taskrouter.types import CPU, GIB, MIB
+from taskrouter.verbs import ClassifyRequest, DetectRequest, TranscribeRequest
+
+from .checkpoints import CHARGES, request
+from .families import DETECTORS, ZERO_SHOT_CLASSIFIERS, ZERO_SHOT_DETECTORS, wav2vec2_ctc, whisper
+from .test_transformers_classify import picture
+from .test_transformers_transcribe import recording
+
+pytestmark = pytest.mark.anyio
+WORDS = ("cat", "dog")
+HEARING: dict[str, Callable[[Path], None]] = {"wav2vec2_ctc": wav2vec2_ctc, "whisper": whisper}
+EVERY = {**DETECTORS, **ZERO_SHOT_DETECTORS, **ZERO_SHOT_CLASSIFIERS, **HEARING}
+
+
+def question(name: str, folder: Path) -> tuple[str, Any]:
+    if name in HEARING:
+        return "transcribe", TranscribeRequest(recording(folder / "a.wav", 2))
+    if name in ZERO_SHOT_CLASSIFIERS:
+        return "classify", ClassifyRequest(picture(), labels=WORDS)
+    return "detect", DetectRequest(picture(), WORDS if name in ZERO_SHOT_DETECTORS else (), threshold=0.0)
+
+
+@pytest.mark.parametrize("name", EVERY)
+async def test_it_answers_the_same_after_a_sleep_and_leaves_nothing(
+    backend: TransformersBackend, tmp_path: Path, name: str
+) -> None:
+    EVERY[name](tmp_path / name)
+    found = await backend.preflight(request(tmp_path / name))
+    model = await backend.load(request(tmp_path / name), (CPU,), CHARGES)
+    verb, wanted = question(name, tmp_path)
+    assert found.verbs == model.verbs == {verb}
+    assert model.measured is not None
+    assert found.need is not None
+    assert found.need.device_bytes >= model.measured.device_bytes * 0.9
+    assert await model.call(verb, wanted)
+    said = []
+    for _ in range(2):
+        # As mapped from its file a weight lies at any address, and the CPU adds up in another order there.
+        await backend.demote(model, timeout_s=5)
+        await backend.promote(model, {CPU: GIB})
+        said.append(await model.call(verb, wanted))
+    assert said[0] == said[1]
+    assert await backend.unload(model, timeout_s=5) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVERY)
+async def test_after_twenty_lives_the_process_is_as_large_as_after_a_few(
+    backend: TransformersBackend, tmp_path: Path, name: str
+) -> None:
+    EVERY[name](tmp_path / name)
+    verb, wanted = question(name, tmp_path)
+    sizes = []
+    for _ in range(25):
+        model = await backend.load(request(tmp_path / name), (CPU,), CHARGES)
+        await model.call(verb, wanted)
+        assert await backend.unload(model, timeout_s=5) == {}
+        del model
+        sizes.append(psutil.Process().memory_full_info().uss)
+    # The first lives load libraries and fill caches.
+    assert sizes[-1] <= sizes[4] * 1.05, [size // MIB for size in sizes]
