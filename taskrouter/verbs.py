@@ -130,6 +130,7 @@ class ChatRequest:
     """A chat call, checked: OpenAI-style messages (each a mapping with ``role`` and ``content``) and sampling.
 
     ``extra`` is what only some backends know (``top_k``, ``repetition_penalty``); what one doesn't know it refuses.
+    ``limits`` are the ``media.limits.MediaLimits`` that media in it are read under by models in this process.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -139,6 +140,7 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    limits: Any = None
 
 
 @dataclass(frozen=True, slots=True)

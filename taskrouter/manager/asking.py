@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -58,7 +59,8 @@ class Verbs:
         numbers that make no sense, and what ``get_model`` raises. ``extra`` is for what only some backends know
         (``top_k``, ``repetition_penalty``); one that doesn't know it refuses.
         """
-        answer = await self._ask("chat", chat_request(messages, max_tokens, temperature, top_p, stop, seed, extra))
+        request = chat_request(messages, max_tokens, temperature, top_p, stop, seed, extra)
+        answer = await self._ask("chat", replace(request, limits=self._media_limits()))
         assert isinstance(answer, ChatAnswer), answer
         return answer
 
@@ -74,7 +76,8 @@ class Verbs:
         extra: Mapping[str, Any] | None = None,
     ) -> Stream:
         """The same answer in pieces: an async iterator of ``ChatChunk``, best used as a context manager."""
-        return self._stream("stream_chat", chat_request(messages, max_tokens, temperature, top_p, stop, seed, extra))
+        request = chat_request(messages, max_tokens, temperature, top_p, stop, seed, extra)
+        return self._stream("stream_chat", replace(request, limits=self._media_limits()))
 
     async def generate(
         self,

@@ -214,3 +214,77 @@ def _words(length: int) -> Any:
 DETECTORS: Mapping[str, Callable[[Path], None]] = {"rt_detr": rt_detr, "detr": detr, "yolos": yolos}
 ZERO_SHOT_DETECTORS: Mapping[str, Callable[[Path], None]] = {"owlv2": owlv2, "grounding_dino": grounding_dino}
 ZERO_SHOT_CLASSIFIERS: Mapping[str, Callable[[Path], None]] = {"clip": clip, "siglip": siglip}
+
+
+def idefics3(folder: Path) -> None:
+    """Pictures and text to text, each picture as a few tokens."""
+    import transformers
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    tokenizer = _chatting(("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"))
+    config = transformers.Idefics3Config(
+        text_config=_text(transformers.LlamaConfig, tokenizer),
+        vision_config={**SMALL, "image_size": SIDE, "patch_size": 16},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), scale_factor=2, tie_word_embeddings=False,
+        pad_token_id=0,
+    )  # fmt: skip
+    longest = {"longest_edge": SIDE}
+    pictures = Idefics3ImageProcessorPil(size=longest, max_image_size=longest, do_image_splitting=False)
+    processor = transformers.Idefics3Processor(
+        pictures, tokenizer, image_seq_len=(SIDE // 16) ** 2 // 4, chat_template=_TEMPLATE
+    )
+    save(transformers.Idefics3ForConditionalGeneration(config), folder)
+    processor.save_pretrained(folder)
+
+
+def llava(folder: Path) -> None:
+    """Pictures and text to text, each picture as all its patches."""
+    import transformers
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    tokenizer = _chatting(("<image>",))
+    config = transformers.LlavaConfig(
+        text_config=_text(transformers.LlamaConfig, tokenizer),
+        vision_config=transformers.CLIPVisionConfig(**SMALL, image_size=SIDE, patch_size=16),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+    )  # fmt: skip
+    pictures = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    processor = transformers.LlavaProcessor(
+        pictures, tokenizer, patch_size=16, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=_TEMPLATE,
+    )  # fmt: skip
+    save(transformers.LlavaForConditionalGeneration(config), folder)
+    processor.save_pretrained(folder)
+
+
+_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] not in ('user', 'assistant') %}"
+    "{{ raise_exception('no such role: ' + message['role']) }}{% endif %}<{{ message['role'] }}> "
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} "
+    "{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def _chatting(more: tuple[str, ...]) -> Any:
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from .checkpoints import WORDS
+
+    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+        extra_special_tokens={name.strip("<>").replace("-", "_") + "_token": name for name in more},
+    )  # fmt: skip
+    return tokenizer
+
+
+def _text(kind: Any, tokenizer: Any) -> Any:
+    return kind(
+        **SMALL, vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=512, bos_token_id=None,
+        eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+
+
+TALKERS: Mapping[str, Callable[[Path], None]] = {"idefics3": idefics3, "llava": llava}

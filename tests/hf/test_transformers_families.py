@@ -11,22 +11,25 @@ import pytest
 
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.types import CPU, GIB, MIB
-from taskrouter.verbs import ClassifyRequest, DetectRequest, TranscribeRequest
+from taskrouter.verbs import ChatRequest, ClassifyRequest, DetectRequest, TranscribeRequest
 
 from .checkpoints import CHARGES, request
-from .families import DETECTORS, ZERO_SHOT_CLASSIFIERS, ZERO_SHOT_DETECTORS, wav2vec2_ctc, whisper
+from .families import DETECTORS, TALKERS, ZERO_SHOT_CLASSIFIERS, ZERO_SHOT_DETECTORS, wav2vec2_ctc, whisper
 from .test_transformers_classify import picture
 from .test_transformers_transcribe import recording
 
 pytestmark = pytest.mark.anyio
 WORDS = ("cat", "dog")
 HEARING: dict[str, Callable[[Path], None]] = {"wav2vec2_ctc": wav2vec2_ctc, "whisper": whisper}
-EVERY = {**DETECTORS, **ZERO_SHOT_DETECTORS, **ZERO_SHOT_CLASSIFIERS, **HEARING}
+EVERY = {**TALKERS, **DETECTORS, **ZERO_SHOT_DETECTORS, **ZERO_SHOT_CLASSIFIERS, **HEARING}
 
 
 def question(name: str, folder: Path) -> tuple[str, Any]:
     if name in HEARING:
         return "transcribe", TranscribeRequest(recording(folder / "a.wav", 2))
+    if name in TALKERS:
+        content = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": "w1"}]
+        return "chat", ChatRequest(({"role": "user", "content": content},), max_tokens=5)
     if name in ZERO_SHOT_CLASSIFIERS:
         return "classify", ClassifyRequest(picture(), labels=WORDS)
     return "detect", DetectRequest(picture(), WORDS if name in ZERO_SHOT_DETECTORS else (), threshold=0.0)
@@ -40,7 +43,8 @@ async def test_it_answers_the_same_after_a_sleep_and_leaves_nothing(
     found = await backend.preflight(request(tmp_path / name))
     model = await backend.load(request(tmp_path / name), (CPU,), CHARGES)
     verb, wanted = question(name, tmp_path)
-    assert found.verbs == model.verbs == {verb}
+    assert found.verbs == model.verbs
+    assert verb in found.verbs
     assert model.measured is not None
     assert found.need is not None
     assert found.need.device_bytes >= model.measured.device_bytes * 0.9

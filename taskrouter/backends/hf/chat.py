@@ -13,9 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from taskrouter.backends.hf.calling import on_device
+from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.generation import Sampling, Watcher
 from taskrouter.backends.hf.loading import Parts
+from taskrouter.backends.hf.seen import with_pictures
 from taskrouter.errors import BadInput, ContextTooLong, UnsupportedInput
+from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import ChatAnswer, ChatRequest, Usage
 
 UNBOUNDED_TOKENS = 2048
@@ -31,8 +35,10 @@ class _Prompt:
 
 def chat(
     parts: Parts,
+    family: Family,
     request: ChatRequest,
     context: int | None,
+    limits: MediaLimits,
     stop: threading.Event,
     emit: Callable[[str], None],
 ) -> ChatAnswer:
@@ -47,14 +53,14 @@ def chat(
             f"extra has {', '.join(sorted(request.extra))}, which Transformers models here don't take."
         )
     _check_sampling(request)
-    prompt = _prompt(parts, request, context)
+    prompt = _seen(parts, request, context, limits) if family is Family.VISION else _prompt(parts, request, context)
     pieces: list[str] = []
 
     def show(piece: str) -> None:
         pieces.append(piece)
         emit(piece)
 
-    watcher = Watcher(parts.processor, ends=_ends(parts), stops=request.stop, stop=stop, emit=show)
+    watcher = Watcher(_tokenizer(parts), ends=_ends(parts), stops=request.stop, stop=stop, emit=show)
     if not stop.is_set():
         _generate(parts, request, prompt, watcher)
         watcher.finish()
@@ -110,22 +116,45 @@ def _ends(parts: Parts) -> frozenset[int]:
     """The tokens that end an answer, as the model or else its tokenizer names them."""
     named = parts.module.generation_config.eos_token_id
     if named is None:
-        named = parts.processor.eos_token_id
+        named = _tokenizer(parts).eos_token_id
     if named is None:
         return frozenset()
     return frozenset([named] if isinstance(named, int) else named)
 
 
+def _tokenizer(parts: Parts) -> Any:
+    return getattr(parts.processor, "tokenizer", parts.processor)
+
+
 def _prompt(parts: Parts, request: ChatRequest, context: int | None) -> _Prompt:
     tokenizer = parts.processor
-    messages = [_message(index, message) for index, message in enumerate(request.messages)]
+    text = _templated(parts, [_message(index, message) for index, message in enumerate(request.messages)])
+    inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)
+    return _fitting(parts, request, context, inputs)
+
+
+def _seen(parts: Parts, request: ChatRequest, context: int | None, limits: MediaLimits) -> _Prompt:
+    """The same with pictures, each of which becomes as many tokens as the processor makes of it."""
+    for index, message in enumerate(request.messages):
+        _check_message(index, message)
+    messages = with_pictures(request.messages, limits)
+    _templated(parts, messages)
+    inputs = parts.processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    return _fitting(parts, request, context, inputs)
+
+
+def _templated(parts: Parts, messages: list[dict[str, Any]]) -> str:
     if not messages:
         raise BadInput("chat wants at least one message.")
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(parts.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # the template is the model's own code: it raises what it likes
         raise BadInput(f"the model's chat template does not take these messages: {error}") from error
-    inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt", return_token_type_ids=False)
+
+
+def _fitting(parts: Parts, request: ChatRequest, context: int | None, inputs: Mapping[str, Any]) -> _Prompt:
     tokens = int(inputs["input_ids"].shape[1])
     if not tokens:
         raise BadInput("the messages come to no tokens at all.")
@@ -136,16 +165,20 @@ def _prompt(parts: Parts, request: ChatRequest, context: int | None) -> _Prompt:
             "the answer. Send less."
         )
     return _Prompt(
-        {name: tensor.to(parts.device) for name, tensor in inputs.items()},
+        on_device(inputs, parts),
         tokens,
         min(request.max_tokens or left, left),
     )
 
 
 def _message(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    _check_message(index, message)
+    return {**message, "content": _text(index, message.get("content"))}
+
+
+def _check_message(index: int, message: Mapping[str, Any]) -> None:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise BadInput(f"message {index} wants a role (system, user or assistant) and a content.")
-    return {**message, "content": _text(index, message.get("content"))}
 
 
 def _text(index: int, content: Any) -> str:

@@ -32,6 +32,7 @@ from taskrouter.types import Footprint, ModelRequest
 class Family(Enum):
     """What a checkpoint is for; the value is the Transformers class that loads it."""
 
+    VISION = "AutoModelForImageTextToText"
     CHAT = "AutoModelForCausalLM"
     IMAGE = "AutoModelForImageClassification"
     ZERO_SHOT_IMAGE = "AutoModelForZeroShotImageClassification"
@@ -43,6 +44,7 @@ class Family(Enum):
 
 
 VERBS: Mapping[Family, frozenset[str]] = {
+    Family.VISION: frozenset({"chat", "stream_chat"}),
     Family.CHAT: frozenset({"chat", "stream_chat"}),
     Family.IMAGE: frozenset({"classify"}),
     Family.ZERO_SHOT_IMAGE: frozenset({"classify"}),
@@ -53,16 +55,17 @@ VERBS: Mapping[Family, frozenset[str]] = {
     Family.SPEECH: frozenset({"transcribe"}),
 }
 
-_TEXT = "Transformers models here chat in text"
-LACKS: Mapping[str, str] = {
-    **dict.fromkeys(("image", "audio", "video", "document", "tools"), _TEXT),
-    "extra": "Transformers models here know no further fields",
+_EXTRA = {"extra": "Transformers models here know no further fields"}
+LACKS: Mapping[Family, Mapping[str, str]] = {
+    Family.CHAT: {**dict.fromkeys(("image", "audio", "video", "document", "tools"), "it chats in text"), **_EXTRA},
+    Family.VISION: {**dict.fromkeys(("audio", "document", "tools"), "it chats in text, images and videos"), **_EXTRA},
 }
-"""What a chat can't hold."""
+"""What a chat can't hold, by family."""
 
 _PICTURES = ("torch", "transformers", "PIL", "numpy")
 _SOUNDS = ("torch", "transformers", "av", "numpy")
 NEEDS: Mapping[Family, tuple[str, ...]] = {
+    Family.VISION: (*_PICTURES, "av", "jinja2"),
     Family.CHAT: ("torch", "transformers", "jinja2"),
     Family.IMAGE: _PICTURES,
     Family.ZERO_SHOT_IMAGE: _PICTURES,
@@ -144,7 +147,7 @@ def _examine(request: ModelRequest) -> Checkpoint:
     require_packages(NEEDS[family])
     _check_files(request, folder, family)
     _check_quantization(request, config)
-    context = check_context(request, ceiling(config)) if family is Family.CHAT else None
+    context = check_context(request, ceiling(config)) if family in LACKS else None
     weights = read_weights(folder, allow_pickle=not arguments.use_safetensors)
     loaded_as = dtype or _own_dtype(config)
     cache_bytes = 0
@@ -167,7 +170,7 @@ def _refuse_idle_keys(request: ModelRequest, family: Family) -> None:
             f"{request.label}: revision {request.revision!r} names a version on the hub, and "
             f"{request.model_id} is a folder. Remove revision."
         )
-    if request.max_context is not None and family is not Family.CHAT:
+    if request.max_context is not None and family not in LACKS:
         raise PreflightFailed(
             f"{request.label}: max_context bounds the text of a chat model, and {request.model_id} is none. "
             "Remove max_context."
@@ -208,7 +211,7 @@ def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Fami
     if _built_in(architecture):
         raise PreflightFailed(
             f"{request.label}: {architecture} can be loaded, but this version has no verb for it: Transformers "
-            "models here chat (causal language models), classify (images, audio), detect and transcribe."
+            "models here chat (causal and vision language models), classify (images, audio), detect and transcribe."
         )
     import transformers
 
@@ -225,6 +228,8 @@ def _known_architectures() -> dict[Family, frozenset[str]]:
         return frozenset(name for value in mapping.values() for name in ((value,) if isinstance(value, str) else value))
 
     return {
+        # Some that take pictures can be loaded as language models, too, and are blind then: pictures come first.
+        Family.VISION: names(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
         Family.CHAT: names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         Family.IMAGE: names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
         Family.AUDIO: names(auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
@@ -249,7 +254,7 @@ def _check_files(request: ModelRequest, folder: Path, family: Family) -> None:
                 f"{request.label}: {folder} has none of {', '.join(wanted)}, so its input can't be prepared. Fetch the "
                 "whole model."
             )
-    if family is Family.CHAT and not _has_chat_template(folder):
+    if family in LACKS and not _has_chat_template(folder):
         raise PreflightFailed(
             f"{request.label}: {request.model_id} has no chat template: it is a base model that only continues "
             "text, and this version has no verb for that. Choose its instruct variant, or put a "
@@ -267,8 +272,8 @@ def _prepared_by(family: Family) -> tuple[tuple[str, ...], ...]:
 def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
-    file = folder / "tokenizer_config.json"
-    return file.is_file() and bool(read_json(file).get("chat_template"))
+    files = (folder / name for name in ("tokenizer_config.json", "processor_config.json"))
+    return any(file.is_file() and read_json(file).get("chat_template") for file in files)
 
 
 def _own_dtype(config: Mapping[str, Any]) -> str | None:

@@ -157,7 +157,8 @@ class TransformersModel:
                 if verb in _OF_MEDIA:
                     answer = _OF_MEDIA[verb]
                     return answer(self._ready(), self._family, request, request.limits or self._limits, stop)
-                return chat(self._ready(), request, self._context, stop, emit)
+                limits = request.limits or self._limits
+                return chat(self._ready(), self._family, request, self._context, limits, stop, emit)
             except TaskRouterError as error:
                 forget_frames(error, note=False)
                 raise

@@ -1,0 +1,60 @@
+"""The pictures and videos of a conversation: found in its content parts, read, and handed to the model's processor.
+
+A video goes as some of its frames, evenly spread, each a picture: so every model that takes several pictures takes
+videos, and none of Transformers' video readers is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from taskrouter.errors import BadInput, UnsupportedInput
+from taskrouter.media.image import load_image
+from taskrouter.media.limits import MediaLimits
+from taskrouter.media.video import load_video
+
+VIDEO_FRAMES = 8
+"""Pictures of each video that a model is shown."""
+
+LONGEST_SIDE = 1536
+"""Frames are scaled down to so many pixels; processors make less of them."""
+
+
+def with_pictures(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> list[dict[str, Any]]:
+    """Messages whose contents are lists of parts as processors take them: texts, and pictures that are read.
+
+    Blocks while it reads. Raises ``BadInput`` for what can't be read, ``UnsupportedInput`` for parts of other kinds.
+    """
+    return [
+        {**message, "content": list(_parts(f"message {index}", message.get("content"), limits))}
+        for index, message in enumerate(messages)
+    ]
+
+
+def _parts(where: str, content: Any, limits: MediaLimits) -> Iterator[dict[str, Any]]:
+    if isinstance(content, str):
+        yield {"type": "text", "text": content}
+        return
+    if not isinstance(content, (list, tuple)):
+        raise BadInput(f"{where}: content wants text or a list of parts, not {type(content).__name__}.")
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind == "text" and isinstance(part.get("text"), str):
+            yield {"type": "text", "text": part["text"]}
+        elif kind == "image_url":
+            yield {"type": "image", "image": load_image(_source(where, part, kind), limits)}
+        elif kind == "video_url":
+            clip = load_video(_source(where, part, kind), limits, count=VIDEO_FRAMES, side=LONGEST_SIDE)
+            yield from ({"type": "image", "image": frame} for frame in clip.frames)
+        else:
+            raise UnsupportedInput(f"{where} has a part of type {kind!r}; this model takes text, images and videos.")
+
+
+def _source(where: str, part: Mapping[str, Any], kind: str) -> Any:
+    """What the part points at: the OpenAI API's ``{"url": …}``, or the thing itself (a path, bytes, a picture)."""
+    held = part.get(kind)
+    source = held.get("url") if isinstance(held, Mapping) else held
+    if source is None or (isinstance(source, str) and not source):
+        raise BadInput(f"{where} has a part of type {kind!r} with nothing in it: write {kind}: {{url: …}}.")
+    return source
