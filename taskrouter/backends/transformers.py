@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from taskrouter.backends.base import Asleep, LoadedModel, Preflight
 from taskrouter.backends.hf.arena import why_stays
-from taskrouter.backends.hf.examine import LACKS, VERBS, examine
+from taskrouter.backends.hf.examine import LACKS, examine
 from taskrouter.backends.hf.failures import forget_frames, out_of_memory
 from taskrouter.backends.hf.loading import load_parts
 from taskrouter.backends.hf.model import TransformersModel
@@ -48,7 +48,7 @@ class TransformersBackend:
         """Check the request, fetching what isn't in the cache; the event loop stays free."""
         checkpoint = await run_in_daemon(f"preflight:{request.label}", lambda: examine(request))
         family = checkpoint.family
-        return Preflight(checkpoint.need, VERBS[family], LACKS.get(family, {}), checkpoint.context)
+        return Preflight(checkpoint.need, checkpoint.verbs, LACKS.get(family, {}), checkpoint.context)
 
     async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
         """Load in a daemon thread. Cancelled, it stops between two weights, and frees what it had read."""

@@ -93,13 +93,25 @@ def read_weights(folder: Path, *, allow_pickle: bool = False) -> Weights:
 
 def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object of a checkpoint. Raises ``CheckpointCorrupt`` naming the file."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointCorrupt(f"{file} is not readable JSON ({error}). Download it again.") from error
+    data = _read_json(file)
     if not isinstance(data, dict):
         raise CheckpointCorrupt(f"{file} should hold a JSON object, not a {type(data).__name__}. Download it again.")
     return data
+
+
+def read_json_objects(file: Path) -> list[dict[str, Any]]:
+    """Read a JSON list of objects. Raises ``CheckpointCorrupt`` naming the file."""
+    data = _read_json(file)
+    if not isinstance(data, list) or not all(isinstance(each, dict) for each in data):
+        raise CheckpointCorrupt(f"{file} should hold a JSON list of objects. Download it again.")
+    return data
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointCorrupt(f"{file} is not readable JSON ({error}). Download it again.") from error
 
 
 def _sharded(folder: Path) -> Weights:

@@ -257,6 +257,40 @@ def llava(folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
+def sentence_bert(folder: Path, *, pooling: str = "mean", normalized: bool = False, side: str = "right") -> None:
+    """Texts to vectors, in the form of sentence-transformers."""
+    import json
+
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    from .checkpoints import WORDS
+
+    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(
+        single="<user> $A <eos>", special_tokens=[("<user>", 3), ("<eos>", 1)]
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side=side,
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    config = transformers.BertConfig(**SMALL, vocab_size=len(WORDS), max_position_embeddings=64)
+    save(transformers.BertModel(config), folder)
+    tokenizer.save_pretrained(folder)
+    steps = ["Transformer", "Pooling", *(["Normalize"] if normalized else [])]
+    modules = [
+        {"idx": place, "name": str(place), "path": f"{place}_{step}" if place else "",
+         "type": f"sentence_transformers.models.{step}"}
+        for place, step in enumerate(steps)
+    ]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    names = {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}
+    told = {"word_embedding_dimension": 32, **{f"pooling_mode_{each}": key == pooling for key, each in names.items()}}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(told))
+
+
 _TEMPLATE = (
     "{% for message in messages %}{% if message['role'] not in ('user', 'assistant') %}"
     "{{ raise_exception('no such role: ' + message['role']) }}{% endif %}<{{ message['role'] }}> "

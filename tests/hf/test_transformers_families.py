@@ -11,22 +11,39 @@ import pytest
 
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.types import CPU, GIB, MIB
-from taskrouter.verbs import ChatRequest, ClassifyRequest, DetectRequest, TranscribeRequest
+from taskrouter.verbs import ChatRequest, ClassifyRequest, DetectRequest, EmbedRequest, TranscribeRequest
 
 from .checkpoints import CHARGES, request
-from .families import DETECTORS, TALKERS, ZERO_SHOT_CLASSIFIERS, ZERO_SHOT_DETECTORS, wav2vec2_ctc, whisper
+from .families import (
+    DETECTORS,
+    TALKERS,
+    ZERO_SHOT_CLASSIFIERS,
+    ZERO_SHOT_DETECTORS,
+    sentence_bert,
+    wav2vec2_ctc,
+    whisper,
+)
 from .test_transformers_classify import picture
 from .test_transformers_transcribe import recording
 
 pytestmark = pytest.mark.anyio
 WORDS = ("cat", "dog")
 HEARING: dict[str, Callable[[Path], None]] = {"wav2vec2_ctc": wav2vec2_ctc, "whisper": whisper}
-EVERY = {**TALKERS, **DETECTORS, **ZERO_SHOT_DETECTORS, **ZERO_SHOT_CLASSIFIERS, **HEARING}
+EVERY: dict[str, Callable[[Path], None]] = {
+    "sentence_bert": sentence_bert,
+    **TALKERS,
+    **DETECTORS,
+    **ZERO_SHOT_DETECTORS,
+    **ZERO_SHOT_CLASSIFIERS,
+    **HEARING,
+}
 
 
 def question(name: str, folder: Path) -> tuple[str, Any]:
     if name in HEARING:
         return "transcribe", TranscribeRequest(recording(folder / "a.wav", 2))
+    if name == "sentence_bert":
+        return "embed", EmbedRequest(("w1 w2", "w3"))
     if name in TALKERS:
         content = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": "w1"}]
         return "chat", ChatRequest(({"role": "user", "content": content},), max_tokens=5)

@@ -40,7 +40,7 @@ async def test_each_architecture_brings_its_verbs_and_an_estimate(
     backend: TransformersBackend, chat_folder: Path, image_folder: Path, audio_folder: Path
 ) -> None:
     found = [await backend.preflight(request(folder)) for folder in (chat_folder, image_folder, audio_folder)]
-    assert [each.verbs for each in found] == [{"chat", "stream_chat"}, {"classify"}, {"classify"}]
+    assert [each.verbs for each in found] == [{"chat", "stream_chat", "generate"}, {"classify"}, {"classify"}]
     assert found[0].lacks.keys() == DEMANDS - {"automatic tools"}  # it takes none at all
     assert (found[0].context, found[1].lacks, found[1].context) == (CONTEXT, {}, None)
     header = int.from_bytes((chat_folder / "model.safetensors").read_bytes()[:8], "little")
@@ -136,7 +136,7 @@ async def test_code_in_the_checkpoint_needs_the_key_that_allows_it(backend: Tran
     with pytest.raises(PreflightFailed, match="trust_remote_code: true"):
         await backend.preflight(request(folder))
     found = await backend.preflight(request(folder, trust_remote_code=True))
-    assert found.verbs == {"chat", "stream_chat"}
+    assert found.verbs == {"chat", "stream_chat", "generate"}
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,12 @@ async def test_an_architecture_that_cannot_be_run_is_named(
         await backend.preflight(request(folder))
 
 
-async def test_a_base_model_without_chat_template_is_refused(backend: TransformersBackend, spoil: Spoil) -> None:
+async def test_a_base_model_without_chat_template_only_goes_on(backend: TransformersBackend, spoil: Spoil) -> None:
     folder = spoil()
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(PreflightFailed, match="no chat template"):
-        await backend.preflight(request(folder))
+    assert (await backend.preflight(request(folder))).verbs == {"generate"}
     edit(folder / "tokenizer_config.json", chat_template="{{ messages }}")
-    assert await backend.preflight(request(folder))
+    assert "chat" in (await backend.preflight(request(folder))).verbs
 
 
 async def test_a_missing_tokenizer_or_processor_is_named(

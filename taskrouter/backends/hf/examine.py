@@ -22,6 +22,7 @@ from taskrouter.backends.hf.arguments import (
     check_context,
     check_dtype,
 )
+from taskrouter.backends.hf.recipe import RECIPE, read_recipe
 from taskrouter.errors import CheckpointMissing, MissingDependency, ModelUnavailable, PreflightFailed
 from taskrouter.memory.checkpoint import Weights, read_config, read_json, read_weights
 from taskrouter.memory.estimate import ceiling, estimate, kv_cache_bytes
@@ -37,6 +38,7 @@ class Family(Enum):
     IMAGE = "AutoModelForImageClassification"
     ZERO_SHOT_IMAGE = "AutoModelForZeroShotImageClassification"
     AUDIO = "AutoModelForAudioClassification"
+    EMBEDDING = "AutoModel"
     DETECTION = "AutoModelForObjectDetection"
     ZERO_SHOT_DETECTION = "AutoModelForZeroShotObjectDetection"
     CTC = "AutoModelForCTC"
@@ -45,7 +47,8 @@ class Family(Enum):
 
 VERBS: Mapping[Family, frozenset[str]] = {
     Family.VISION: frozenset({"chat", "stream_chat"}),
-    Family.CHAT: frozenset({"chat", "stream_chat"}),
+    Family.CHAT: frozenset({"chat", "stream_chat", "generate"}),
+    Family.EMBEDDING: frozenset({"embed"}),
     Family.IMAGE: frozenset({"classify"}),
     Family.ZERO_SHOT_IMAGE: frozenset({"classify"}),
     Family.AUDIO: frozenset({"classify"}),
@@ -56,17 +59,21 @@ VERBS: Mapping[Family, frozenset[str]] = {
 }
 
 _EXTRA = {"extra": "Transformers models here know no further fields"}
+COMPLETES = frozenset({"generate"})
+"""What is left of a language model's verbs where it has no chat template."""
 LACKS: Mapping[Family, Mapping[str, str]] = {
     Family.CHAT: {**dict.fromkeys(("image", "audio", "video", "document", "tools"), "it chats in text"), **_EXTRA},
     Family.VISION: {**dict.fromkeys(("audio", "document", "tools"), "it chats in text, images and videos"), **_EXTRA},
+    Family.EMBEDDING: _EXTRA,
 }
-"""What a chat can't hold, by family."""
+"""What a request can't hold, by family, of those that read text; their context is told, too."""
 
 _PICTURES = ("torch", "transformers", "PIL", "numpy")
 _SOUNDS = ("torch", "transformers", "av", "numpy")
 NEEDS: Mapping[Family, tuple[str, ...]] = {
     Family.VISION: (*_PICTURES, "av", "jinja2"),
     Family.CHAT: ("torch", "transformers", "jinja2"),
+    Family.EMBEDDING: ("torch", "transformers"),
     Family.IMAGE: _PICTURES,
     Family.ZERO_SHOT_IMAGE: _PICTURES,
     Family.AUDIO: _SOUNDS,
@@ -81,6 +88,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PREPARES: Mapping[Family, str] = {
     Family.CHAT: "AutoTokenizer",
+    Family.EMBEDDING: "AutoTokenizer",
     Family.IMAGE: "AutoImageProcessor",
     Family.AUDIO: "AutoFeatureExtractor",
     Family.DETECTION: "AutoImageProcessor",
@@ -90,7 +98,7 @@ PREPARES: Mapping[Family, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model that can be loaded: where it is and how.
+    """A model that can be loaded: where it is and how, and what it can be asked.
 
     ``dtype`` is torch's name, ``None``: the checkpoint's own. ``cache_bytes`` is the KV cache of a written
     ``max_context``, over all devices.
@@ -100,6 +108,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     architecture: str
     family: Family
+    verbs: frozenset[str]
     arguments: Arguments
     dtype: str | None
     context: int | None
@@ -142,10 +151,17 @@ def _examine(request: ModelRequest) -> Checkpoint:
         allow_code=request.trust_remote_code,
     )
     config = read_config(folder)
-    architecture, family = _family(request, config)
+    if (folder / RECIPE).is_file():
+        architecture, family = _architecture(request, config), Family.EMBEDDING
+        read_recipe(request.label, folder)
+    else:
+        architecture, family = _family(request, config)
     _refuse_idle_keys(request, family)
     require_packages(NEEDS[family])
     _check_files(request, folder, family)
+    verbs = VERBS[family]
+    if family is Family.CHAT and not _has_chat_template(folder):
+        verbs &= COMPLETES
     _check_quantization(request, config)
     context = check_context(request, ceiling(config)) if family in LACKS else None
     weights = read_weights(folder, allow_pickle=not arguments.use_safetensors)
@@ -160,7 +176,9 @@ def _examine(request: ModelRequest) -> Checkpoint:
         quantization=request.quantization,
         devices=request.devices if isinstance(request.devices, int) else len(request.devices),
     )
-    return Checkpoint(folder, config, architecture, family, arguments, dtype, context, weights, cache_bytes, need)
+    return Checkpoint(
+        folder, config, architecture, family, verbs, arguments, dtype, context, weights, cache_bytes, need
+    )
 
 
 def _refuse_idle_keys(request: ModelRequest, family: Family) -> None:
@@ -187,13 +205,17 @@ def require_packages(names: Iterable[str]) -> None:
         )
 
 
-def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Family]:
+def _architecture(request: ModelRequest, config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise PreflightFailed(
             f"{request.label}: config.json of {request.model_id} names no architecture. Correct model_id."
         )
-    architecture = names[0]
+    return names[0]
+
+
+def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Family]:
+    architecture = _architecture(request, config)
     own_code = config.get("auto_map")
     if isinstance(own_code, dict) and own_code and not _built_in(architecture):
         if not request.trust_remote_code:
@@ -203,7 +225,7 @@ def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Fami
                 "otherwise choose another model."
             )
         for family in Family:
-            if family.value in own_code:
+            if family is not Family.EMBEDDING and family.value in own_code:
                 return architecture, family
     for family, known in _known_architectures().items():
         if architecture in known:
@@ -211,7 +233,8 @@ def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Fami
     if _built_in(architecture):
         raise PreflightFailed(
             f"{request.label}: {architecture} can be loaded, but this version has no verb for it: Transformers "
-            "models here chat (causal and vision language models), classify (images, audio), detect and transcribe."
+            "models here chat (causal and vision language models), generate, embed (those of sentence-transformers), "
+            "classify (images, audio), detect and transcribe."
         )
     import transformers
 
@@ -254,17 +277,16 @@ def _check_files(request: ModelRequest, folder: Path, family: Family) -> None:
                 f"{request.label}: {folder} has none of {', '.join(wanted)}, so its input can't be prepared. Fetch the "
                 "whole model."
             )
-    if family in LACKS and not _has_chat_template(folder):
+    if family is Family.VISION and not _has_chat_template(folder):
         raise PreflightFailed(
-            f"{request.label}: {request.model_id} has no chat template: it is a base model that only continues "
-            "text, and this version has no verb for that. Choose its instruct variant, or put a "
-            "chat_template.jinja into its folder."
+            f"{request.label}: {request.model_id} has no chat template, so it can't be asked about pictures. Choose "
+            "its instruct variant, or put a chat_template.jinja into its folder."
         )
 
 
 def _prepared_by(family: Family) -> tuple[tuple[str, ...], ...]:
     """Of each of these at least one file must be there."""
-    if family is Family.CHAT:
+    if family in (Family.CHAT, Family.EMBEDDING):
         return (TOKENIZER_FILES,)
     return (PROCESSOR_FILES,) if family in PREPARES else (PROCESSOR_FILES, TOKENIZER_FILES)
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
-from taskrouter.backends.hf.examine import PREPARES, Checkpoint
+from taskrouter.backends.hf.examine import PREPARES, Checkpoint, Family
 from taskrouter.backends.hf.failures import load_error
 from taskrouter.backends.hf.quiet import quiet
+from taskrouter.backends.hf.recipe import Recipe, read_recipe
 from taskrouter.backends.hf.stopping import Stop, stoppable
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, storages_of
 from taskrouter.errors import CheckpointCorrupt, LoadFailed, OutOfMemory
@@ -28,13 +29,17 @@ LOAD_LOCK = threading.Lock()
 
 @dataclass(slots=True)
 class Parts:
-    """A loaded checkpoint: the module, what prepares its input (tokenizer or processor), and what it takes."""
+    """A loaded checkpoint: the module, what prepares its input (tokenizer or processor), and what it takes.
+
+    ``recipe``: how one that embeds makes a vector of a text.
+    """
 
     module: Any
     processor: Any
     device: str
     storages: tuple[StorageRef, ...]
     measured: Footprint
+    recipe: Recipe | None = None
 
 
 def load_parts(
@@ -108,7 +113,8 @@ def _load(
     storages = storages_of(module)
     grown = {each: _reserved(each) - before[each] for each in on_gpu}
     measured = _measure(bytes_by_device(storages), grown, cache_bytes=checkpoint.cache_bytes)
-    return Parts(module, processor, devices[0], storages, measured)
+    recipe = read_recipe(request.label, checkpoint.folder) if checkpoint.family is Family.EMBEDDING else None
+    return Parts(module, processor, devices[0], storages, measured, recipe)
 
 
 def _optional(request: ModelRequest, checkpoint: Checkpoint) -> dict[str, Any]:

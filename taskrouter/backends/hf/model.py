@@ -11,8 +11,10 @@ from typing import Any
 from taskrouter.backends.hf.arena import Arena, why_not, why_stays
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.classify import classify
+from taskrouter.backends.hf.complete import complete
 from taskrouter.backends.hf.detect import detect
-from taskrouter.backends.hf.examine import VERBS, Checkpoint
+from taskrouter.backends.hf.embed import embed
+from taskrouter.backends.hf.examine import Checkpoint
 from taskrouter.backends.hf.failures import call_error, forget_frames, out_of_memory
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, storages_of
@@ -32,6 +34,7 @@ class TransformersModel:
         self.key: ModelKey = request.key
         self._label = request.label
         self._family = checkpoint.family
+        self._verbs = checkpoint.verbs
         self._context = checkpoint.context
         self._parts: Parts | None = parts
         self._limits = limits
@@ -57,7 +60,7 @@ class TransformersModel:
 
     @property
     def verbs(self) -> frozenset[str]:
-        return VERBS[self._family]
+        return self._verbs
 
     @property
     def raw(self) -> Any:
@@ -157,6 +160,8 @@ class TransformersModel:
                 if verb in _OF_MEDIA:
                     answer = _OF_MEDIA[verb]
                     return answer(self._ready(), self._family, request, request.limits or self._limits, stop)
+                if verb in _OF_TEXT:
+                    return _OF_TEXT[verb](self._ready(), request, self._context, stop)
                 limits = request.limits or self._limits
                 return chat(self._ready(), self._family, request, self._context, limits, stop, emit)
             except TaskRouterError as error:
@@ -180,6 +185,9 @@ class TransformersModel:
 
 _OF_MEDIA: Mapping[str, Callable[..., Any]] = {"classify": classify, "detect": detect, "transcribe": transcribe}
 """What answers about a picture or a sound: ``(parts, family, request, limits, stop)``."""
+
+_OF_TEXT: Mapping[str, Callable[..., Any]] = {"generate": complete, "embed": embed}
+"""What answers about a text: ``(parts, request, context, stop)``."""
 
 
 def _ignore(_: str) -> None:
