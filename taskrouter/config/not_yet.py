@@ -18,8 +18,6 @@ NOT_YET: dict[str, str] = {
     "inference.max_batch_size": "the most inputs of one call",
     "tasks.*.options.*.isolation": "a process of its own for the model",
     "server": "the HTTP server",
-    "media.remote": "fetching media over HTTP",
-    "media.allowed_hosts": "the hosts media may be fetched from",
     "telemetry.service_name": "the name of this service in traces",
     "telemetry.otlp_endpoint": "where traces are sent",
     "telemetry.capture_content": "recording what was asked and answered",

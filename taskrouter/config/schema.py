@@ -170,8 +170,8 @@ class ServerConfig(Section):
 class MediaConfig(Section):
     """What media may be read, from where, and how large."""
 
-    remote: Flag = Field(False, description="May media be fetched over HTTP.")
-    allowed_hosts: Texts = Field((), description="Hosts media may be fetched from.")
+    remote: Flag = Field(False, description="May media be fetched from http(s) URLs.")
+    allowed_hosts: Texts = Field((), description="The only hosts media may be fetched from; none: any public one.")
     roots: Texts = Field((".",), description="Folders media may be read from, relative to the file's folder.")
     max_bytes: Size = Field(512 << 20, description="Largest input.")
     max_pixels: Count = Field(40_000_000, description="Largest image, in pixels.")

@@ -75,6 +75,8 @@ class Configured:
             max_pixels=catalog.media.max_pixels,
             max_seconds=catalog.media.max_seconds,
             roots=catalog.media_roots,
+            remote=catalog.media.remote,
+            allowed_hosts=tuple(catalog.media.allowed_hosts),
         )
         self.stream_idle_s = catalog.memory.stream_idle_s
 

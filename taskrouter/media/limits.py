@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from taskrouter.errors import BadInput, MediaTooLarge
+from taskrouter.media.remote import fetch
 
 _MIB = 1 << 20
+_REMOTE = re.compile(r"https?://", re.IGNORECASE)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -30,7 +32,8 @@ class MediaLimits:
     """The ``media:`` section as the readers see it.
 
     ``roots`` are the folders that paths must lie under once symbolic links are followed; ``None`` lets a path be
-    anywhere, which suits a library but no server, and an empty tuple refuses every path.
+    anywhere, which suits a library but no server, and an empty tuple refuses every path. ``remote`` lets http(s) URLs
+    be fetched: from ``allowed_hosts`` where there are any, and from public addresses only.
     """
 
     max_bytes: int = 512 * _MIB
@@ -38,6 +41,8 @@ class MediaLimits:
     max_seconds: float = 3600.0
     max_frames: int = 1024
     roots: tuple[str, ...] | None = None
+    remote: bool = False
+    allowed_hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ def opened(source: Any, limits: MediaLimits, *, what: str) -> Iterator[Opened]:
         yield _in_memory(bytes(source), f"the {what}", limits)
     elif isinstance(source, str) and source[:5].lower() == "data:":
         yield _in_memory(_decode_data_url(source, limits, what), f"the {what} in the data: URL", limits)
+    elif isinstance(source, str) and limits.remote and _REMOTE.match(source):
+        yield _in_memory(fetch(source, limits, what=what), f"the {what} that was fetched", limits)
     elif isinstance(source, (str, os.PathLike)):
         path = _checked_path(source, limits, what)
         with _open_regular(path, str(source), limits) as file:
@@ -100,7 +107,7 @@ def _checked_path(source: str | os.PathLike[str], limits: MediaLimits, what: str
     if _URL.match(text):
         raise BadInput(
             f"{text.split('?')[0]!r} is a URL, and only local files are read: "
-            f"download the {what} first, or give its bytes or a data: URL."
+            f"download the {what} first, give its bytes or a data: URL, or set media.remote for http(s) URLs."
         )
     try:
         path = Path(text).resolve()
