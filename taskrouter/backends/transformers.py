@@ -53,13 +53,12 @@ class TransformersBackend:
     async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
         """Load in a daemon thread. Cancelled, it stops between two weights, and frees what it had read."""
         stop = Stop(request.label)
+        # By itself: should the files be gone from the cache they are fetched, which can't be stopped but left alone.
+        checkpoint = await run_in_daemon(f"examine:{request.label}", lambda: examine(request))
 
         def work() -> TransformersModel:
-            checkpoint = examine(request)
-            stop.check()
-            return TransformersModel(
-                request, checkpoint, load_parts(request, checkpoint, devices, charges, stop), self.limits
-            )
+            parts = load_parts(request, checkpoint, devices, charges, stop)
+            return TransformersModel(request, checkpoint, parts, self.limits)
 
         return await run_stoppable(f"load:{request.label}", work, stop, abandoned=_drop)
 

@@ -58,8 +58,22 @@ def ceiling(config: Mapping[str, Any]) -> int | None:
     for values in (config, text if isinstance(text, dict) else {}):
         for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
             if isinstance(values.get(key), int):
-                return int(values[key])
+                return int(values[key]) - _positions_lost(values)
     return None
+
+
+_COUNT_FROM_THE_PADDING = frozenset(
+    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "ibert", "esm"}
+)
+"""Families whose first place is the one after the padding token's number."""
+
+
+def _positions_lost(values: Mapping[str, Any]) -> int:
+    """Rows of the table of places that no token can have."""
+    if values.get("model_type") not in _COUNT_FROM_THE_PADDING:
+        return 0
+    padding = values.get("pad_token_id")
+    return (padding if isinstance(padding, int) else 1) + 1
 
 
 def kv_cache_bytes(config: Mapping[str, Any], context: int, width: int) -> int:

@@ -124,6 +124,16 @@ async def test_of_a_caption_each_label_is_told_apart(backend: TransformersBacken
     assert boxes == [[30.0, 20.0, 90.0, 60.0], [0.0, 0.0, 60.0, 80.0]]
 
 
+async def test_more_labels_than_the_model_reads_are_refused(backend: TransformersBackend, tmp_path: Path) -> None:
+    for name, said in (("grounding_dino", "come to 82 tokens, and the model reads 32"), ("owlv2", "reads 16")):
+        ZERO_SHOT_DETECTORS[name](tmp_path / name)
+        many = tuple(f"w{place}" for place in range(40)) if name == "grounding_dino" else ("star " * 20,)
+        with pytest.raises(BadInput, match=said):
+            await found(backend, tmp_path / name, DetectRequest(picture(), many))
+    with pytest.raises(BadInput, match="labels has 1,001 names: give 1000 at most"):
+        await found(backend, tmp_path / "owlv2", DetectRequest(picture(), tuple(map(str, range(1001)))))
+
+
 async def test_what_is_no_picture_is_refused_and_nothing_is_computed_for_who_is_gone(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:

@@ -9,13 +9,21 @@ from typing import Any
 
 import pytest
 
+from taskrouter.backends.hf.embed import MOST_TOKENS, _batches
 from taskrouter.backends.transformers import TransformersBackend
-from taskrouter.errors import CheckpointCorrupt, CheckpointMissing, ContextTooLong, PreflightFailed, UnsupportedInput
+from taskrouter.errors import (
+    BadInput,
+    CheckpointCorrupt,
+    CheckpointMissing,
+    ContextTooLong,
+    PreflightFailed,
+    UnsupportedInput,
+)
 from taskrouter.types import CPU
 from taskrouter.verbs import Embeddings, EmbedRequest
 
-from .checkpoints import CHARGES, request
-from .families import sentence_bert
+from .checkpoints import CHARGES, request, save
+from .families import SMALL, sentence_bert
 
 pytestmark = pytest.mark.anyio
 TEXTS = ("w1 w2 w3 w4 w5 w6", "w7", "w1 w2 w3")
@@ -82,6 +90,67 @@ async def test_a_text_is_never_cut(backend: TransformersBackend, tmp_path: Path)
     with pytest.raises(UnsupportedInput, match="extra has dimensions"):
         await model.call("embed", EmbedRequest(("w1",), {"dimensions": 8}))
     await backend.unload(model, timeout_s=5)
+
+
+@pytest.mark.parametrize("family", ["BertModel", "RobertaModel"])
+async def test_exactly_as_much_is_read_as_the_model_has_places_for(
+    backend: TransformersBackend, tmp_path: Path, family: str
+) -> None:
+    import transformers
+
+    sentence_bert(tmp_path / "bert")
+    if family == "RobertaModel":
+        config = transformers.RobertaConfig(**SMALL, vocab_size=64, max_position_embeddings=64, pad_token_id=0)
+        save(transformers.RobertaModel(config), tmp_path / "bert")
+    most = 64 if family == "BertModel" else 63
+    assert (await backend.preflight(request(tmp_path / "bert"))).context == most
+    await vectors(backend, tmp_path / "bert", "w1 " * (most - 2))
+    with pytest.raises(ContextTooLong, match=f"comes to {most + 1} tokens, and the model's context is {most}"):
+        await vectors(backend, tmp_path / "bert", "w1 " * (most - 1))
+
+
+async def test_the_rest_of_the_recipe_is_followed_too(backend: TransformersBackend, tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    sentence_bert(folder)
+    plain = await vectors(backend, folder, "w1 w2", "w3 w1 w2")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 10, "do_lower_case": True}))
+    prompts = {"default_prompt_name": "query", "prompts": {"query": "w3 ", "passage": "w4 "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    told = await vectors(backend, folder, "W1 w2")
+    assert told.vectors[0] == pytest.approx(plain.vectors[1], abs=1e-5)
+    with pytest.raises(ContextTooLong, match="the model's context is 10"):
+        await vectors(backend, folder, "w1 " * 9)
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({**prompts, "default_prompt_name": "x"}))
+    with pytest.raises(PreflightFailed, match="its default prompt 'x' isn't among its prompts"):
+        await backend.preflight(request(folder))
+
+
+def test_what_is_read_at_once_is_bounded_by_its_tokens() -> None:
+    batches = list(_batches([MOST_TOKENS, 1, 8000, 8000, 8000, *[1] * 40]))
+    assert sorted(place for batch in batches for place in batch) == list(range(45))
+    assert [len(batch) for batch in batches] == [32, 9, 2, 1, 1]
+
+
+async def test_a_text_without_tokens_has_no_vector(backend: TransformersBackend, tmp_path: Path) -> None:
+    sentence_bert(tmp_path / "bert")
+    file = tmp_path / "bert" / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": None}))
+    with pytest.raises(BadInput, match="text 1 comes to no tokens at all"):
+        await vectors(backend, tmp_path / "bert", "w1", "")
+
+
+async def test_code_of_its_own_is_not_run_unasked_and_an_unknown_model_is_named(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    sentence_bert(tmp_path / "bert")
+    file = tmp_path / "bert" / "config.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({**known, "architectures": ["OwnModel"], "auto_map": {"AutoModel": "own.OwnModel"}}))
+    with pytest.raises(PreflightFailed, match="trust_remote_code: true"):
+        await backend.preflight(request(tmp_path / "bert"))
+    file.write_text(json.dumps({**known, "architectures": ["NeverHeardOfModel"]}))
+    with pytest.raises(PreflightFailed, match="knows no architecture 'NeverHeardOfModel'"):
+        await backend.preflight(request(tmp_path / "bert"))
 
 
 @pytest.mark.parametrize(

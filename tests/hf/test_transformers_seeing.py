@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskrouter.backends.base import LoadedModel
+from taskrouter.backends.hf import seen
+from taskrouter.backends.hf.chat import chat
+from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.seen import VIDEO_FRAMES
 from taskrouter.backends.transformers import TransformersBackend
-from taskrouter.errors import BadInput, ContextTooLong, PreflightFailed, UnsupportedInput
+from taskrouter.errors import BadInput, ContextTooLong, MediaTooLarge, PreflightFailed, UnsupportedInput
 from taskrouter.media import load_video
 from taskrouter.media.limits import MediaLimits
 from taskrouter.types import CPU
@@ -86,9 +90,9 @@ async def test_a_video_is_some_of_its_frames(backend: TransformersBackend, tmp_p
     frames = load_video(FILM, count=VIDEO_FRAMES).frames
     assert len(frames) == VIDEO_FRAMES
     film = {"type": "video_url", "video_url": {"url": FILM}}
-    seen = await model.call("chat", ask("w1", film, "w2"))
-    assert seen == await model.call("chat", ask("w1", *map(image, frames), "w2"))
-    assert seen.usage.prompt_tokens > VIDEO_FRAMES * 4
+    said = await model.call("chat", ask("w1", film, "w2"))
+    assert said == await model.call("chat", ask("w1", *map(image, frames), "w2"))
+    assert said.usage.prompt_tokens > VIDEO_FRAMES * 4
     await backend.unload(model, timeout_s=5)
 
 
@@ -113,14 +117,39 @@ async def test_what_it_cannot_look_at_is_refused_and_says_why(backend: Transform
         (ask(image(None)), BadInput, "with nothing in it"),
         (ask({"type": "video_url", "video_url": {"url": b"no video"}}), BadInput, "can't be decoded as video"),
         (ask("w1", role="judge"), BadInput, "no such role: judge"),
+        (ask("w1 <image> w2"), BadInput, "has '<image>' in its text, which stands for a picture"),
         (ChatRequest(({"role": "user", "content": 3},)), BadInput, "content wants text or a list of parts, not int"),
         (ChatRequest(()), BadInput, "at least one message"),
         (ChatRequest(({"content": "w1"},)), BadInput, "message 0 wants a role"),
+        (
+            ask(*[image(picture())] * 9, limits=MediaLimits(max_pixels=1200)),
+            MediaTooLarge,
+            "more than 8 times the 1,200",
+        ),
         (ask(*[image(picture())] * 80), ContextTooLong, "the model's context is 512"),
     ):
         with pytest.raises(kind, match=said):
             await model.call("chat", wanted)
     assert (await model.call("chat", ask("w1"))).text
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_who_has_gone_is_read_nothing_more(
+    backend: TransformersBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await loaded(backend, tmp_path, "llava")
+    stop = threading.Event()
+    read = []
+
+    def slow(source: Any, limits: Any) -> Any:
+        read.append(source)
+        stop.set()
+        return picture()
+
+    monkeypatch.setattr(seen, "load_image", slow)
+    wanted = ask(*[image(picture())] * 5)
+    said = chat(model._ready(), Family.VISION, wanted, None, MediaLimits(), stop, lambda _: None)  # type: ignore[attr-defined]
+    assert (said.text, len(read)) == ("", 1)
     await backend.unload(model, timeout_s=5)
 
 

@@ -6,13 +6,14 @@ import asyncio
 import time
 import wave
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from taskrouter.backends.transformers import TransformersBackend
-from taskrouter.errors import BadInput, UnsupportedInput
+from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
 from taskrouter.media import load_audio
 from taskrouter.types import CPU
 from taskrouter.verbs import TranscribeRequest, Transcript
@@ -97,6 +98,36 @@ async def test_what_a_model_takes_no_notice_of_is_refused(backend: TransformersB
             await model.call("transcribe", TranscribeRequest(file, **how))
     with pytest.raises(BadInput, match="can't be decoded"):
         await model.call("transcribe", TranscribeRequest(b"no sound at all, only words"))
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_a_model_that_does_not_say_how_long_its_frames_are_is_given_short_sounds_only(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    wav2vec2_ctc(tmp_path / "ctc")
+    model = await backend.load(request(tmp_path / "ctc"), (CPU,), CHARGES)
+    config = model.raw.config
+    model.raw.config = SimpleNamespace(**{k: getattr(config, k) for k in ("model_type", "vocab_size", "pad_token_id")})
+    with pytest.raises(MediaTooLarge, match="lasts 40 s, and this model hears 30 at once and can't be given it in"):
+        await model.call("transcribe", TranscribeRequest(recording(tmp_path / "a.wav", 40)))
+    model.raw.config = config
+    blip = await model.call("transcribe", TranscribeRequest(recording(tmp_path / "b.wav", 0.01)))
+    assert blip.duration_s < 0.02
+    assert in_time(blip, blip.duration_s)
+    model.raw.hf_device_map = {"wav2vec2": "cpu", "lm_head": "cpu"}
+    assert (await model.call("transcribe", TranscribeRequest(recording(tmp_path / "c.wav", 1)))).text
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_a_prompt_that_is_too_much_or_says_what_it_may_not_is_refused(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    whisper(tmp_path / "whisper")
+    file = recording(tmp_path / "a.wav", 1)
+    model = await backend.load(request(tmp_path / "whisper"), (CPU,), CHARGES)
+    for prompt, said in (("a b " * 40, "and this model takes 31: shorten it"), ("a <|en|> b", "prompt can't be given")):
+        with pytest.raises(BadInput, match=said):
+            await model.call("transcribe", TranscribeRequest(file, prompt=prompt))
     await backend.unload(model, timeout_s=5)
 
 

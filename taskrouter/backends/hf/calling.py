@@ -12,6 +12,9 @@ from taskrouter.errors import BadInput
 
 _SHOWN = 20
 
+MOST_LABELS = 1000
+"""A zero-shot model reads all of them at once."""
+
 
 class Stopped(Exception):
     """Nobody waits for the answer any more."""
@@ -53,8 +56,21 @@ def only_known(labels: tuple[str, ...], module: Any) -> frozenset[str]:
     return frozenset(labels or names)
 
 
-def some(labels: tuple[str, ...]) -> list[str]:
-    """The labels for a model that has none of its own. Raises ``BadInput`` where none are given."""
+def some(labels: tuple[str, ...], parts: Parts) -> list[str]:
+    """The labels for a model that has none of its own. Raises ``BadInput`` for none, too many, or too long ones."""
     if not labels:
         raise BadInput("this model has no labels of its own: say what to look for, such as labels=['a cat', 'a dog'].")
+    if len(labels) > MOST_LABELS:
+        raise BadInput(f"labels has {len(labels):,} names: give {MOST_LABELS} at most at a time.")
+    text = getattr(parts.module.config, "text_config", None)
+    most = getattr(text, "max_position_embeddings", None)
+    if isinstance(most, int):
+        for label, ids in zip(labels, parts.processor.tokenizer(list(labels))["input_ids"], strict=True):
+            if len(ids) > most:
+                raise BadInput(f"the label {label[:60]!r} comes to {len(ids)} tokens, and the model reads {most}.")
     return list(labels)
+
+
+def place(module: Any) -> dict[str, Any]:
+    """What a pipeline is told of where its module is: nothing of one that lies on several devices."""
+    return {} if getattr(module, "hf_device_map", None) is not None else {"device": module.device}

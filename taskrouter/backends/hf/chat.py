@@ -34,7 +34,11 @@ def chat(
     sampling.
     """
     check(request)
-    prompt = _seen(parts, request, context, limits) if family is Family.VISION else _prompt(parts, request, context)
+    prompt = (
+        _seen(parts, request, context, limits, stop) if family is Family.VISION else _prompt(parts, request, context)
+    )
+    if prompt is None:
+        return ChatAnswer("")
     text, reason, usage = write(parts, request, prompt, stop, emit)
     return ChatAnswer(text, reason, usage)
 
@@ -46,16 +50,32 @@ def _prompt(parts: Parts, request: ChatRequest, context: int | None) -> Prompt:
     return fitting(parts, request, context, inputs)
 
 
-def _seen(parts: Parts, request: ChatRequest, context: int | None, limits: MediaLimits) -> Prompt:
-    """The same with pictures, each of which becomes as many tokens as the processor makes of it."""
+def _seen(
+    parts: Parts, request: ChatRequest, context: int | None, limits: MediaLimits, stop: threading.Event
+) -> Prompt | None:
+    """The same with pictures, each of which becomes as many tokens as the processor makes of it; ``None``: stopped."""
     for index, message in enumerate(request.messages):
         _check_message(index, message)
-    messages = with_pictures(request.messages, limits)
+    messages = with_pictures(request.messages, limits, stop)
+    if stop.is_set():
+        return None
     _templated(parts, messages)
+    _check_marks(parts, messages)
     inputs = parts.processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     return fitting(parts, request, context, inputs)
+
+
+def _check_marks(parts: Parts, messages: list[dict[str, Any]]) -> None:
+    """What stands for a picture may not be written by hand: there would be more marks than pictures."""
+    mark = getattr(parts.processor, "image_token", None)
+    for index, message in enumerate(messages):
+        for part in message["content"]:
+            if isinstance(mark, str) and mark and mark in part.get("text", ""):
+                raise BadInput(
+                    f"message {index} has {mark!r} in its text, which stands for a picture here: leave it out."
+                )
 
 
 def _templated(parts: Parts, messages: list[dict[str, Any]]) -> str:

@@ -6,7 +6,7 @@ import threading
 from itertools import islice
 from typing import Any
 
-from taskrouter.backends.hf.calling import on_device, only_known, some
+from taskrouter.backends.hf.calling import on_device, only_known, place, some
 from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput
@@ -50,7 +50,7 @@ def _zero_shot(parts: Parts, request: ClassifyRequest, limits: MediaLimits, stop
 
     from taskrouter.media.image import load_image
 
-    labels = some(request.labels)
+    labels = some(request.labels, parts)
     image = load_image(request.input, limits)
     if stop.is_set():
         return ()
@@ -58,7 +58,7 @@ def _zero_shot(parts: Parts, request: ClassifyRequest, limits: MediaLimits, stop
         model=parts.module,
         tokenizer=parts.processor.tokenizer,
         image_processor=parts.processor.image_processor,
-        device=parts.module.device,
+        **place(parts.module),
     )
     found = look(image, candidate_labels=labels)
     return tuple(Label(str(each["label"]), float(each["score"])) for each in found[: request.top_k])

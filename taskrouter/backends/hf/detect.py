@@ -19,7 +19,7 @@ def detect(
     parts: Parts, family: Family, request: DetectRequest, limits: MediaLimits, stop: threading.Event
 ) -> tuple[Detection, ...]:
     """Find objects in one image. Blocks. Raises ``BadInput``; returns nothing of use once ``stop`` is set."""
-    wanted = some(request.labels) if family is Family.ZERO_SHOT_DETECTION else None
+    wanted = some(request.labels, parts) if family is Family.ZERO_SHOT_DETECTION else None
     known = only_known(request.labels, parts.module) if wanted is None else frozenset(request.labels)
     image = load_image(request.image, limits)
     if stop.is_set():
@@ -49,8 +49,15 @@ def _found(parts: Parts, image: Any, wanted: list[str] | None, threshold: float)
     if wanted is not None and by_phrases and any("." in label for label in wanted):
         raise BadInput(f"labels {wanted!r} go into one caption, parted by full stops: write each without one.")
     inputs = processor(images=image, return_tensors="pt", **({} if wanted is None else {"text": [wanted]}))
+    if by_phrases and inputs["input_ids"].shape[1] > parts.module.config.max_text_len:
+        raise BadInput(
+            f"the {len(wanted or ())} labels come to {inputs['input_ids'].shape[1]} tokens, and the model reads "
+            f"{parts.module.config.max_text_len}: look for fewer at a time."
+        )
     with torch.inference_mode():
         outputs = parts.module(**on_device(inputs, parts))
+    for name in ("logits", "pred_boxes"):
+        outputs[name] = outputs[name].float()  # Half a precision is coarser than a pixel.
     told = {"threshold": threshold, "target_sizes": [(image.height, image.width)]}
     if wanted is None:
         found = finish(outputs, **told)[0]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from taskrouter.backends.hf.calling import on_device
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.errors import ContextTooLong, UnsupportedInput
+from taskrouter.errors import BadInput, ContextTooLong, UnsupportedInput
 from taskrouter.verbs import Embeddings, EmbedRequest, Usage
 
-BATCH = 32
-"""Texts that are read at once, those of like length together."""
+MOST_TEXTS = 32
+MOST_TOKENS = 16_384
+"""What is read at once at most, padding counted; texts of like length go together."""
 
 
 def embed(parts: Parts, request: EmbedRequest, context: int | None, stop: threading.Event) -> Embeddings:
@@ -23,21 +25,47 @@ def embed(parts: Parts, request: EmbedRequest, context: int | None, stop: thread
         raise UnsupportedInput(
             f"extra has {', '.join(sorted(request.extra))}, which Transformers models here don't take."
         )
-    lengths = [len(ids) for ids in parts.processor(list(request.inputs))["input_ids"]]
-    for place, length in enumerate(lengths):
-        if context is not None and length > context:
-            raise ContextTooLong(
-                f"text {place} comes to {length} tokens, and the model's context is {context}: cut it into pieces."
-            )
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    vectors: dict[int, tuple[float, ...]] = {}
-    for start in range(0, len(order), BATCH):
+    recipe = parts.recipe
+    assert recipe is not None
+    texts = [recipe.prepared(text) for text in request.inputs]
+    longest = min((bound for bound in (context, recipe.longest) if bound is not None), default=None)
+    lengths = []
+    for place, text in enumerate(texts):
         if stop.is_set():
             return Embeddings(())
-        places = order[start : start + BATCH]
-        for place, vector in zip(places, _vectors(parts, [request.inputs[place] for place in places]), strict=True):
+        lengths.append(_length(parts, place, text, longest))
+    vectors: dict[int, tuple[float, ...]] = {}
+    for places in _batches(lengths):
+        if stop.is_set():
+            return Embeddings(())
+        for place, vector in zip(places, _vectors(parts, [texts[place] for place in places]), strict=True):
             vectors[place] = tuple(vector)
-    return Embeddings(tuple(vectors[place] for place in range(len(order))), Usage(sum(lengths), 0))
+    return Embeddings(tuple(vectors[place] for place in range(len(texts))), Usage(sum(lengths), 0))
+
+
+def _length(parts: Parts, place: int, text: str, longest: int | None) -> int:
+    """How many tokens a text is. Raises ``BadInput`` for none, ``ContextTooLong`` for too many."""
+    length = len(parts.processor(text)["input_ids"])
+    if not length:
+        raise BadInput(f"text {place} comes to no tokens at all, so it has no vector.")
+    if longest is not None and length > longest:
+        raise ContextTooLong(
+            f"text {place} comes to {length} tokens, and the model's context is {longest}: cut it into pieces."
+        )
+    return length
+
+
+def _batches(lengths: list[int]) -> Iterator[list[int]]:
+    """Places of texts that are read together, the shortest first."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        # The last is the longest, and all are padded to it.
+        if batch and (len(batch) == MOST_TEXTS or (len(batch) + 1) * lengths[place] > MOST_TOKENS):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def _vectors(parts: Parts, texts: list[str]) -> list[list[float]]:

@@ -153,6 +153,8 @@ def _examine(request: ModelRequest) -> Checkpoint:
     config = read_config(folder)
     if (folder / RECIPE).is_file():
         architecture, family = _architecture(request, config), Family.EMBEDDING
+        if not _own_code(request, config, architecture) and not _built_in(architecture):
+            raise _unknown(request, architecture)
         read_recipe(request.label, folder)
     else:
         architecture, family = _family(request, config)
@@ -216,17 +218,10 @@ def _architecture(request: ModelRequest, config: Mapping[str, Any]) -> str:
 
 def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Family]:
     architecture = _architecture(request, config)
-    own_code = config.get("auto_map")
-    if isinstance(own_code, dict) and own_code and not _built_in(architecture):
-        if not request.trust_remote_code:
-            raise PreflightFailed(
-                f"{request.label}: {request.model_id} brings its own Python code (auto_map in config.json), which "
-                "runs with all your rights. If you trust it, write `trust_remote_code: true` in this option; "
-                "otherwise choose another model."
-            )
-        for family in Family:
-            if family is not Family.EMBEDDING and family.value in own_code:
-                return architecture, family
+    own_code = _own_code(request, config, architecture)
+    for family in Family:
+        if family is not Family.EMBEDDING and family.value in own_code:
+            return architecture, family
     for family, known in _known_architectures().items():
         if architecture in known:
             return architecture, family
@@ -236,9 +231,27 @@ def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Fami
             "models here chat (causal and vision language models), generate, embed (those of sentence-transformers), "
             "classify (images, audio), detect and transcribe."
         )
+    raise _unknown(request, architecture)
+
+
+def _own_code(request: ModelRequest, config: Mapping[str, Any], architecture: str) -> Mapping[str, Any]:
+    """The classes that come with the checkpoint, where Transformers has none of its own and they may run."""
+    own_code = config.get("auto_map")
+    if not isinstance(own_code, dict) or not own_code or _built_in(architecture):
+        return {}
+    if not request.trust_remote_code:
+        raise PreflightFailed(
+            f"{request.label}: {request.model_id} brings its own Python code (auto_map in config.json), which "
+            "runs with all your rights. If you trust it, write `trust_remote_code: true` in this option; "
+            "otherwise choose another model."
+        )
+    return own_code
+
+
+def _unknown(request: ModelRequest, architecture: str) -> PreflightFailed:
     import transformers
 
-    raise PreflightFailed(
+    return PreflightFailed(
         f"{request.label}: transformers {transformers.__version__} knows no architecture {architecture!r} "
         f"(config.json of {request.model_id}). Upgrade transformers, or choose another model."
     )
@@ -259,8 +272,9 @@ def _known_architectures() -> dict[Family, frozenset[str]]:
         Family.DETECTION: names(auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES),
         Family.ZERO_SHOT_DETECTION: names(auto.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES),
         Family.CTC: names(auto.MODEL_FOR_CTC_MAPPING_NAMES),
-        Family.SPEECH: names(auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES),
-        Family.ZERO_SHOT_IMAGE: names(auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+        # Of these two the others want to be asked otherwise than by the pipeline of their kind.
+        Family.SPEECH: frozenset({"WhisperForConditionalGeneration"}),
+        Family.ZERO_SHOT_IMAGE: frozenset({"CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "AlignModel"}),
     }
 
 

@@ -26,10 +26,20 @@ _READS_TEXT = frozenset({"Transformer"})
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Which tokens make the vector (``mean``, ``cls`` or ``lasttoken``), and whether its length is made 1."""
+    """Which tokens make the vector (``mean``, ``cls`` or ``lasttoken``), and whether its length is made 1.
+
+    ``prompt`` goes before each text, ``lower``: which is made lower case; ``longest`` is the most tokens of one.
+    """
 
     pooling: str
     normalized: bool
+    prompt: str = ""
+    lower: bool = False
+    longest: int | None = None
+
+    def prepared(self, text: str) -> str:
+        """The text as the model was trained to read it."""
+        return self.prompt + (text.lower() if self.lower else text)
 
 
 def read_recipe(label: str, folder: Path) -> Recipe:
@@ -54,7 +64,30 @@ def read_recipe(label: str, folder: Path) -> Recipe:
             f"{label}: its {RECIPE} doesn't say which one of mean, cls or lasttoken makes a vector of its tokens. "
             "Choose another model, or serve it by vLLM or a command."
         )
-    return Recipe(pooling, normalized)
+    reading = _maybe(folder / "sentence_bert_config.json")
+    longest = reading.get("max_seq_length")
+    return Recipe(
+        pooling,
+        normalized,
+        _prompt(label, _maybe(folder / "config_sentence_transformers.json")),
+        bool(reading.get("do_lower_case")),
+        longest if isinstance(longest, int) else None,
+    )
+
+
+def _prompt(label: str, told: Mapping[str, Any]) -> str:
+    """What goes before a text where nobody says what it is for."""
+    name = told.get("default_prompt_name")
+    prompts = told.get("prompts")
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise PreflightFailed(f"{label}: its default prompt {name!r} isn't among its prompts. Fetch the model anew.")
+    return str(prompts[name])
+
+
+def _maybe(file: Path) -> Mapping[str, Any]:
+    return read_json(file) if file.is_file() else {}
 
 
 def _pooling(config: Mapping[str, Any]) -> str | None:

@@ -6,10 +6,11 @@ videos, and none of Transformers' video readers is needed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from taskrouter.errors import BadInput, UnsupportedInput
+from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
 from taskrouter.media.image import load_image
 from taskrouter.media.limits import MediaLimits
 from taskrouter.media.video import load_video
@@ -20,16 +21,35 @@ VIDEO_FRAMES = 8
 LONGEST_SIDE = 1536
 """Frames are scaled down to so many pixels; processors make less of them."""
 
+_ALL_PIXELS = 8
+"""All pictures of a conversation together may have so many times the pixels that one may have."""
 
-def with_pictures(messages: Sequence[Mapping[str, Any]], limits: MediaLimits) -> list[dict[str, Any]]:
+
+def with_pictures(
+    messages: Sequence[Mapping[str, Any]], limits: MediaLimits, stop: threading.Event
+) -> list[dict[str, Any]]:
     """Messages whose contents are lists of parts as processors take them: texts, and pictures that are read.
 
-    Blocks while it reads. Raises ``BadInput`` for what can't be read, ``UnsupportedInput`` for parts of other kinds.
+    Blocks while it reads; of no use once ``stop`` is set. Raises ``BadInput`` for what can't be read, ``MediaTooLarge``
+    for what is over a limit alone or together, ``UnsupportedInput`` for parts of other kinds.
     """
-    return [
-        {**message, "content": list(_parts(f"message {index}", message.get("content"), limits))}
-        for index, message in enumerate(messages)
-    ]
+    pixels = 0
+    read = []
+    for index, message in enumerate(messages):
+        parts: list[dict[str, Any]] = []
+        for part in _parts(f"message {index}", message.get("content"), limits):
+            if stop.is_set():
+                return []
+            parts.append(part)
+            if part["type"] == "image":
+                pixels += part["image"].width * part["image"].height
+                if pixels > _ALL_PIXELS * limits.max_pixels:
+                    raise MediaTooLarge(
+                        f"the pictures together have more than {_ALL_PIXELS} times the {limits.max_pixels:,} pixels "
+                        "that media.max_pixels allows for one: give fewer or smaller ones, or raise the limit."
+                    )
+        read.append({**message, "content": parts})
+    return read
 
 
 def _parts(where: str, content: Any, limits: MediaLimits) -> Iterator[dict[str, Any]]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from taskrouter.backends.hf.calling import Stopped, interruptible
+from taskrouter.backends.hf.calling import Stopped, interruptible, place
 from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.errors import BadInput, UnsupportedInput
+from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
 from taskrouter.media.audio import load_audio
 from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import Segment, TranscribeRequest, Transcript
 
 CHUNK_S = 30.0
-"""Seconds of sound that a CTC model hears at once; neighbours overlap by a sixth on either side."""
+"""Seconds of sound that a model hears at once; of a CTC model, neighbours overlap by a sixth on either side."""
+
+LEAST_S = 0.1
+"""A shorter sound is filled up with silence: the first layers want some frames."""
 
 
 def transcribe(
@@ -24,24 +27,31 @@ def transcribe(
 
     Returns nothing of use once ``stop`` is set.
     """
+    import numpy as np
     from transformers import AutomaticSpeechRecognitionPipeline
 
     if request.extra:
         raise UnsupportedInput(
             f"extra has {', '.join(sorted(request.extra))}, which Transformers models here don't take."
         )
-    how = _speech(parts, request) if family is Family.SPEECH else _ctc(request)
+    how = _speech(parts, request) if family is Family.SPEECH else _ctc(parts, request)
     extractor = parts.processor.feature_extractor
     rate = int(extractor.sampling_rate)
     samples = load_audio(request.audio, limits, sampling_rate=rate)
     duration_s = samples.size / rate
+    if duration_s > CHUNK_S and not _cuts(parts, family):
+        raise MediaTooLarge(
+            f"the sound lasts {duration_s:.0f} s, and this model hears {CHUNK_S:.0f} at once and can't be given it in "
+            "pieces: cut it, or choose a Whisper or wav2vec 2.0 model."
+        )
+    samples = np.pad(samples, (0, max(0, int(LEAST_S * rate) - samples.size)))
     try:
         with interruptible(parts.module, stop):
             listen = AutomaticSpeechRecognitionPipeline(
                 model=parts.module,
                 tokenizer=parts.processor.tokenizer,
                 feature_extractor=extractor,
-                device=parts.module.device,
+                **place(parts.module),
             )
             heard = listen({"raw": samples, "sampling_rate": rate}, **how)
     except Stopped:
@@ -50,11 +60,18 @@ def transcribe(
     return Transcript(str(heard["text"]).strip(), request.language, duration_s, segments)
 
 
-def _ctc(request: TranscribeRequest) -> dict[str, Any]:
+def _cuts(parts: Parts, family: Family) -> bool:
+    """Whether the pipeline can cut a recording for it: it has to know how long a frame is, or a token for the time."""
+    if family is Family.CTC:
+        return hasattr(parts.module.config, "inputs_to_logits_ratio")
+    return getattr(parts.module.generation_config, "no_timestamps_token_id", None) is not None
+
+
+def _ctc(parts: Parts, request: TranscribeRequest) -> dict[str, Any]:
     for name in ("language", "prompt"):
         if getattr(request, name) is not None:
             raise UnsupportedInput(f"{name} is given, and this model (CTC) writes down sounds whatever the {name}.")
-    return {"chunk_length_s": CHUNK_S, "return_timestamps": "word"}
+    return {"chunk_length_s": CHUNK_S, "return_timestamps": "word"} if _cuts(parts, Family.CTC) else {}
 
 
 def _speech(parts: Parts, request: TranscribeRequest) -> dict[str, Any]:
@@ -72,10 +89,15 @@ def _speech(parts: Parts, request: TranscribeRequest) -> dict[str, Any]:
     if request.prompt is not None:
         if not hasattr(parts.processor, "get_prompt_ids"):
             raise UnsupportedInput("prompt is given, and this model takes none.")
-        ids = parts.processor.get_prompt_ids(request.prompt, return_tensors="pt")
+        try:
+            ids = parts.processor.get_prompt_ids(request.prompt, return_tensors="pt")
+        except ValueError as error:
+            raise BadInput(f"prompt can't be given to this model: {error}") from error
+        most = int(parts.module.config.max_target_positions) // 2 - 1
+        if ids.numel() > most:
+            raise BadInput(f"prompt comes to {ids.numel()} tokens, and this model takes {most}: shorten it.")
         told["prompt_ids"] = ids.to(parts.module.device)
-    times = getattr(settings, "no_timestamps_token_id", None) is not None
-    return {"generate_kwargs": told, **({"return_timestamps": True} if times else {})}
+    return {"generate_kwargs": told, **({"return_timestamps": True} if _cuts(parts, Family.SPEECH) else {})}
 
 
 def _segment(piece: dict[str, Any], duration_s: float) -> Segment:
