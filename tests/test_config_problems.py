@@ -355,8 +355,6 @@ def test_installed_provider_is_available() -> None:
         (task(rest="inference: {default_batch_size: 2}"), "inference.default_batch_size"),
         (task(rest="inference: {max_batch_size: 4}"), "inference.max_batch_size"),
         (task(rest="server: {port: 1}"), "server"),
-        (task(rest="media: {remote: true}"), "media.remote"),
-        (task(rest="media: {allowed_hosts: [h]}"), "media.allowed_hosts"),
         (task(rest="telemetry: {service_name: s}"), "telemetry.service_name"),
         (task(rest="telemetry: {otlp_endpoint: 'http://h:4318'}"), "telemetry.otlp_endpoint"),
         (task(rest="telemetry: {capture_content: true}"), "telemetry.capture_content"),
