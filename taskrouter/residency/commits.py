@@ -14,8 +14,9 @@ from taskrouter.residency.books import MODEL_SLOTS, State
 from taskrouter.residency.decisions import Decided, Rule, Victim
 from taskrouter.residency.events import Reason
 from taskrouter.residency.planning import Mode, Plan
-from taskrouter.residency.records import Model, Phase, Want
+from taskrouter.residency.records import Model
 from taskrouter.residency.store import Store
+from taskrouter.residency.waiting import Phase, Want
 from taskrouter.types import DeviceId
 
 RULES: Mapping[Mode, Rule] = {Mode.FREE: Rule.FREE, Mode.PENDING: Rule.PENDING, Mode.IDLE: Rule.IDLE}

@@ -14,7 +14,8 @@ from taskrouter.residency.accounts import Account
 from taskrouter.residency.books import HOST_BUDGET, MODEL_SLOTS, Settings, State
 from taskrouter.residency.events import Configure
 from taskrouter.residency.operating import Operating
-from taskrouter.residency.records import Model, Phase, Want
+from taskrouter.residency.records import Model
+from taskrouter.residency.waiting import Phase, Want
 from taskrouter.types import DeviceId, DeviceSpec, ModelKey
 
 

@@ -64,7 +64,8 @@ from taskrouter.residency.events import (
     Tick,
     Unloaded,
 )
-from taskrouter.residency.records import Model, Phase
+from taskrouter.residency.records import Model
+from taskrouter.residency.waiting import Phase
 from taskrouter.types import DeviceId, ModelKey
 
 

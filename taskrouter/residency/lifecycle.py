@@ -19,8 +19,9 @@ from taskrouter.residency.events import (
     Reclaimed,
     Unloaded,
 )
-from taskrouter.residency.records import Model, Phase, Want
+from taskrouter.residency.records import Model
 from taskrouter.residency.requests import Requests
+from taskrouter.residency.waiting import Phase, Want
 from taskrouter.types import DeviceId, Footprint, ModelKey
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from taskrouter.residency.actions import Refusal
 from taskrouter.residency.books import MODEL_SLOTS, State
 from taskrouter.residency.events import Reason
-from taskrouter.residency.records import Model, Phase
+from taskrouter.residency.records import Model
+from taskrouter.residency.waiting import Phase
 from taskrouter.types import CPU, GIB, MIB, DeviceId
 
 if TYPE_CHECKING:

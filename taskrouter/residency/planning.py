@@ -17,7 +17,8 @@ from taskrouter.residency.accounts import Account
 from taskrouter.residency.books import HOST_BUDGET, Settings, State
 from taskrouter.residency.lookahead import Hints
 from taskrouter.residency.policy import POLICIES, Missing, by_priority, drop_unneeded, take, worth_at
-from taskrouter.residency.records import Model, Want
+from taskrouter.residency.records import Model
+from taskrouter.residency.waiting import Want
 from taskrouter.types import CPU, DeviceId, ModelKey
 
 PRIORITY_WORTH = 1e3

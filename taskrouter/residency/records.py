@@ -1,15 +1,13 @@
-"""The core's own mutable records: a model, a ticket that waits for it, and a want (a cold model somebody waits for)."""
+"""The core's record of a model: what it is, what it holds, who waits for it, and what was measured of it."""
 
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
 from heapq import heappop, heappush
 from math import inf
 
-from taskrouter.residency.actions import Why
 from taskrouter.residency.books import MODEL_SLOTS, State
-from taskrouter.residency.events import Acquire
+from taskrouter.residency.waiting import Ticket, Want
 from taskrouter.types import CPU, GIB, DeviceId, Footprint, ModelKey, ModelSpec, TicketId
 
 LEASE_PRIOR_S = 1.0
@@ -30,59 +28,6 @@ ALPHA = 0.2
 def wake_prior_s(device_bytes: int, *, keeps_weights: bool) -> float:
     """Seconds of a wake that was never measured: the weights come over the bus, or are read anew."""
     return WAKE_PRIOR_S + device_bytes / (COPY_BYTES_PER_S if keeps_weights else READ_BYTES_PER_S)
-
-
-class Ticket:
-    """A request that waits. ``order`` is its static key: ``(arrival − ageing_s × priority, arrival, seq)``."""
-
-    __slots__ = ("arrival", "background", "claim", "deadline", "holding", "id", "model", "order", "replaces", "waiting")
-
-    def __init__(self, event: Acquire, model: Model, arrival: float, order: tuple[float, float, int]) -> None:
-        self.id = event.ticket
-        self.model = model
-        self.arrival = arrival
-        self.deadline = event.deadline
-        self.order = order
-        self.claim = event.claim
-        self.background = event.background
-        self.holding = event.holding
-        self.replaces = event.replaces
-        self.waiting = True
-
-
-class Phase(Enum):
-    """How far a want has come. From DRAINING on its plan is committed: bytes are promised to it."""
-
-    PREFLIGHT = "preflight"
-    BLOCKED = "blocked"
-    DRAINING = "draining"
-    EVICTING = "evicting"
-
-
-class Want:
-    """A cold model somebody waits for (or that is being restored, or loaded ``ahead``), and its plan once committed.
-
-    ``victims`` are the models the plan unloads, ``sources`` every model whose bytes it still waits for (victims and
-    unloads under way); ``need`` is what it will be charged per device. A model that is to sleep wants its bed in RAM in
-    the same way; ``why`` then says for whom it makes room.
-    """
-
-    __slots__ = (
-        "ahead", "considered", "devices", "evicted", "model", "need", "phase", "restoring", "sources", "victims", "why",
-    )  # fmt: skip
-
-    def __init__(self, model: Model, *, restoring: bool = False) -> None:
-        self.model = model
-        self.phase = Phase.PREFLIGHT
-        self.restoring = restoring
-        self.ahead = False
-        self.devices: tuple[DeviceId, ...] = ()
-        self.need: dict[DeviceId, int] = {}
-        self.victims: list[Model] = []
-        self.sources: set[Model] = set()
-        self.evicted: list[Model] = []
-        self.considered = 0
-        self.why: Why | None = None
 
 
 class Model:

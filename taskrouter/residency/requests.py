@@ -7,8 +7,9 @@ from taskrouter.residency.actions import Grant, Refusal
 from taskrouter.residency.books import State
 from taskrouter.residency.events import Acquire, GiveUp, Reason, Release
 from taskrouter.residency.impossible import blocked_for_ever
-from taskrouter.residency.records import ALPHA, Model, Ticket
+from taskrouter.residency.records import ALPHA, Model
 from taskrouter.residency.scheduling import Scheduling
+from taskrouter.residency.waiting import Ticket
 
 
 class Requests(Scheduling):

@@ -25,8 +25,9 @@ from taskrouter.residency.decisions import Rule
 from taskrouter.residency.events import Reason
 from taskrouter.residency.impossible import blocked_for_ever
 from taskrouter.residency.planning import Mode, Plan, Reserved
-from taskrouter.residency.records import Model, Phase, Ticket, Want
+from taskrouter.residency.records import Model
 from taskrouter.residency.sleeping import Sleeping
+from taskrouter.residency.waiting import Phase, Ticket, Want
 from taskrouter.types import CPU
 
 PASS_LIMIT = 64
@@ -155,10 +156,10 @@ class Scheduling(Sleeping):
             return
         for key in sorted(self._hints.ranks, key=self._hints.ranks.__getitem__):
             model = self._models.get(key)
-            if model is None or model.want is not None or model.state not in (State.DISK, State.HOST):
-                continue
-            if not (model.keeps_weights if model.state is State.HOST else model.spec.traits.cancellable):
-                continue  # Whoever asks meanwhile would wait for weights to be read that nobody asked for.
+            if model is None or model.want is not None or model.state is not State.DISK:
+                continue  # A wake can't be called off.
+            if not model.spec.traits.cancellable:
+                continue  # Whoever asks meanwhile would wait for what nobody asked for.
             if model.failures or key in self._hints.barred or model.retiring or model.removed:
                 continue
             probe = Want(model)

@@ -14,7 +14,8 @@ from taskrouter.residency.books import HOST_BUDGET, State
 from taskrouter.residency.commits import Commits
 from taskrouter.residency.events import Reason
 from taskrouter.residency.policy import drop_unneeded, take, worth_at
-from taskrouter.residency.records import Model, Phase, Want
+from taskrouter.residency.records import Model
+from taskrouter.residency.waiting import Phase, Want
 from taskrouter.types import CPU
 
 

@@ -15,7 +15,8 @@ from taskrouter.residency.decisions import KEPT, Decided, Rule
 from taskrouter.residency.lookahead import Hints
 from taskrouter.residency.messages import size
 from taskrouter.residency.planning import Planner
-from taskrouter.residency.records import Model, Ticket, Want
+from taskrouter.residency.records import Model
+from taskrouter.residency.waiting import Ticket, Want
 from taskrouter.types import CPU, DeviceId, DeviceSpec, ModelKey, ModelSpec, TicketId
 
 

@@ -275,8 +275,14 @@ MUTANTS = [
     ),
     Mutant(
         "loads ahead what can't be called off",
-        "            if not (model.keeps_weights if model.state is State.HOST else model.spec.traits.cancellable):\n",
-        "            if model.state is State.HOST and not model.keeps_weights:\n",
+        "            if not model.spec.traits.cancellable:\n                continue  # Whoever",
+        "            if False:\n                continue  # Whoever",
+        "cases",
+    ),
+    Mutant(
+        "wakes ahead, which can't be called off",
+        "model.want is not None or model.state is not State.DISK:",
+        "model.want is not None or model.state not in (State.DISK, State.HOST):",
         "cases",
     ),
     Mutant(
