@@ -61,7 +61,10 @@ async def _run(question: Question, path: str, *, as_json: bool) -> int:
                     print(f"{chr(10) if number else ''}{item.name}:")
                 try:
                     ask = _ASK[verb]
-                    answers.append({"input": item.name, **await ask(model, item, question, limits, as_json)})
+                    asked = time.monotonic()
+                    answer = await ask(model, item, question, limits, as_json)
+                    seconds = round(time.monotonic() - asked, 3)
+                    answers.append({"input": item.name, **answer, "seconds": seconds})
                 except TaskRouterError as error:
                     answers.append({"input": item.name, "error": error_data(error)})
                     complain(f"{item.name}: {error}")
@@ -107,23 +110,18 @@ def _verb(task: TaskConfig, verbs: frozenset[str]) -> str:
 
 
 async def _classify(model: Lease, item: Input, question: Question, limits: Any, as_json: bool) -> Answer:
-    started = time.monotonic()
     labels = await model.classify(item.read(limits), top_k=question.top_k)
-    seconds = time.monotonic() - started
     if not as_json:
         width = max((len(label.label) for label in labels), default=0)
         for label in labels:
             print(f"{label.label:<{width}}  {label.score:.3f}")
     return {
         "labels": [{"label": label.label, "score": label.score} for label in labels],
-        "seconds": round(seconds, 3),
     }
 
 
 async def _detect(model: Lease, item: Input, question: Question, limits: Any, as_json: bool) -> Answer:
-    started = time.monotonic()
     found = await model.detect(item.read(limits))
-    seconds = time.monotonic() - started
     if not as_json:
         width = max((len(each.label) for each in found), default=0)
         for each in found:
@@ -132,25 +130,20 @@ async def _detect(model: Lease, item: Input, question: Question, limits: Any, as
             print("nothing found")
     return {
         "objects": [{"label": each.label, "score": each.score, "box": list(each.box)} for each in found],
-        "seconds": round(seconds, 3),
     }
 
 
 async def _transcribe(model: Lease, item: Input, question: Question, limits: Any, as_json: bool) -> Answer:
-    started = time.monotonic()
     heard = await model.transcribe(item.read(limits))
-    seconds = time.monotonic() - started
     if not as_json:
         print(heard.text)
     return {
         "text": heard.text,
         "segments": [{"start_s": each.start_s, "end_s": each.end_s, "text": each.text} for each in heard.segments],
-        "seconds": round(seconds, 3),
     }
 
 
 async def _chat(model: Lease, item: Input, question: Question, limits: Any, as_json: bool) -> Answer:
-    started = time.monotonic()
     text = item.read_text(limits)
     if as_json:
         answer = await model.chat(text, max_tokens=question.max_tokens)
@@ -158,8 +151,7 @@ async def _chat(model: Lease, item: Input, question: Question, limits: Any, as_j
         answer = await _stream(model, text, question)
     usage = answer.usage
     counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens} if usage else None
-    seconds = round(time.monotonic() - started, 3)
-    return {"text": answer.text, "finish_reason": answer.finish_reason, "usage": counts, "seconds": seconds}
+    return {"text": answer.text, "finish_reason": answer.finish_reason, "usage": counts}
 
 
 async def _stream(model: Lease, text: str, question: Question) -> ChatAnswer:
