@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from taskrouter.residency import events as ev
@@ -96,6 +97,20 @@ def test_who_sleeps_is_forgotten_for_what_is_needed_next(core: CoreFactory) -> N
 def test_what_could_not_be_called_off_is_not_loaded_ahead(core: CoreFactory) -> None:
     world = Stage(core, spec("a", 8), spec("b", 8, traits=Traits(cancellable=True)))
     assert world.tell(ev.Hint("p", (A, B), 100.0)) == ["Load b"]
+
+
+def test_who_sleeps_is_not_woken_ahead_by_a_hint(core: CoreFactory) -> None:
+    napper = spec("a", 6, traits=replace(SLEEPS, cancellable=True))
+    world = bedroom(core, napper, spec("b", 6, traits=SLEEPS))
+    world.resident("a")
+    world.ask("b")
+    put_to_sleep(world, "a")
+    world.loaded("b")
+    world.done(world.tickets[TicketId(2)])
+    world.retire("b")
+    world.unloaded("b")
+    assert world.state(A) is State.HOST
+    assert world.tell(ev.Hint("p", (A,), world.now + 100.0)) == []  # there is room, but a wake can't be called off
 
 
 def test_who_sleeps_goes_where_others_take_the_ram(core: CoreFactory) -> None:
