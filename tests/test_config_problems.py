@@ -351,7 +351,6 @@ def test_installed_provider_is_available() -> None:
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        (task(option="isolation: process"), "tasks.a.options.f.isolation"),
         (task(rest="inference: {default_batch_size: 2}"), "inference.default_batch_size"),
         (task(rest="inference: {max_batch_size: 4}"), "inference.max_batch_size"),
         (task(rest="server: {port: 1}"), "server"),

@@ -26,6 +26,7 @@ SHOWN_BY = {
     "tasks.*.options.*.quantization": "test_on_load_quantization_needs_a_gpu",
     "tasks.*.options.*.dtype": "test_the_estimate_follows_dtype_context_and_devices",
     "tasks.*.options.*.max_context": "test_max_context_bounds_prompt_and_answer",
+    "tasks.*.options.*.isolation": "test_where_a_model_lives_is_its_options_word",
     "tasks.*.options.*.trust_remote_code": "test_code_in_the_checkpoint_needs_the_key_that_allows_it",
     "tasks.*.options.*.engine_args": "test_known_arguments_pass",
     "tasks.*.options.*.command": "test_the_template_is_filled_in_and_the_environment_is_the_options",

@@ -491,6 +491,7 @@ class Gpu:
         stage.model.places = (type(place)(self.id, "GPU-a", 80 * GIB, 70 * GIB, 8 * GIB),)
         monkeypatch.setattr(sleeping, "open_nvml", lambda: self.driver)
         monkeypatch.setattr("taskrouter.backends.engines.backend.open_nvml", lambda: self.driver)
+        monkeypatch.setattr("taskrouter.backends.engines.ending.open_nvml", lambda: self.driver)
         monkeypatch.setattr(sleeping, "discover", lambda: (info,))
         monkeypatch.setattr(sleeping, "free_bytes", lambda _: (m := self.driver.memory("GPU-a")).total - m.used)
 

@@ -80,7 +80,6 @@ async def test_a_folder_is_found_beside_the_configuration(backend: TransformersB
         ({"max_context": 0}, r"max_context wants a number"),
         ({"quantization": "4bit"}, r"quantization 4bit needs bitsandbytes"),
         ({"quantization": "awq"}, r"quantization 'awq' is written, but .* is not quantized"),
-        ({"isolation": "process"}, r"isolation: in_process"),
     ],
 )
 async def test_what_cannot_work_is_named(

@@ -7,37 +7,33 @@ own processes listens on; one token is computed, so that no caller pays for what
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import re
 import secrets
 import socket
 import tempfile
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import psutil
 
 from taskrouter.backends.base import START_TIMED_OUT, Asleep, LoadedModel, Preflight
 from taskrouter.backends.engines import sleeping
 from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
+from taskrouter.backends.engines.ending import Endings
 from taskrouter.backends.engines.interpreter import clean_environment
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Place, Start
-from taskrouter.backends.engines.model import EngineModel, last_words
-from taskrouter.backends.engines.supervisor import Process, Supervisor, ended
+from taskrouter.backends.engines.model import EngineModel
+from taskrouter.backends.engines.places import look
+from taskrouter.backends.engines.supervisor import Process, Supervisor, ended, last_words
 from taskrouter.errors import LoadFailed, OutOfMemory, PreflightFailed
-from taskrouter.memory.devices import discover, free_bytes
 from taskrouter.memory.ledger import FootprintLedger, default_path
 from taskrouter.memory.nvml import open_nvml
-from taskrouter.memory.release import Release, gpu_bytes, listens, tree_bytes
-from taskrouter.types import CPU, GIB, Charges, DeviceId, Footprint, ModelKey, ModelRequest, Traits
+from taskrouter.memory.release import gpu_bytes, listens, tree_bytes
+from taskrouter.types import CPU, Charges, DeviceId, Footprint, ModelKey, ModelRequest, Traits
 
 POLL_S = 0.02
 HEALTH_BOUND_S = 5.0
 PORT_TRIES = 4
-LOOK_EVERY_S = 0.05
 OUTPUT_BOUND_S = 1.0
 
 _PORT_TAKEN = re.compile(r"address already in use|\[Errno 98\]|port \d+ is (already )?(in use|occupied)", re.IGNORECASE)
@@ -52,22 +48,13 @@ class PortTaken(Exception):
     """Somebody else got the port between our choice and the engine's bind; or so it says."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """What an unload left behind: processes that can't be killed, or GPU memory that was not seen free."""
-
-    pids: tuple[int, ...]
-    charges: Charges
-    release: Release
-
-
 class EngineBackend:
     """The ``Backend`` of one kind of engine."""
 
     def __init__(self, adapter: Adapter, supervisor: Supervisor | None = None) -> None:
         self.adapter = adapter
         self.supervisor = supervisor if supervisor is not None else Supervisor()
-        self._left: dict[ModelKey, _Left] = {}
+        self.endings = Endings()
         self._beyond = FootprintLedger(default_path().with_name("engines-beyond.json"))
 
     def __repr__(self) -> str:
@@ -187,37 +174,17 @@ class EngineBackend:
     async def unload(self, model: LoadedModel, *, timeout_s: float) -> Charges:
         """Stop the engine, kill what is left of its tree, and see its memory free."""
         assert isinstance(model, EngineModel), model
-        until = time.monotonic() + timeout_s
         await model.api.close()
-        took = model.took()
-        uuids = {place.device: place.uuid for place in model.places if place.on_gpu and place.uuid}
-        nvml = await asyncio.to_thread(open_nvml) if uuids else None
-        # Of one that has died the pids are known from when it was measured.
-        pids = {*model.pids, *await asyncio.to_thread(model.process.pids)}
-        alive = not model.process.exited.done()
-        release = await asyncio.to_thread(functools.partial(Release, nvml, uuids, pids, took, alive=alive))
-        left = await model.process.stop(min(self.adapter.stop_grace_s, timeout_s / 2))
-        missing: Charges = took if left else await asyncio.to_thread(release.missing)
-        while missing and not left and time.monotonic() < until:
-            await asyncio.sleep(LOOK_EVERY_S)
-            missing = await asyncio.to_thread(release.missing)
-        if missing:
-            self._left[model.request.key] = _Left(tuple(left), took, release)
-        return missing
+        return await self.endings.end(
+            model.request.key, model.process, model.places, model.pids, model.took(),
+            grace_s=self.adapter.stop_grace_s, timeout_s=timeout_s,
+        )  # fmt: skip
 
     async def residue(self, key: str) -> Charges:
-        left = self._left.get(ModelKey(key))
-        if left is None:
-            return {}
-        if any(psutil.pid_exists(pid) for pid in left.pids):
-            return left.charges
-        missing = await asyncio.to_thread(left.release.missing)
-        if not missing:
-            del self._left[ModelKey(key)]
-        return missing
+        return await self.endings.residue(ModelKey(key))
 
     async def close(self) -> None:
-        self._left.clear()
+        self.endings.forget()
         await self.supervisor.close()
 
 
@@ -228,28 +195,6 @@ def environment(request: ModelRequest, launch: Launch) -> dict[str, str]:
     """
     compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
     return {**compiled, **clean_environment(), **launch.env, **request.env}
-
-
-def look(label: str, devices: tuple[DeviceId, ...], charges: Charges) -> tuple[Place, ...]:
-    """The devices of a placement as they are now. Blocks for milliseconds.
-
-    Raises ``OutOfMemory`` where what the books promise isn't really free. A device that isn't this machine's (the books
-    may be kept on numbers) is taken at its word.
-    """
-    there = {info.id: info for info in discover()}
-    places = []
-    for device in devices:
-        granted = charges.get(device, 0)
-        info = there.get(device)
-        free = free_bytes(info) if info is not None else None
-        if free is not None and free < granted:
-            raise OutOfMemory(
-                f"{label} was given {granted / GIB:.2f} GiB on {device}, but only {free / GIB:.2f} GiB are really free "
-                f"there: somebody else took it. Try again, or lower memory.devices.{device}.budget."
-            )
-        total = info.total if info is not None else granted
-        places.append(Place(device, info.uuid if info else "", total, granted if free is None else free, granted))
-    return tuple(places)
 
 
 def measure(process: Process, places: tuple[Place, ...], kv_cache: KvCache | None) -> Footprint | None:

@@ -14,8 +14,9 @@ behind becomes its child, so it can find, kill and reap all of it.
 Who belongs to an engine: its descendants, its session, and whoever carries its token in the environment. What a tree
 holds in ``/dev/shm`` is noted while it lives and removed once it is gone; so is its temporary folder.
 
-Messages are JSON objects, one datagram each. In: ``spawn`` (with the file descriptor for its output), ``signal``,
-``kill``, ``note``. Out: ``spawned`` or ``failed``, ``noted``, ``exited`` (the first process), ``gone`` (all of it).
+Messages are JSON objects, one datagram each. In: ``spawn`` (with the file descriptor for its output, and one for its
+standard input where it gets any), ``signal``, ``kill``, ``note``. Out: ``spawned`` or ``failed``, ``noted``,
+``exited`` (the first process), ``gone`` (all of it).
 """
 
 from __future__ import annotations
@@ -289,7 +290,7 @@ class Guardian:
     def hear(self) -> bool:
         """Read one message; ``False`` when the manager is gone."""
         try:
-            data, fds, _, _ = socket.recv_fds(self.channel, MOST, 1)
+            data, fds, _, _ = socket.recv_fds(self.channel, MOST, 2)
         except InterruptedError:
             return True
         except OSError:
@@ -300,7 +301,7 @@ class Guardian:
         what = message.pop("do")
         if what == "spawn":
             if fds:
-                self.spawn(fds[0], **message)
+                self.spawn(fds, **message)
             else:
                 self.say(event="failed", name=message["name"], error="no file descriptor is left for its output")
         elif (engine := self.engines.get(message["name"])) is not None:
@@ -322,14 +323,15 @@ class Guardian:
 
     # --- engines -----
 
-    def spawn(self, output: int, name: str, token: str, argv: list[str], env: dict[str, str], cwd: str) -> None:
+    def spawn(self, fds: list[int], name: str, token: str, argv: list[str], env: dict[str, str], cwd: str) -> None:
+        output, given = fds[0], fds[1] if len(fds) > 1 else subprocess.DEVNULL
         tmp = env.get("TMPDIR", "")
         before = shared()
         try:
             os.mkdir(tmp, 0o700)
             process = subprocess.Popen(
                 argv,
-                stdin=subprocess.DEVNULL,
+                stdin=given,
                 stdout=output,
                 stderr=output,
                 cwd=cwd,
@@ -344,7 +346,8 @@ class Guardian:
             self.say(event="failed", name=name, error=getattr(error, "strerror", None) or str(error))
             return
         finally:
-            os.close(output)
+            for fd in fds:
+                os.close(fd)
         self.engines[name] = engine = Engine(name, token, process, tmp)
         engine.not_its_own = before
         self.say(event="spawned", name=name, pid=engine.pid, started=start_time(engine.pid))

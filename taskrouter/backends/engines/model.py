@@ -14,7 +14,7 @@ from taskrouter.backends.engines import openai
 from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.launch import Place
-from taskrouter.backends.engines.supervisor import Process, ended
+from taskrouter.backends.engines.supervisor import Process, ended, last_words
 from taskrouter.backends.sleep import told
 from taskrouter.errors import BadInput, CallFailed, ModelDied, UnsupportedVerb
 from taskrouter.types import Charges, Footprint, ModelRequest
@@ -216,10 +216,3 @@ class EngineModel:
         now = (progress, self.api.heard_of_calls)
         moved = now[1] > before[1] or (healthy and (not busy or progress is None or progress != before[0]))
         return moved, now
-
-
-def last_words(process: Process, count: int = 12) -> str:
-    """The last lines an engine printed, and where the rest is."""
-    tail = process.output.tail(count)
-    said = f"Its last lines:\n{tail}\n" if tail else "It printed nothing. "
-    return f"{said}All of them: {process.output.path}"

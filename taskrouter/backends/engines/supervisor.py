@@ -135,12 +135,20 @@ class Supervisor:
         return None if self._warden is None else self._warden.pid
 
     async def spawn(
-        self, label: str, argv: Sequence[str], env: Mapping[str, str], *, cwd: str, secret: str = "", log: str = ""
+        self,
+        label: str,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        cwd: str,
+        secret: str = "",
+        log: str = "",
+        stdin: int | None = None,
     ) -> Process:
         """Start a program in a session of its own. Raises ``LoadFailed`` where it can't be started.
 
         ``env`` is its whole environment; a token and a TMPDIR of its own are added. ``secret`` is kept out of its log.
-        Cancelled, nothing is left running.
+        ``stdin`` is a file descriptor it gets a copy of. Cancelled, nothing is left running.
         """
         await self.prepare()
         self._check_open(label)
@@ -156,7 +164,8 @@ class Supervisor:
             await self._write_state()
             self._check_open(label)
             process.warden = self._guard()
-            sent = process.warden.send({**message, "cwd": cwd}, [output.write_end])
+            fds = [output.write_end] if stdin is None else [output.write_end, stdin]
+            sent = process.warden.send({**message, "cwd": cwd}, fds)
             output.start()
             async with asyncio.timeout(SPAWN_BOUND_S if sent else 0):
                 await asyncio.shield(process.spawned)
@@ -317,6 +326,13 @@ def _tmp(token: str) -> str:
 
 def _file_name(label: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in label)[:80] or "engine"
+
+
+def last_words(process: Process, count: int = 12) -> str:
+    """The last lines a process printed, and where the rest is."""
+    tail = process.output.tail(count)
+    said = f"Its last lines:\n{tail}\n" if tail else "It printed nothing. "
+    return f"{said}All of them: {process.output.path}"
 
 
 def ended(status: int) -> str:

@@ -136,11 +136,6 @@ def examine(request: ModelRequest) -> Checkpoint:
 
 def _examine(request: ModelRequest) -> Checkpoint:
     require_packages(("torch", "transformers"))
-    if request.isolation != "in_process":
-        raise PreflightFailed(
-            f"{request.label}: isolation {request.isolation!r} isn't available for Transformers in this version. "
-            "Write isolation: in_process."
-        )
     arguments = check_arguments(request)
     dtype = check_dtype(request)
     folder = locate(
