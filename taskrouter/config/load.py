@@ -25,7 +25,10 @@ ONLY_FOR = {
 }  # fmt: skip
 """Option keys that mean something to one framework only."""
 
-NOT_FOR = {"env": frozenset({"transformers", "pytorch", "fake", EXTERNAL})}
+NOT_FOR = {
+    "env": frozenset({"transformers", "pytorch", "fake", EXTERNAL}),
+    "isolation": frozenset({"vllm", "sglang", COMMAND, "fake"}),
+}
 """Option keys that mean nothing to some frameworks, and something to all others (plug-ins among them)."""
 
 NOT_FOR_EXTERNAL = (
@@ -151,7 +154,8 @@ def _idle_keys(parsed: FileFields) -> Iterator[tuple[Path, str]]:
                     continue
                 external = fields.framework == EXTERNAL
                 elsewhere = ONLY_FOR.get(key, fields.framework) != fields.framework
-                if elsewhere or fields.framework in NOT_FOR.get(key, ()) or (external and key in NOT_FOR_EXTERNAL):
+                idle = fields.framework in NOT_FOR.get(key, ()) and not (key == "env" and fields.isolation == "process")
+                if elsewhere or idle or (external and key in NOT_FOR_EXTERNAL):
                     path = ("tasks", name, "options", option, key)
                     yield path, f"{key} means nothing to framework {fields.framework}"
             if fields.sleep == "discard" and fields.framework in KEEP_WEIGHTS:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +103,11 @@ def say(*words: str, **options: Any) -> ChatRequest:
 
 
 CHARGES: Charges = {CPU: 1 << 20}
+
+
+async def seen(condition: Callable[[], bool], bound_s: float = 20.0) -> None:
+    """Wait for something that is seen, not announced."""
+    end = time.monotonic() + bound_s
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        await asyncio.sleep(0.001)

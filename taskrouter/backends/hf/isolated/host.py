@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import traceback
@@ -45,7 +46,7 @@ class Host:
 
     def __init__(self, end: socket.socket) -> None:
         self._gone = asyncio.Event()
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, asyncio.Task[Message]] = {}
         self._backend = InProcess()
         self._model: TransformersModel | None = None
         self._line = Line("the manager", end, asyncio.get_running_loop(), self._heard, self._gone.set)
@@ -92,9 +93,14 @@ class Host:
                 self._tasks[number].cancel()
         else:
             task = self._tasks[number] = asyncio.get_running_loop().create_task(self._answer(message))
-            task.add_done_callback(lambda _: self._tasks.pop(number))
+            task.add_done_callback(functools.partial(self._finished, number))
 
-    async def _answer(self, message: Message) -> None:
+    def _finished(self, number: int, task: asyncio.Task[Message]) -> None:
+        """Reply. Not in the task itself: one that is told to stop before it has begun never runs."""
+        del self._tasks[number]
+        self._line.send(Message("stopped", number) if task.cancelled() else task.result())
+
+    async def _answer(self, message: Message) -> Message:
         number, about = message.number, message.body
         try:
             if isinstance(about, Garbled):
@@ -103,17 +109,11 @@ class Host:
                     "give it paths, bytes, images or arrays."
                 )
             if message.what == "stream":
-                verb, request = about
-                await self._stream(number, verb, request)
-                answer = None
-            else:
-                answer = await getattr(self, message.what)(*about)
-            reply = Message("answer", number, answer)
-        except asyncio.CancelledError:
-            reply = Message("stopped", number)
+                await self._stream(number, *about)
+                return Message("answer", number)
+            return Message("answer", number, await getattr(self, message.what)(*about))
         except Exception as error:  # noqa: BLE001  (it is raised where it was asked for)
-            reply = Message("failed", number, _told(error))
-        self._line.send(reply)
+            return Message("failed", number, _told(error))
 
     async def _stream(self, number: int, verb: str, request: Any) -> None:
         stream = cast(AsyncGenerator[Any, None], self._loaded().stream(verb, request))

@@ -127,9 +127,9 @@ class ModelProcess:
 
     async def hang_up(self) -> None:
         """Give the socket and its threads back. Idempotent."""
+        self._lose(self._death())
         self._line.close()
         await run_in_daemon(f"hang up on {self._label}", self._line.join)
-        self._lose(self._died or self._death())
 
     async def _begin(self, what: str, about: tuple[Any, ...]) -> _Call:
         """Send a call. What its request holds open is read first, in a thread, which may take as long as it takes."""
