@@ -95,6 +95,8 @@ class Subject:
         return True
 
     has_process = False
+    has_api = False
+    """Whether others could reach it over HTTP."""
 
     async def die(self, lease: Lease) -> None:
         raise NotImplementedError
@@ -231,6 +233,7 @@ class Engine(Subject):
     framework: str
     venv: str | None = None
     has_process = True
+    has_api = True
 
     def __init__(self, folder: Path, python: Callable[[str], str]) -> None:
         super().__init__(folder, python)
@@ -283,6 +286,21 @@ def _own_bytes(pid: int) -> int:
     """
     shares = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     return sum(int(shares[name].split()[0]) * 1024 for name in ("Pss_Anon", "Pss_Shmem"))
+
+
+class Isolated(Engine):
+    """Transformers in a child: what it answers is the in-process model's, how it dies is an engine's."""
+
+    name = "isolated"
+    framework = "transformers"
+    has_api = False
+    start_s = 60.0
+
+    def option(self) -> dict[str, Any]:
+        return {"model_id": SAMPLE, "framework": "transformers", "isolation": "process", "max_concurrency": 1}
+
+    def refusing_to_sleep(self, lease: Lease) -> AbstractAsyncContextManager[None]:
+        pytest.skip("why it refuses is decided in its process, as it is in-process")
 
 
 class Command(Engine):
@@ -380,7 +398,7 @@ class Sglang(Packaged):
         return all(not each["num_running_reqs"] and not each["num_waiting_reqs"] for each in said["loads"])
 
 
-SUBJECTS: dict[str, type[Subject]] = {each.name: each for each in (Fake, Transformers, Command, Vllm, Sglang)}
+SUBJECTS: dict[str, type[Subject]] = {each.name: each for each in (Fake, Transformers, Isolated, Command, Vllm, Sglang)}
 
 
 async def until(condition: Callable[[], Any], bound_s: float = 20.0) -> None:

@@ -326,7 +326,7 @@ def test_one_that_dies_in_its_sleep_is_noticed_and_is_there_again_for_the_next(s
 
 def test_nobody_without_the_key_puts_it_to_sleep_and_no_caller_does(stage: Stage) -> None:
     async def main() -> None:
-        if not stage.subject.has_process:
+        if not stage.subject.has_api:
             pytest.skip("it listens on no port")
         _, model = await stage.rests()
         assert isinstance(model, EngineModel)

@@ -23,7 +23,7 @@ from taskrouter.backends.engines.supervisor import Process, Supervisor, ended, l
 from taskrouter.backends.hf.in_process import InProcess
 from taskrouter.backends.hf.isolated.host import HostedModel
 from taskrouter.backends.hf.isolated.model import IsolatedModel
-from taskrouter.backends.hf.isolated.process import OUTPUT_BOUND_S, ModelProcess
+from taskrouter.backends.hf.isolated.process import ModelProcess
 from taskrouter.errors import LoadFailed, ModelDied, SleepFailed
 from taskrouter.media.limits import MediaLimits
 from taskrouter.memory.devices import CONTEXT_BYTES, discover
@@ -82,7 +82,6 @@ class Isolated:
         except BaseException as error:
             await asyncio.shield(asyncio.ensure_future(child.end()))
             if isinstance(error, ModelDied):
-                await asyncio.to_thread(process.output.join, OUTPUT_BOUND_S)
                 raise _died_loading(request.label, process) from None
             if isinstance(error, asyncio.CancelledError) and START_TIMED_OUT in error.args:
                 raise LoadFailed(

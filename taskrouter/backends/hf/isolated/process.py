@@ -10,7 +10,7 @@ import asyncio
 import functools
 import itertools
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +68,9 @@ class ModelProcess:
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Call] = {}
         self._heard_of = 0
-        self._died: ModelDied | None = None
+        self._dead: asyncio.Future[ModelDied] = self._loop.create_future()
         """Why nothing can be asked of it any more."""
-        self._killing: asyncio.Task[Any] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.process = process
         self._line = Line(request.label, end, self._loop, self._heard, self._hung_up)
         process.exited.add_done_callback(self._exited)
@@ -105,20 +105,17 @@ class ModelProcess:
         Looks are counted, not seconds: a machine that slept through the timeout has not found its model hung.
         """
         interval, silent = max(self._bound_s / LOOKS, 0.05), 0
-        while silent < LOOKS:
+        while silent < LOOKS and not self._dead.done():
             before = self._heard_of
             self._line.send(Message("ping"))
-            await asyncio.wait({self.process.exited}, timeout=interval)
+            await asyncio.wait({self._dead}, timeout=interval)
             self.process.note()
-            if self.process.exited.done():
-                await asyncio.to_thread(self.process.output.join, OUTPUT_BOUND_S)
-                return self._died or self._death()
             silent = 0 if self._heard_of != before else silent + 1
-        error = self._give_up(
-            f"has been silent for {self._bound_s:g} s (engines.transformers.hang_timeout_s) and is given up"
-        )
-        await self.process.kill()
-        return error
+        if not self._dead.done():
+            self._give_up(
+                f"has been silent for {self._bound_s:g} s (engines.transformers.hang_timeout_s) and is given up"
+            )
+        return self._dead.result()
 
     async def end(self) -> None:
         """Kill the process and hang up. Idempotent."""
@@ -128,6 +125,8 @@ class ModelProcess:
     async def hang_up(self) -> None:
         """Give the socket and its threads back. Idempotent."""
         self._lose(self._death())
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self._line.close()
         await run_in_daemon(f"hang up on {self._label}", self._line.join)
 
@@ -155,8 +154,8 @@ class ModelProcess:
         return call
 
     def _check_alive(self) -> None:
-        if self._died is not None:
-            raise _fresh(self._died)
+        if self._dead.done():
+            raise _fresh(self._dead.result())
 
     async def _ended(self, call: _Call) -> None:
         """Wait until the work has ended; every cancellation meanwhile only tells it to stop, and is raised then."""
@@ -196,32 +195,42 @@ class ModelProcess:
             error.__cause__ = Traced(f"in the model's process:\n{trace}") if trace else None
             call.done.set_exception(error)
 
-    def _give_up(self, why: str) -> ModelDied:
+    def _give_up(self, why: str) -> None:
         """It lives, and is of no use any more: kill it, and tell everybody."""
-        error = ModelDied(
-            f"{self._label}: its process {why}; the next request starts it again. {last_words(self.process)}"
+        self._lose(
+            ModelDied(f"{self._label}: its process {why}; the next request starts it again. {last_words(self.process)}")
         )
-        self._killing = self._killing or self._loop.create_task(self.process.kill())
-        self._lose(error)
-        return error
+        self._later(self.process.kill())
 
     def _hung_up(self) -> None:
         """Nothing more will come from it; that its process has ended is known in a moment, and how."""
         if not self.process.exited.done():
-            self._killing = self._killing or self._loop.create_task(self._see_it_end())
+            self._later(self._see_it_end())
 
     async def _see_it_end(self) -> None:
         await asyncio.wait({self.process.exited}, timeout=DEATH_BOUND_S)
         await self.process.kill()
 
     def _exited(self, _: asyncio.Future[int]) -> None:
+        self._later(self._bury())
+
+    async def _bury(self) -> None:
+        """Its last words may still be on their way."""
+        await asyncio.to_thread(self.process.output.join, OUTPUT_BOUND_S)
         self._lose(self._death())
 
     def _lose(self, error: ModelDied) -> None:
-        self._died = self._died or error
+        """Nothing more can be asked of it: whoever watches hears it first, so that the next request starts it again."""
+        if not self._dead.done():
+            self._dead.set_result(error)
         for call in list(self._calls.values()):
             if not call.done.done():
-                call.done.set_exception(_fresh(self._died))
+                call.done.set_exception(_fresh(self._dead.result()))
+
+    def _later(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _death(self) -> ModelDied:
         how = ended(self.process.exited.result()) if self.process.exited.done() else "was ended"
