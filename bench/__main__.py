@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import sys
 
-BENCHES = ("core", "lease", "herd", "loading", "engines", "routed", "sleep", "policies", "simulate")
+BENCHES = ("core", "lease", "herd", "loading", "isolation", "engines", "routed", "sleep", "policies", "simulate")
 
 
 def main() -> int:

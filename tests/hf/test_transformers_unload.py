@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from taskrouter.backends import transformers as backend_module
+from taskrouter.backends.hf import in_process as backend_module
 from taskrouter.backends.hf.storages import give_back, storages_of
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import ModelDied
