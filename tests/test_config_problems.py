@@ -378,6 +378,21 @@ def test_key_its_framework_has_no_use_for_is_a_warning() -> None:
     assert "tasks.a.options.g.pinned" in found
 
 
+@pytest.mark.parametrize(
+    ("option", "idle"),
+    [
+        ("framework: vllm, isolation: process", {"isolation"}),
+        ("framework: transformers, isolation: process", set()),
+        ("framework: transformers, isolation: process, env: {A: b}", set()),
+        ("framework: transformers, env: {A: b}", {"env"}),
+    ],
+)
+def test_isolation_is_for_transformers_and_gives_env_somewhere_to_go(option: str, idle: set[str]) -> None:
+    found = warned(task(more=f"g: {{model_id: n, {option}}}"))
+    said = {path.removeprefix("tasks.a.options.g.") for path, text in found.items() if "means nothing" in text}
+    assert said == idle
+
+
 @pytest.mark.parametrize(("framework", "idle"), [("fake", True), ("sglang", True), ("vllm", False)])
 def test_only_vllm_can_drop_its_weights_asleep(framework: str, *, idle: bool) -> None:
     found = warned(task(more=f"g: {{model_id: n, framework: {framework}, sleep: discard}}"))

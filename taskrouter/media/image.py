@@ -60,22 +60,10 @@ def _identified(source: Opened) -> Image:
         raise _damaged(source.name, error) from error
 
 
-def read_in(picture: Image, limits: MediaLimits) -> None:
-    """Decode a PIL image that was only opened so far. Blocks. Raises what ``load_image`` raises for it."""
-    _read(picture, "the image", limits)
-
-
-def _read(picture: Image, name: str, limits: MediaLimits) -> None:
+def _decoded(picture: Image, name: str, limits: MediaLimits) -> Image:
     _check_pixels(picture.size, name, limits)
     try:
         picture.load()
-    except _DAMAGE as error:
-        raise _damaged(name, error) from error
-
-
-def _decoded(picture: Image, name: str, limits: MediaLimits) -> Image:
-    _read(picture, name, limits)
-    try:
         return _rgb(_upright(picture))
     except _DAMAGE as error:
         raise _damaged(name, error) from error

@@ -173,7 +173,12 @@ async def test_a_load_that_fails_in_its_process_raises_what_it_would_raise_here(
 
 
 def config(folder: Path, checkpoint: Path) -> Path:
-    option = {"model_id": str(checkpoint), "framework": "transformers", "isolation": "process"}
+    option = {
+        "model_id": str(checkpoint),
+        "framework": "transformers",
+        "isolation": "process",
+        "env": {"MARK": "its own"},
+    }
     tasks = {"ask": {"kind": "chat", "selected": "apart", "options": {"apart": option}}}
     file = folder / "models.yaml"
     file.write_text(json.dumps({"tasks": tasks, "inference": {"warmup_on_startup": False}}), encoding="utf-8")
@@ -204,6 +209,7 @@ def test_where_a_model_lives_is_its_options_word(folders: Path, chat_folder: Pat
         tree = [int(pid), *guardian.descendants(process.pid)]
         assert int(pid) != process.pid
         assert text.strip()
+        assert "MARK=its own" in Path(f"/proc/{pid}/environ").read_text().split("\0")
         assert any("isolated.child" in command(each) for each in tree)
         assert any("guardian.py" in command(each) for each in tree)
     finally:

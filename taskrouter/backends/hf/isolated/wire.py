@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from taskrouter.errors import BadInput
-from taskrouter.media.image import read_in
+from taskrouter.media.image import load_image
 from taskrouter.media.limits import MediaLimits
 
 INLINE = 32 << 10
@@ -183,7 +183,7 @@ class _Pickler(pickle.Pickler):
             return Drained, (_drained(value, self._limits),)
         pillow = sys.modules.get("PIL.Image")
         if pillow is not None and isinstance(value, pillow.Image):
-            read_in(value, self._limits)
+            load_image(value, self._limits)  # what was only opened is read here, within the limits; it goes as it is
         return NotImplemented
 
 
