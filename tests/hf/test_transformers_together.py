@@ -52,17 +52,13 @@ class Door:
 
 
 async def together(model: LoadedModel, verb: str, requests: Sequence[Any]) -> tuple[list[Any], Door]:
-    """Answers of requests that all came while the model was at work on another, and what it did then."""
-    door = Door(model.raw)
-    busy = asyncio.create_task(model.call(verb, requests[0]))
-    await asyncio.to_thread(door.reached.wait, 30)
+    """Answers of requests that all came while the model was at work on something else, and what it did for them."""
+    door, something_else = Door(model.raw, hold_at=0), threading.Event()
+    model._worker.submit(lambda: something_else.wait(30), threading.Event())  # type: ignore[attr-defined]
     tasks = [asyncio.create_task(model.call(verb, each)) for each in requests]
     await asyncio.sleep(0)
-    door.go.set()
-    await busy
-    alone = len(door.rows)
+    something_else.set()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
-    del door.rows[: alone - 1], door.tokens[: alone - 1]
     door.open()
     return answers, door
 
@@ -90,7 +86,7 @@ async def test_answers_written_together_are_those_written_alone(model: LoadedMod
     alone = [await model.call("chat", each) for each in requests]
     answers, door = await together(model, "chat", requests)
     assert answers == alone
-    assert door.rows[1:] == [5] * 12  # one pass a token, as many as the longest has
+    assert door.rows == [5] * 12  # one pass a token, as many as the longest has
 
 
 async def test_completions_go_together_too(model: LoadedModel) -> None:
@@ -181,7 +177,7 @@ async def test_where_padding_would_be_counted_only_prompts_of_one_length_go_toge
     alone = [await model.call("chat", each) for each in requests]
     answers, door = await together(model, "chat", requests)
     assert answers == alone
-    assert sorted(door.rows[1:]) == [1] * 6 + [2] * 6
+    assert sorted(door.rows) == [1] * 6 + [2] * 6
 
 
 async def test_a_bad_request_among_good_ones_is_refused_alone(model: LoadedModel) -> None:
@@ -230,7 +226,7 @@ async def test_texts_of_several_calls_are_read_together(backend: TransformersBac
     requests = [EmbedRequest(("w1 w2", "w3")), EmbedRequest(("w4 w5 w6 w7",)), EmbedRequest(("w8", "w9", "w10"))]
     alone = [await model.call("embed", each) for each in requests]
     answers, door = await together(model, "embed", requests)
-    assert door.rows[1:] == [6]
+    assert door.rows == [6]
     for answer, expected in zip(answers, alone, strict=True):
         assert answer.usage == expected.usage
         for mine, theirs in zip(answer.vectors, expected.vectors, strict=True):
@@ -244,7 +240,7 @@ async def test_pictures_of_several_calls_are_seen_in_one_pass(backend: Transform
     alone = [await model.call("classify", each) for each in requests]
     bad = ClassifyRequest(b"no picture")
     answers, door = await together(model, "classify", [*requests, bad])
-    assert door.rows[1:] == [4]
+    assert door.rows == [4]
     assert isinstance(answers.pop(), BadInput)
     for answer, expected in zip(answers, alone, strict=True):
         assert [each.label for each in answer] == [each.label for each in expected]
@@ -258,7 +254,7 @@ async def test_objects_of_several_pictures_are_found_in_one_pass(backend: Transf
     requests = [DetectRequest(picture().resize((40 + 9 * n, 30)), threshold=0.0) for n in range(3)]
     alone = [await model.call("detect", each) for each in requests]
     answers, door = await together(model, "detect", requests)
-    assert door.rows[1:] == [3]
+    assert door.rows == [3]
     for answer, expected in zip(answers, alone, strict=True):
         assert len(answer) == len(expected)
         assert [each.score for each in answer] == pytest.approx([each.score for each in expected], abs=1e-5)
@@ -270,9 +266,9 @@ async def test_no_more_is_stacked_than_the_memory_booked_allows(
     backend: TransformersBackend, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = await backend.load(request(image_folder, batch=TOGETHER), (CPU,), CHARGES)
-    monkeypatch.setattr(passes, "working_bytes", lambda _: passes.INPUT_SHARE * 3 * (3 * 32 * 32 * 4) - 1)
+    monkeypatch.setattr(passes, "working_bytes", lambda _: passes.PICTURES_TAKE * 3 * (3 * 32 * 32 * 4) - 1)
     _, door = await together(model, "classify", [ClassifyRequest(picture())] * 5)
-    assert door.rows[1:] == [2, 2, 1]
+    assert door.rows == [2, 2, 1]
     await backend.unload(model, timeout_s=5)
 
 

@@ -14,8 +14,9 @@ from taskrouter.backends.hf.storages import bytes_by_device
 from taskrouter.backends.hf.together import Call
 from taskrouter.memory.estimate import working_bytes
 
-INPUT_SHARE = 16
-"""Stacked inputs take at most one part in so many of the working memory that is booked for the model."""
+PICTURES_TAKE, SOUNDS_TAKE = 32, 200
+"""Bytes that a pass takes for each byte of its input, about the most that ``bench activations`` counts for families
+people use: inputs are stacked as long as that fits the working memory booked for the model."""
 
 
 def run_passes(parts: Parts, calls: Sequence[Call]) -> None:
@@ -31,15 +32,21 @@ def run_passes(parts: Parts, calls: Sequence[Call]) -> None:
 
 def _groups(parts: Parts, calls: Sequence[Call]) -> Iterator[list[Call]]:
     """Calls whose inputs can be stacked, as many at a time as the memory booked allows."""
-    room = working_bytes(sum(bytes_by_device(parts.storages).values())) // INPUT_SHARE
+    room = working_bytes(sum(bytes_by_device(parts.storages).values()))
     alike: dict[Any, list[Call]] = {}
     for call in calls:
         shape = _shape(call.wants)
         alike.setdefault(id(call) if shape is None else shape, []).append(call)
     for group in alike.values():
-        most = max(1, room // max(1, sum(tensor.nbytes for tensor in group[0].wants.values())))
+        most = max(1, room // _takes(group[0].wants))
         for start in range(0, len(group), most):
             yield group[start : start + most]
+
+
+def _takes(inputs: Mapping[str, Any]) -> int:
+    """About the bytes that a pass takes for one input."""
+    size = sum(tensor.nbytes for tensor in inputs.values())
+    return max(1, int(size) * (PICTURES_TAKE if "pixel_values" in inputs else SOUNDS_TAKE))
 
 
 def _shape(inputs: Mapping[str, Any]) -> Any:
