@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from taskrouter.backends.hf.batching import Call, work_on
 from taskrouter.backends.hf.detect import detect
 from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.passes import run_passes
 from taskrouter.backends.hf.threads import Job
-from taskrouter.backends.hf.together import Call, work_on
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import BadInput, CallFailed, UnsupportedVerb
 from taskrouter.types import CPU

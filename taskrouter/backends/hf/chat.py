@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from taskrouter.backends.hf.batching import Steps
 from taskrouter.backends.hf.calling import Stopped
 from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.seen import with_pictures
-from taskrouter.backends.hf.together import Steps
 from taskrouter.backends.hf.writing import Prompt, Text, check, fitting
 from taskrouter.errors import BadInput, UnsupportedInput
 from taskrouter.media.limits import MediaLimits

@@ -6,10 +6,10 @@ import threading
 from itertools import islice
 from typing import Any
 
+from taskrouter.backends.hf.batching import Steps
 from taskrouter.backends.hf.calling import only_known, place, some
 from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.together import Steps
 from taskrouter.errors import BadInput
 from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import ClassifyRequest, Label

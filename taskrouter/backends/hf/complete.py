@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from taskrouter.backends.hf.batching import Steps
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.together import Steps
 from taskrouter.backends.hf.writing import Text, check, fitting
 from taskrouter.errors import BadInput
 from taskrouter.verbs import GenerateAnswer, GenerateRequest

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Generator
 from typing import Any
 
+from taskrouter.backends.hf.batching import Steps
 from taskrouter.backends.hf.calling import only_known, some
 from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.together import Steps
 from taskrouter.errors import BadInput
 from taskrouter.media.image import load_image
 from taskrouter.media.limits import MediaLimits

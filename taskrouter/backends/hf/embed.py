@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from taskrouter.backends.hf.batching import Call, Steps
 from taskrouter.backends.hf.calling import Stopped, on_device
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.together import Call, Steps
 from taskrouter.errors import BadInput, ContextTooLong, UnsupportedInput
 from taskrouter.verbs import Embeddings, EmbedRequest, Usage
 

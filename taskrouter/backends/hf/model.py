@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from taskrouter.backends.hf.arena import Arena, why_not, why_stays
+from taskrouter.backends.hf.batching import Call, work_on
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.classify import classify
 from taskrouter.backends.hf.complete import complete
@@ -23,7 +24,6 @@ from taskrouter.backends.hf.passes import run_passes
 from taskrouter.backends.hf.rows import run_texts
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, storages_of
 from taskrouter.backends.hf.threads import Job, Worker
-from taskrouter.backends.hf.together import Call, work_on
 from taskrouter.backends.hf.transcribe import transcribe
 from taskrouter.backends.sleep import told
 from taskrouter.errors import ModelDied, SleepFailed, UnsupportedVerb

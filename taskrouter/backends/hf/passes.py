@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from taskrouter.backends.hf.batching import Call
 from taskrouter.backends.hf.calling import on_device
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.storages import bytes_by_device
-from taskrouter.backends.hf.together import Call
 from taskrouter.memory.estimate import working_bytes
 
 PICTURES_TAKE, SOUNDS_TAKE = 32, 200

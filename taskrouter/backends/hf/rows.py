@@ -11,8 +11,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from taskrouter.backends.hf.batching import Call
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.together import Call
 from taskrouter.backends.hf.writing import Text, ends
 
 
