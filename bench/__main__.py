@@ -6,7 +6,20 @@ import asyncio
 import importlib
 import sys
 
-BENCHES = ("core", "lease", "herd", "loading", "isolation", "engines", "routed", "sleep", "policies", "simulate")
+BENCHES = (
+    "core",
+    "lease",
+    "herd",
+    "loading",
+    "isolation",
+    "engines",
+    "routed",
+    "sleep",
+    "batching",
+    "activations",
+    "policies",
+    "simulate",
+)
 
 
 def main() -> int:

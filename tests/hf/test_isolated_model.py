@@ -56,8 +56,8 @@ class Stage:
 
     async def load(self) -> None:
         for name, folder in self.folders.items():
-            self.here[name] = await self.backend.load(request(folder), (CPU,), CHARGES)
-        wanted = {name: request(folder, isolation="process") for name, folder in self.folders.items()}
+            self.here[name] = await self.backend.load(request(folder, batch=4), (CPU,), CHARGES)
+        wanted = {name: request(folder, isolation="process", batch=4) for name, folder in self.folders.items()}
         loaded = await asyncio.gather(*[self.backend.load(each, (CPU,), CHARGES) for each in wanted.values()])
         for name, model in zip(wanted, loaded, strict=True):
             assert isinstance(model, IsolatedModel)

@@ -12,6 +12,7 @@ import pytest
 
 from taskrouter.backends.base import LoadedModel
 from taskrouter.backends.hf import seen
+from taskrouter.backends.hf.calling import Stopped
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.seen import VIDEO_FRAMES
@@ -148,8 +149,10 @@ async def test_who_has_gone_is_read_nothing_more(
 
     monkeypatch.setattr(seen, "load_image", slow)
     wanted = ask(*[image(picture())] * 5)
-    said = chat(model._ready(), Family.VISION, wanted, None, MediaLimits(), stop, lambda _: None)  # type: ignore[attr-defined]
-    assert (said.text, len(read)) == ("", 1)
+    steps = chat(model._ready(), Family.VISION, wanted, None, MediaLimits(), stop, lambda _: None)  # type: ignore[attr-defined]
+    with pytest.raises(Stopped):
+        next(steps)
+    assert len(read) == 1
     await backend.unload(model, timeout_s=5)
 
 

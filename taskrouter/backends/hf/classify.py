@@ -6,7 +6,8 @@ import threading
 from itertools import islice
 from typing import Any
 
-from taskrouter.backends.hf.calling import on_device, only_known, place, some
+from taskrouter.backends.hf.batching import Steps
+from taskrouter.backends.hf.calling import only_known, place, some
 from taskrouter.backends.hf.examine import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput
@@ -16,10 +17,8 @@ from taskrouter.verbs import ClassifyRequest, Label
 
 def classify(
     parts: Parts, family: Family, request: ClassifyRequest, limits: MediaLimits, stop: threading.Event
-) -> tuple[Label, ...]:
-    """Classify one input. Blocks. Raises ``BadInput``; returns nothing of use once ``stop`` is set."""
-    import torch
-
+) -> Steps:
+    """Classify one input: wants a pass of the module, returns labels. Blocks between. Raises ``BadInput``."""
     if not isinstance(request.top_k, int) or isinstance(request.top_k, bool) or request.top_k < 1:
         raise BadInput(f"top_k wants a whole number of at least 1, not {request.top_k!r}.")
     if family is Family.ZERO_SHOT_IMAGE:
@@ -27,14 +26,11 @@ def classify(
     module = parts.module
     known = only_known(request.labels, module)
     prepare = _image if family is Family.IMAGE else _audio
-    inputs = prepare(parts, request, limits)
-    if stop.is_set():
-        return ()
-    with torch.inference_mode():
-        scores = module(**on_device(inputs, parts)).logits[0].float()
-        several = getattr(module.config, "problem_type", None) == "multi_label_classification"
-        chances = scores.sigmoid() if several else scores.softmax(-1)
-        best = chances.sort(descending=True)
+    outputs = yield prepare(parts, request, limits)
+    scores = outputs.logits[0].float()
+    several = getattr(module.config, "problem_type", None) == "multi_label_classification"
+    chances = scores.sigmoid() if several else scores.softmax(-1)
+    best = chances.sort(descending=True)
     names = module.config.id2label
     labels = (
         Label(str(names[index]), chance)

@@ -58,6 +58,11 @@ VERBS: Mapping[Family, frozenset[str]] = {
     Family.SPEECH: frozenset({"transcribe"}),
 }
 
+BATCHED = frozenset(
+    {Family.CHAT, Family.EMBEDDING, Family.IMAGE, Family.AUDIO, Family.DETECTION, Family.ZERO_SHOT_DETECTION}
+)
+"""Those whose calls may be worked on together; the others' inputs have parts that can't be stacked."""
+
 _EXTRA = {"extra": "Transformers models here know no further fields"}
 COMPLETES = frozenset({"generate"})
 """What is left of a language model's verbs where it has no chat template."""

@@ -31,7 +31,8 @@ LOAD_LOCK = threading.Lock()
 class Parts:
     """A loaded checkpoint: the module, what prepares its input (tokenizer or processor), and what it takes.
 
-    ``recipe``: how one that embeds makes a vector of a text.
+    ``recipe``: how one that embeds makes a vector of a text. ``pieces``: of a long input, how many are worked on at a
+    time.
     """
 
     module: Any
@@ -40,6 +41,7 @@ class Parts:
     storages: tuple[StorageRef, ...]
     measured: Footprint
     recipe: Recipe | None = None
+    pieces: int = 1
 
 
 def load_parts(
@@ -114,7 +116,7 @@ def _load(
     grown = {each: _reserved(each) - before[each] for each in on_gpu}
     measured = _measure(bytes_by_device(storages), grown, cache_bytes=checkpoint.cache_bytes)
     recipe = read_recipe(request.label, checkpoint.folder) if checkpoint.family is Family.EMBEDDING else None
-    return Parts(module, processor, devices[0], storages, measured, recipe)
+    return Parts(module, processor, devices[0], storages, measured, recipe, request.pieces)
 
 
 def _optional(request: ModelRequest, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def transcribe(
                 feature_extractor=extractor,
                 **place(parts.module),
             )
-            heard = listen({"raw": samples, "sampling_rate": rate}, **how)
+            heard = listen({"raw": samples, "sampling_rate": rate}, batch_size=parts.pieces, **how)
     except Stopped:
         return Transcript("")
     segments = tuple(_segment(piece, duration_s) for piece in heard.get("chunks", ()))
