@@ -13,7 +13,7 @@ import pytest
 from taskrouter.backends.base import LoadedModel
 from taskrouter.backends.hf import seen
 from taskrouter.backends.hf.chat import chat
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.seen import VIDEO_FRAMES
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import BadInput, ContextTooLong, MediaTooLarge, PreflightFailed, UnsupportedInput

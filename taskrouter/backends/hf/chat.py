@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.seen import with_pictures
 from taskrouter.backends.hf.writing import Prompt, check, fitting, write

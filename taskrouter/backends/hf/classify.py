@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from taskrouter.backends.hf.calling import on_device, only_known, place, some
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput
 from taskrouter.media.limits import MediaLimits

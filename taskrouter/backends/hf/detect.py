@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from taskrouter.backends.hf.calling import on_device, only_known, some
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput
 from taskrouter.media.image import load_image

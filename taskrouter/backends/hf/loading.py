@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
-from taskrouter.backends.hf.examine import PREPARES, Checkpoint, Family
+from taskrouter.backends.hf.examine import Checkpoint
 from taskrouter.backends.hf.failures import load_error
+from taskrouter.backends.hf.families import PREPARES, Family
 from taskrouter.backends.hf.quiet import quiet
 from taskrouter.backends.hf.recipe import Recipe, read_recipe
 from taskrouter.backends.hf.stopping import Stop, stoppable

@@ -1,0 +1,101 @@
+"""The families of checkpoints, as tables: what each can be asked, what it needs, and which architectures are of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+
+class Family(Enum):
+    """What a checkpoint is for; the value is the Transformers class that loads it."""
+
+    VISION = "AutoModelForImageTextToText"
+    CHAT = "AutoModelForCausalLM"
+    IMAGE = "AutoModelForImageClassification"
+    ZERO_SHOT_IMAGE = "AutoModelForZeroShotImageClassification"
+    AUDIO = "AutoModelForAudioClassification"
+    EMBEDDING = "AutoModel"
+    DETECTION = "AutoModelForObjectDetection"
+    ZERO_SHOT_DETECTION = "AutoModelForZeroShotObjectDetection"
+    CTC = "AutoModelForCTC"
+    SPEECH = "AutoModelForSpeechSeq2Seq"
+
+
+VERBS: Mapping[Family, frozenset[str]] = {
+    Family.VISION: frozenset({"chat", "stream_chat"}),
+    Family.CHAT: frozenset({"chat", "stream_chat", "generate"}),
+    Family.EMBEDDING: frozenset({"embed"}),
+    Family.IMAGE: frozenset({"classify"}),
+    Family.ZERO_SHOT_IMAGE: frozenset({"classify"}),
+    Family.AUDIO: frozenset({"classify"}),
+    Family.DETECTION: frozenset({"detect"}),
+    Family.ZERO_SHOT_DETECTION: frozenset({"detect"}),
+    Family.CTC: frozenset({"transcribe"}),
+    Family.SPEECH: frozenset({"transcribe"}),
+}
+
+_EXTRA = {"extra": "Transformers models here know no further fields"}
+COMPLETES = frozenset({"generate"})
+"""What is left of a language model's verbs where it has no chat template."""
+LACKS: Mapping[Family, Mapping[str, str]] = {
+    Family.CHAT: {**dict.fromkeys(("image", "audio", "video", "document", "tools"), "it chats in text"), **_EXTRA},
+    Family.VISION: {**dict.fromkeys(("audio", "document", "tools"), "it chats in text, images and videos"), **_EXTRA},
+    Family.EMBEDDING: _EXTRA,
+}
+"""What a request can't hold, by family, of those that read text; their context is told, too."""
+
+_PICTURES = ("torch", "transformers", "PIL", "numpy")
+_SOUNDS = ("torch", "transformers", "av", "numpy")
+NEEDS: Mapping[Family, tuple[str, ...]] = {
+    Family.VISION: (*_PICTURES, "av", "jinja2"),
+    Family.CHAT: ("torch", "transformers", "jinja2"),
+    Family.EMBEDDING: ("torch", "transformers"),
+    Family.IMAGE: _PICTURES,
+    Family.ZERO_SHOT_IMAGE: _PICTURES,
+    Family.AUDIO: _SOUNDS,
+    Family.DETECTION: _PICTURES,
+    Family.ZERO_SHOT_DETECTION: _PICTURES,
+    Family.CTC: _SOUNDS,
+    Family.SPEECH: _SOUNDS,
+}
+"""The packages it can't do without."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+PREPARES: Mapping[Family, str] = {
+    Family.CHAT: "AutoTokenizer",
+    Family.EMBEDDING: "AutoTokenizer",
+    Family.IMAGE: "AutoImageProcessor",
+    Family.AUDIO: "AutoFeatureExtractor",
+    Family.DETECTION: "AutoImageProcessor",
+}
+"""The Transformers class that prepares its input; of the others, which take text beside it, ``AutoProcessor``."""
+
+
+def known_architectures() -> dict[Family, frozenset[str]]:
+    """The architectures of each family that Transformers has itself; of two families the first is meant."""
+    from transformers.models.auto import modeling_auto as auto
+
+    def names(mapping: Mapping[str, str | tuple[str, ...]]) -> frozenset[str]:
+        return frozenset(name for value in mapping.values() for name in ((value,) if isinstance(value, str) else value))
+
+    return {
+        # Some that take pictures can be loaded as language models, too, and are blind then: pictures come first.
+        Family.VISION: names(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+        Family.CHAT: names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+        Family.IMAGE: names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+        Family.AUDIO: names(auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
+        Family.DETECTION: names(auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES),
+        Family.ZERO_SHOT_DETECTION: names(auto.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES),
+        Family.CTC: names(auto.MODEL_FOR_CTC_MAPPING_NAMES),
+        # Of these two the others want to be asked otherwise than by the pipeline of their kind.
+        Family.SPEECH: frozenset({"WhisperForConditionalGeneration"}),
+        Family.ZERO_SHOT_IMAGE: frozenset({"CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "AlignModel"}),
+    }
+
+
+def prepared_by(family: Family) -> tuple[tuple[str, ...], ...]:
+    """Of each of these at least one file must be there."""
+    if family in (Family.CHAT, Family.EMBEDDING):
+        return (TOKENIZER_FILES,)
+    return (PROCESSOR_FILES,) if family in PREPARES else (PROCESSOR_FILES, TOKENIZER_FILES)
