@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 VERBS_OF_KIND: Mapping[str, frozenset[str]] = {
     "chat": frozenset({"chat", "stream_chat"}),
@@ -279,3 +283,24 @@ class DetectRequest:
     labels: tuple[str, ...] = ()
     threshold: float = 0.5
     limits: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class DepthRequest:
+    """A depth call: ``image`` is a path, bytes, a PIL image or an array; ``limits`` as in ``DetectRequest``."""
+
+    image: Any
+    limits: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Depth:
+    """How far away everything in a picture is: ``values`` has a row for each row of the upright picture.
+
+    float32, height × width, finite. ``unit`` is ``m`` where the model was trained to tell metres; ``relative`` values
+    only say which of two points is nearer, and by most models (DPT, Depth Anything) the nearer has the larger one.
+    """
+
+    values: NDArray[np.float32]
+    unit: Literal["m", "relative"]
+    routed: Routed | None = None

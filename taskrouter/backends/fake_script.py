@@ -44,6 +44,7 @@ from taskrouter.verbs import (
     ChatAnswer,
     ChatRequest,
     ClassifyRequest,
+    Depth,
     Detection,
     DetectRequest,
     Embeddings,
@@ -219,8 +220,10 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
         a transcript with the model's label.
     detect
         one thing that covers everything, or what `answer` lists: `[{label: cup, score: 0.9, box: [0, 0, 8, 8]}]`.
+    depth
+        one row of one pixel, or the rows that `answer` lists; relative.
     segment, track
-        a list with one finding that covers everything; depth: one row of one pixel. All as plain data.
+        a list with one finding that covers everything, as plain data.
     """
     match verb:
         case "chat" | "stream_chat":
@@ -251,10 +254,12 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
             if not isinstance(request, DetectRequest):
                 raise BadInput(f"{label}: detect takes a DetectRequest")
             return _detections(label, script, request)
+        case "depth":
+            import numpy as np
+
+            return Depth(np.asarray([[0.0]] if script.answer is None else script.answer, np.float32), "relative")
         case _ if script.answer is not None:
             return script.answer
-        case "depth":
-            return [[0.0]]
         case _:
             return [{"label": label, "score": 1.0, "box": (0.0, 0.0, 1.0, 1.0)}]
 

@@ -13,6 +13,8 @@ from taskrouter.verbs import (
     ChatAnswer,
     ChatRequest,
     ClassifyRequest,
+    Depth,
+    DepthRequest,
     Detection,
     DetectRequest,
     Embeddings,
@@ -163,6 +165,16 @@ class Verbs:
         _check_number("threshold", threshold, 0, 1)
         request = DetectRequest(image, _labels(labels), threshold, self._media_limits())
         return tuple(await self._ask("detect", request))
+
+    async def depth(self, image: Any) -> Depth:
+        """How far away each pixel of an image is: float32, height × width of the upright image, finite.
+
+        ``image`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array. The answer's ``unit``
+        says whether its values are metres. Raises ``BadInput`` for what can't be read.
+        """
+        answer = await self._ask("depth", DepthRequest(image, self._media_limits()))
+        assert isinstance(answer, Depth), answer
+        return answer
 
 
 def chat_request(

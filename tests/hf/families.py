@@ -57,6 +57,56 @@ def yolos(folder: Path) -> None:
     YolosImageProcessorPil(size={"shortest_edge": SIDE, "longest_edge": SIDE}).save_pretrained(folder)
 
 
+def depth_anything(folder: Path, *, metres: float | None = None) -> None:
+    """Depth, relative or up to so many metres."""
+    import transformers
+
+    backbone = transformers.Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=56, patch_size=14,
+        out_indices=[1, 2], reshape_hidden_states=False,
+    )  # fmt: skip
+    config = transformers.DepthAnythingConfig(
+        backbone_config=backbone, patch_size=14, reassemble_hidden_size=32, reassemble_factors=[4, 2],
+        neck_hidden_sizes=[16, 16], fusion_hidden_size=16, head_hidden_size=8, max_depth=metres or 1,
+        depth_estimation_type="relative" if metres is None else "metric",
+    )  # fmt: skip
+    save(transformers.DepthAnythingForDepthEstimation(config), folder)
+    _dpt_processor(size={"height": 56, "width": 56}, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(
+        folder
+    )
+
+
+def dpt(folder: Path) -> None:
+    """Depth, relative."""
+    import transformers
+
+    config = transformers.DPTConfig(
+        **{**SMALL, "num_hidden_layers": 4}, image_size=32, patch_size=8, backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, is_hybrid=False,
+    )  # fmt: skip
+    save(transformers.DPTForDepthEstimation(config), folder)
+    _dpt_processor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def glpn(folder: Path) -> None:
+    """Depth, in metres."""
+    import transformers
+    from transformers.models.glpn.image_processing_pil_glpn import GLPNImageProcessorPil
+
+    config = transformers.GLPNConfig(
+        depths=[1] * 4, hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8,
+        mlp_ratios=[2] * 4,
+    )  # fmt: skip
+    save(transformers.GLPNForDepthEstimation(config), folder)
+    GLPNImageProcessorPil().save_pretrained(folder)
+
+
+def _dpt_processor(**how: Any) -> Any:
+    from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+
+    return DPTImageProcessorPil(**how)
+
+
 def owlv2(folder: Path) -> None:
     """Objects by words."""
     import transformers
@@ -212,6 +262,7 @@ def _words(length: int) -> Any:
 
 
 DETECTORS: Mapping[str, Callable[[Path], None]] = {"rt_detr": rt_detr, "detr": detr, "yolos": yolos}
+DEPTHS: Mapping[str, Callable[[Path], None]] = {"depth_anything": depth_anything, "dpt": dpt, "glpn": glpn}
 ZERO_SHOT_DETECTORS: Mapping[str, Callable[[Path], None]] = {"owlv2": owlv2, "grounding_dino": grounding_dino}
 ZERO_SHOT_CLASSIFIERS: Mapping[str, Callable[[Path], None]] = {"clip": clip, "siglip": siglip}
 

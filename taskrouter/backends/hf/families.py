@@ -17,6 +17,7 @@ class Family(Enum):
     EMBEDDING = "AutoModel"
     DETECTION = "AutoModelForObjectDetection"
     ZERO_SHOT_DETECTION = "AutoModelForZeroShotObjectDetection"
+    DEPTH = "AutoModelForDepthEstimation"
     CTC = "AutoModelForCTC"
     SPEECH = "AutoModelForSpeechSeq2Seq"
 
@@ -30,6 +31,7 @@ VERBS: Mapping[Family, frozenset[str]] = {
     Family.AUDIO: frozenset({"classify"}),
     Family.DETECTION: frozenset({"detect"}),
     Family.ZERO_SHOT_DETECTION: frozenset({"detect"}),
+    Family.DEPTH: frozenset({"depth"}),
     Family.CTC: frozenset({"transcribe"}),
     Family.SPEECH: frozenset({"transcribe"}),
 }
@@ -55,6 +57,7 @@ NEEDS: Mapping[Family, tuple[str, ...]] = {
     Family.AUDIO: _SOUNDS,
     Family.DETECTION: _PICTURES,
     Family.ZERO_SHOT_DETECTION: _PICTURES,
+    Family.DEPTH: _PICTURES,
     Family.CTC: _SOUNDS,
     Family.SPEECH: _SOUNDS,
 }
@@ -68,6 +71,7 @@ PREPARES: Mapping[Family, str] = {
     Family.IMAGE: "AutoImageProcessor",
     Family.AUDIO: "AutoFeatureExtractor",
     Family.DETECTION: "AutoImageProcessor",
+    Family.DEPTH: "AutoImageProcessor",
 }
 """The Transformers class that prepares its input; of the others, which take text beside it, ``AutoProcessor``."""
 
@@ -86,6 +90,8 @@ def known_architectures() -> dict[Family, frozenset[str]]:
         Family.IMAGE: names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
         Family.AUDIO: names(auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
         Family.DETECTION: names(auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES),
+        # The others need torchvision, or more than a picture, or mean something else by depth.
+        Family.DEPTH: frozenset({"DPTForDepthEstimation", "DepthAnythingForDepthEstimation", "GLPNForDepthEstimation"}),
         Family.ZERO_SHOT_DETECTION: names(auto.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES),
         Family.CTC: names(auto.MODEL_FOR_CTC_MAPPING_NAMES),
         # Of these two the others want to be asked otherwise than by the pipeline of their kind.

@@ -12,6 +12,7 @@ from taskrouter.backends.hf.arena import Arena, why_not, why_stays
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.classify import classify
 from taskrouter.backends.hf.complete import complete
+from taskrouter.backends.hf.depth import depth
 from taskrouter.backends.hf.detect import detect
 from taskrouter.backends.hf.embed import embed
 from taskrouter.backends.hf.examine import Checkpoint
@@ -183,7 +184,12 @@ class TransformersModel:
         return self._parts
 
 
-_OF_MEDIA: Mapping[str, Callable[..., Any]] = {"classify": classify, "detect": detect, "transcribe": transcribe}
+_OF_MEDIA: Mapping[str, Callable[..., Any]] = {
+    "classify": classify,
+    "depth": depth,
+    "detect": detect,
+    "transcribe": transcribe,
+}
 """What answers about a picture or a sound: ``(parts, family, request, limits, stop)``."""
 
 _OF_TEXT: Mapping[str, Callable[..., Any]] = {"generate": complete, "embed": embed}
