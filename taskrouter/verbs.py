@@ -304,3 +304,42 @@ class Depth:
     values: NDArray[np.float32]
     unit: Literal["m", "relative"]
     routed: Routed | None = None
+
+
+class Point(NamedTuple):
+    """A place in pixels of the upright picture, from its left upper corner; ``on``: on the object, or beside it."""
+
+    x: float
+    y: float
+    on: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRequest:
+    """A segmentation call: ``image`` is a path, bytes, a PIL image or an array.
+
+    A model that is pointed at something gets ``points`` (those of each object together) or ``boxes`` (one for each
+    object). Of one that has labels, ``labels`` are the only ones to answer with, and ``threshold`` is how sure it must
+    be; ``None``: 0.5. ``limits`` as in ``DetectRequest``.
+    """
+
+    image: Any
+    points: tuple[tuple[Point, ...], ...] = ()
+    boxes: tuple[Box, ...] = ()
+    labels: tuple[str, ...] = ()
+    threshold: float | None = None
+    limits: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """A part of a picture: ``mask`` is true where it is, height × width of the upright picture; ``box`` just holds it.
+
+    ``label`` is ``None`` where a model was pointed at it, ``score`` (0 to 1) where it doesn't say how sure it is. An
+    empty mask has a box of no size at 0, 0.
+    """
+
+    label: str | None
+    score: float | None
+    box: Box
+    mask: NDArray[np.bool_]

@@ -52,6 +52,8 @@ from taskrouter.verbs import (
     GenerateAnswer,
     GenerateRequest,
     Label,
+    Region,
+    SegmentRequest,
     Transcript,
     Usage,
 )
@@ -222,7 +224,9 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
         one thing that covers everything, or what `answer` lists: `[{label: cup, score: 0.9, box: [0, 0, 8, 8]}]`.
     depth
         one row of one pixel, or the rows that `answer` lists; relative.
-    segment, track
+    segment
+        as detect, each with a mask that fills its box.
+    track
         a list with one finding that covers everything, as plain data.
     """
     match verb:
@@ -258,6 +262,10 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
             import numpy as np
 
             return Depth(np.asarray([[0.0]] if script.answer is None else script.answer, np.float32), "relative")
+        case "segment":
+            if not isinstance(request, SegmentRequest):
+                raise BadInput(f"{label}: segment takes a SegmentRequest")
+            return _regions(label, script)
         case _ if script.answer is not None:
             return script.answer
         case _:
@@ -279,6 +287,19 @@ def _detections(label: str, script: FakeScript, request: DetectRequest) -> tuple
         for each in said
     )
     return tuple(each for each in found if each.score >= request.threshold)
+
+
+def _regions(label: str, script: FakeScript) -> tuple[Region, ...]:
+    """Those of ``_detections``, each with a mask that fills its box."""
+    import numpy as np
+
+    found = []
+    for each in _detections(label, script, DetectRequest(None, threshold=0.0)):
+        left, top, right, bottom = map(round, each.box)
+        mask = np.zeros((bottom, right), np.bool_)
+        mask[top:, left:] = True
+        found.append(Region(each.label, each.score, each.box, mask))
+    return tuple(found)
 
 
 def _last_user_text(request: ChatRequest) -> str:

@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from taskrouter.errors import BadInput
+from taskrouter.manager.pointing import boxes_of, points_of
 from taskrouter.manager.streams import Stream
 from taskrouter.verbs import (
     ChatAnswer,
@@ -23,6 +24,8 @@ from taskrouter.verbs import (
     GenerateRequest,
     Label,
     RawRequest,
+    Region,
+    SegmentRequest,
     TranscribeRequest,
     Transcript,
 )
@@ -165,6 +168,31 @@ class Verbs:
         _check_number("threshold", threshold, 0, 1)
         request = DetectRequest(image, _labels(labels), threshold, self._media_limits())
         return tuple(await self._ask("detect", request))
+
+    async def segment(
+        self,
+        image: Any,
+        *,
+        points: Iterable[Any] = (),
+        boxes: Iterable[Any] = (),
+        labels: Iterable[str] = (),
+        threshold: float | None = None,
+    ) -> tuple[Region, ...]:
+        """The regions of an image: a mask of its pixels each, with the box that holds it.
+
+        ``image`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array. A model with labels
+        (Mask2Former, SegFormer) finds what it knows, surest or largest first: only these ``labels``, only what scores
+        ``threshold`` or more (0.5, where it has scores). One that is pointed at things (SAM, SAM 2) needs ``points`` or
+        ``boxes``, in pixels of the upright image, and answers one region for each, in order. An item of ``points`` is
+        ``(x, y)``, or a list of them for one object, with a third part ``False`` for one that is beside it. Raises
+        ``BadInput`` for what can't be read, what lies outside, or what such a model needs, ``UnsupportedInput`` for
+        what it doesn't take.
+        """
+        _check_number("threshold", threshold, 0, 1)
+        request = SegmentRequest(
+            image, points_of(points), boxes_of(boxes), _labels(labels), threshold, self._media_limits()
+        )
+        return tuple(await self._ask("segment", request))
 
     async def depth(self, image: Any) -> Depth:
         """How far away each pixel of an image is: float32, height × width of the upright image, finite.

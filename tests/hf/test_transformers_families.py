@@ -12,12 +12,23 @@ import pytest
 
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.types import CPU, GIB, MIB
-from taskrouter.verbs import ChatRequest, ClassifyRequest, DepthRequest, DetectRequest, EmbedRequest, TranscribeRequest
+from taskrouter.verbs import (
+    ChatRequest,
+    ClassifyRequest,
+    DepthRequest,
+    DetectRequest,
+    EmbedRequest,
+    Point,
+    SegmentRequest,
+    TranscribeRequest,
+)
 
 from .checkpoints import CHARGES, request
 from .families import (
     DEPTHS,
     DETECTORS,
+    LABELLERS,
+    POINTED,
     TALKERS,
     ZERO_SHOT_CLASSIFIERS,
     ZERO_SHOT_DETECTORS,
@@ -36,6 +47,8 @@ EVERY: dict[str, Callable[[Path], None]] = {
     **TALKERS,
     **DEPTHS,
     **DETECTORS,
+    **LABELLERS,
+    **POINTED,
     **ZERO_SHOT_DETECTORS,
     **ZERO_SHOT_CLASSIFIERS,
     **HEARING,
@@ -50,6 +63,10 @@ def question(name: str, folder: Path) -> tuple[str, Any]:
     if name in TALKERS:
         content = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": "w1"}]
         return "chat", ChatRequest(({"role": "user", "content": content},), max_tokens=5)
+    if name in POINTED:
+        return "segment", SegmentRequest(picture(), points=((Point(3, 4),),))
+    if name in LABELLERS:
+        return "segment", SegmentRequest(picture(), threshold=None if name == "segformer" else 0.0)
     if name in DEPTHS:
         return "depth", DepthRequest(picture().resize((80, 60)))
     if name in ZERO_SHOT_CLASSIFIERS:

@@ -18,6 +18,9 @@ class Family(Enum):
     DETECTION = "AutoModelForObjectDetection"
     ZERO_SHOT_DETECTION = "AutoModelForZeroShotObjectDetection"
     DEPTH = "AutoModelForDepthEstimation"
+    SEGMENTS = "AutoModelForUniversalSegmentation"
+    CLASSES = "AutoModelForSemanticSegmentation"
+    POINTED = "AutoModelForMaskGeneration"
     CTC = "AutoModelForCTC"
     SPEECH = "AutoModelForSpeechSeq2Seq"
 
@@ -32,6 +35,9 @@ VERBS: Mapping[Family, frozenset[str]] = {
     Family.DETECTION: frozenset({"detect"}),
     Family.ZERO_SHOT_DETECTION: frozenset({"detect"}),
     Family.DEPTH: frozenset({"depth"}),
+    Family.SEGMENTS: frozenset({"segment"}),
+    Family.CLASSES: frozenset({"segment"}),
+    Family.POINTED: frozenset({"segment"}),
     Family.CTC: frozenset({"transcribe"}),
     Family.SPEECH: frozenset({"transcribe"}),
 }
@@ -58,6 +64,9 @@ NEEDS: Mapping[Family, tuple[str, ...]] = {
     Family.DETECTION: _PICTURES,
     Family.ZERO_SHOT_DETECTION: _PICTURES,
     Family.DEPTH: _PICTURES,
+    Family.SEGMENTS: _PICTURES,
+    Family.CLASSES: _PICTURES,
+    Family.POINTED: _PICTURES,
     Family.CTC: _SOUNDS,
     Family.SPEECH: _SOUNDS,
 }
@@ -72,6 +81,9 @@ PREPARES: Mapping[Family, str] = {
     Family.AUDIO: "AutoFeatureExtractor",
     Family.DETECTION: "AutoImageProcessor",
     Family.DEPTH: "AutoImageProcessor",
+    Family.SEGMENTS: "AutoImageProcessor",
+    Family.CLASSES: "AutoImageProcessor",
+    Family.POINTED: "AutoImageProcessor",
 }
 """The Transformers class that prepares its input; of the others, which take text beside it, ``AutoProcessor``."""
 
@@ -92,6 +104,9 @@ def known_architectures() -> dict[Family, frozenset[str]]:
         Family.DETECTION: names(auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES),
         # The others need torchvision, or more than a picture, or mean something else by depth.
         Family.DEPTH: frozenset({"DPTForDepthEstimation", "DepthAnythingForDepthEstimation", "GLPNForDepthEstimation"}),
+        Family.SEGMENTS: frozenset({"Mask2FormerForUniversalSegmentation", "MaskFormerForInstanceSegmentation"}),
+        Family.CLASSES: names(auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES),
+        Family.POINTED: frozenset({"SamModel", "Sam2Model", "Sam2VideoModel"}),
         Family.ZERO_SHOT_DETECTION: names(auto.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES),
         Family.CTC: names(auto.MODEL_FOR_CTC_MAPPING_NAMES),
         # Of these two the others want to be asked otherwise than by the pipeline of their kind.

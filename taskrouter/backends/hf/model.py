@@ -18,6 +18,7 @@ from taskrouter.backends.hf.embed import embed
 from taskrouter.backends.hf.examine import Checkpoint
 from taskrouter.backends.hf.failures import call_error, forget_frames, out_of_memory
 from taskrouter.backends.hf.loading import Parts
+from taskrouter.backends.hf.segment import segment
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, storages_of
 from taskrouter.backends.hf.threads import Worker
 from taskrouter.backends.hf.transcribe import transcribe
@@ -188,6 +189,7 @@ _OF_MEDIA: Mapping[str, Callable[..., Any]] = {
     "classify": classify,
     "depth": depth,
     "detect": detect,
+    "segment": segment,
     "transcribe": transcribe,
 }
 """What answers about a picture or a sound: ``(parts, family, request, limits, stop)``."""
