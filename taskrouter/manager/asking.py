@@ -146,10 +146,10 @@ class Verbs:
     async def classify(
         self, input: Any, *, top_k: int = 5, sampling_rate: int | None = None, labels: Iterable[str] = ()
     ) -> tuple[Label, ...]:
-        """The best ``top_k`` labels of an image or a sound, most probable first.
+        """The best ``top_k`` labels of an image, a sound or a video, most probable first.
 
         ``input`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array (with its
-        ``sampling_rate`` in Hz for sound). ``labels``: choose among these only; a zero-shot model (CLIP, SigLIP) needs
+        ``sampling_rate`` in Hz for sound); a video is looked at as some of its frames, evenly spread. ``labels``: choose among these only; a zero-shot model (CLIP, SigLIP) needs
         them and takes any words, another takes those it was trained for. Raises ``BadInput`` for what can't be read,
         and for labels the model can't tell.
         """

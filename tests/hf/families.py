@@ -227,6 +227,41 @@ def sam2(folder: Path, *, video: bool = False) -> None:
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": told}))
 
 
+def videomae(folder: Path) -> None:
+    """Videos of four frames to labels."""
+    import transformers
+
+    config = transformers.VideoMAEConfig(**SMALL, image_size=32, patch_size=8, num_frames=4, **LABELS)
+    save(transformers.VideoMAEForVideoClassification(config), folder)
+    _frames().save_pretrained(folder)
+
+
+def timesformer(folder: Path) -> None:
+    """Videos of four frames to labels, time and place attended to in turn."""
+    import transformers
+
+    config = transformers.TimesformerConfig(**SMALL, image_size=32, patch_size=8, num_frames=4, **LABELS)
+    save(transformers.TimesformerForVideoClassification(config), folder)
+    _frames().save_pretrained(folder)
+
+
+def vivit(folder: Path) -> None:
+    """Videos of four frames to labels, by tubes of two frames."""
+    import transformers
+
+    config = transformers.VivitConfig(**SMALL, image_size=32, num_frames=4, tubelet_size=[2, 8, 8], **LABELS)
+    save(transformers.VivitForVideoClassification(config), folder)
+    transformers.VivitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder
+    )
+
+
+def _frames() -> Any:
+    from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+
+    return VideoMAEImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
 def owlv2(folder: Path) -> None:
     """Objects by words."""
     import transformers
@@ -382,6 +417,7 @@ def _words(length: int) -> Any:
 
 
 DETECTORS: Mapping[str, Callable[[Path], None]] = {"rt_detr": rt_detr, "detr": detr, "yolos": yolos}
+WATCHERS: Mapping[str, Callable[[Path], None]] = {"videomae": videomae, "timesformer": timesformer, "vivit": vivit}
 LABELLERS: Mapping[str, Callable[[Path], None]] = {
     "segformer": segformer, "mask2former": mask2former, "maskformer": maskformer
 }  # fmt: skip

@@ -22,6 +22,7 @@ from taskrouter.verbs import (
     SegmentRequest,
     TranscribeRequest,
 )
+from tests.media.test_media_video import FILM
 
 from .checkpoints import CHARGES, request
 from .families import (
@@ -30,6 +31,7 @@ from .families import (
     LABELLERS,
     POINTED,
     TALKERS,
+    WATCHERS,
     ZERO_SHOT_CLASSIFIERS,
     ZERO_SHOT_DETECTORS,
     sentence_bert,
@@ -45,6 +47,7 @@ HEARING: dict[str, Callable[[Path], None]] = {"wav2vec2_ctc": wav2vec2_ctc, "whi
 EVERY: dict[str, Callable[[Path], None]] = {
     "sentence_bert": sentence_bert,
     **TALKERS,
+    **WATCHERS,
     **DEPTHS,
     **DETECTORS,
     **LABELLERS,
@@ -63,6 +66,8 @@ def question(name: str, folder: Path) -> tuple[str, Any]:
     if name in TALKERS:
         content = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": "w1"}]
         return "chat", ChatRequest(({"role": "user", "content": content},), max_tokens=5)
+    if name in WATCHERS:
+        return "classify", ClassifyRequest(FILM)
     if name in POINTED:
         return "segment", SegmentRequest(picture(), points=((Point(3, 4),),))
     if name in LABELLERS:

@@ -1,14 +1,16 @@
-"""``classify`` for images and for audio: an input becomes labels with probabilities, best first."""
+"""``classify`` for images, audio and videos: an input becomes labels with probabilities, best first."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
 from taskrouter.backends.hf.calling import on_device, only_known, place, some
 from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
+from taskrouter.backends.hf.seen import LONGEST_SIDE
 from taskrouter.errors import BadInput
 from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import ClassifyRequest, Label
@@ -26,8 +28,7 @@ def classify(
         return _zero_shot(parts, request, limits, stop)
     module = parts.module
     known = only_known(request.labels, module)
-    prepare = _image if family is Family.IMAGE else _audio
-    inputs = prepare(parts, request, limits)
+    inputs = _PREPARED[family](parts, request, limits)
     if stop.is_set():
         return ()
     with torch.inference_mode():
@@ -76,3 +77,20 @@ def _audio(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
     rate = int(parts.processor.sampling_rate)
     samples = load_audio(request.input, limits, sampling_rate=rate, source_rate=request.sampling_rate)
     return parts.processor(samples, sampling_rate=rate, return_tensors="pt")
+
+
+def _video(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
+    """As many frames as the model was trained on, evenly spread; of a shorter video some come twice."""
+    from taskrouter.media.video import load_video
+
+    count = int(parts.module.config.num_frames)
+    frames = load_video(request.input, limits, count=count, side=LONGEST_SIDE).frames
+    spread = [frames[place * len(frames) // count] for place in range(count)]
+    return parts.processor(spread, return_tensors="pt")
+
+
+_PREPARED: Mapping[Family, Callable[[Parts, ClassifyRequest, MediaLimits], Any]] = {
+    Family.IMAGE: _image,
+    Family.AUDIO: _audio,
+    Family.VIDEO: _video,
+}

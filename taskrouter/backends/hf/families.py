@@ -14,6 +14,7 @@ class Family(Enum):
     IMAGE = "AutoModelForImageClassification"
     ZERO_SHOT_IMAGE = "AutoModelForZeroShotImageClassification"
     AUDIO = "AutoModelForAudioClassification"
+    VIDEO = "AutoModelForVideoClassification"
     EMBEDDING = "AutoModel"
     DETECTION = "AutoModelForObjectDetection"
     ZERO_SHOT_DETECTION = "AutoModelForZeroShotObjectDetection"
@@ -32,6 +33,7 @@ VERBS: Mapping[Family, frozenset[str]] = {
     Family.IMAGE: frozenset({"classify"}),
     Family.ZERO_SHOT_IMAGE: frozenset({"classify"}),
     Family.AUDIO: frozenset({"classify"}),
+    Family.VIDEO: frozenset({"classify"}),
     Family.DETECTION: frozenset({"detect"}),
     Family.ZERO_SHOT_DETECTION: frozenset({"detect"}),
     Family.DEPTH: frozenset({"depth"}),
@@ -61,6 +63,7 @@ NEEDS: Mapping[Family, tuple[str, ...]] = {
     Family.IMAGE: _PICTURES,
     Family.ZERO_SHOT_IMAGE: _PICTURES,
     Family.AUDIO: _SOUNDS,
+    Family.VIDEO: (*_PICTURES, "av"),
     Family.DETECTION: _PICTURES,
     Family.ZERO_SHOT_DETECTION: _PICTURES,
     Family.DEPTH: _PICTURES,
@@ -79,6 +82,7 @@ PREPARES: Mapping[Family, str] = {
     Family.EMBEDDING: "AutoTokenizer",
     Family.IMAGE: "AutoImageProcessor",
     Family.AUDIO: "AutoFeatureExtractor",
+    Family.VIDEO: "AutoImageProcessor",
     Family.DETECTION: "AutoImageProcessor",
     Family.DEPTH: "AutoImageProcessor",
     Family.SEGMENTS: "AutoImageProcessor",
@@ -109,6 +113,10 @@ def known_architectures() -> dict[Family, frozenset[str]]:
         Family.POINTED: frozenset({"SamModel", "Sam2Model", "Sam2VideoModel"}),
         Family.ZERO_SHOT_DETECTION: names(auto.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES),
         Family.CTC: names(auto.MODEL_FOR_CTC_MAPPING_NAMES),
+        # The others have video processors, which need torchvision.
+        Family.VIDEO: frozenset(
+            {"VideoMAEForVideoClassification", "VivitForVideoClassification", "TimesformerForVideoClassification"}
+        ),
         # Of these two the others want to be asked otherwise than by the pipeline of their kind.
         Family.SPEECH: frozenset({"WhisperForConditionalGeneration"}),
         Family.ZERO_SHOT_IMAGE: frozenset({"CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "AlignModel"}),
