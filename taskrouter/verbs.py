@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from taskrouter.errors import UnsupportedInput
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -172,16 +174,34 @@ class GenerateAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedRequest:
-    """Texts to turn into vectors, all of one length."""
+class Picture:
+    """A picture among texts: a path, bytes, a PIL image, …"""
 
-    inputs: tuple[str, ...]
+    source: Any
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Texts, and pictures for models that take them, to turn into vectors, all of one length.
+
+    ``limits`` are the ``media.limits.MediaLimits`` that pictures are read under.
+    """
+
+    inputs: tuple[str | Picture, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    limits: Any = None
+
+    def texts(self, who: str) -> list[str]:
+        """Its inputs, for models that take no other. Raises ``UnsupportedInput`` where there is a picture."""
+        texts = [each for each in self.inputs if isinstance(each, str)]
+        if len(texts) < len(self.inputs):
+            raise UnsupportedInput(f"{who} embeds texts only: choose an option that takes pictures, such as CLIP.")
+        return texts
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """One vector for each text, in order: ``len(vectors)`` texts × ``len(vectors[0])`` dimensions."""
+    """One vector for each input, in order: ``len(vectors)`` inputs × ``len(vectors[0])`` dimensions."""
 
     vectors: tuple[tuple[float, ...], ...]
     usage: Usage | None = None

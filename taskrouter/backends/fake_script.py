@@ -217,7 +217,7 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
     classify
         a tuple of ``Label``s, best first; without an ``answer`` one, named like the model.
     embed
-        for each text a vector of 8 numbers from -1 to 1, made from the text's digest.
+        for each text (or picture) a vector of 8 numbers from -1 to 1, made from its digest.
     transcribe
         a transcript with the model's label.
     detect
@@ -250,8 +250,11 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
         case "embed":
             if not isinstance(request, EmbedRequest):
                 raise BadInput(f"{label}: {verb} takes an EmbedRequest")
-            words = sum(len(text.split()) for text in request.inputs)
-            return Embeddings(tuple(_vector(text) for text in request.inputs), Usage(words, 0))
+            if refused := sorted(demands_of(request) & script.lacks):
+                raise UnsupportedInput(f"{label} takes no {refused[0]}: it is scripted so")
+            texts = [each if isinstance(each, str) else f"[image] {each.source!r}" for each in request.inputs]
+            words = sum(len(each.split()) for each in request.inputs if isinstance(each, str))
+            return Embeddings(tuple(_vector(text) for text in texts), Usage(words, 0))
         case "transcribe":
             return Transcript(f"{label}: something was said" if script.answer is None else str(script.answer))
         case "detect":

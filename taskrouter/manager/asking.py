@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from taskrouter.errors import BadInput
+from taskrouter.manager.inputs import inputs_of
 from taskrouter.manager.pointing import boxes_of, points_of
 from taskrouter.manager.streams import Stream
 from taskrouter.verbs import (
@@ -104,12 +105,16 @@ class Verbs:
         assert isinstance(answer, GenerateAnswer), answer
         return answer
 
-    async def embed(self, inputs: str | Iterable[str], *, extra: Mapping[str, Any] | None = None) -> Embeddings:
-        """One vector for each text. Raises ``BadInput`` for what is no text."""
-        texts = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise BadInput("inputs must be one text, or a list of at least one")
-        answer = await self._ask("embed", EmbedRequest(texts, dict(extra or {})))
+    async def embed(self, inputs: Any, *, extra: Mapping[str, Any] | None = None) -> Embeddings:
+        """One vector for each input: a text or a picture, or a list of them.
+
+        A ``str`` is always a text. A picture is a ``pathlib.Path``, bytes, a binary file object, a PIL image, an array,
+        or a content part ``{"type": "image_url", "image_url": {"url": …}}``, for models that have texts and pictures
+        in one space (CLIP, SigLIP). Raises ``BadInput`` for what is neither, ``UnsupportedInput`` where the model
+        takes texts only.
+        """
+        request = EmbedRequest(inputs_of(inputs), dict(extra or {}), self._media_limits())
+        answer = await self._ask("embed", request)
         assert isinstance(answer, Embeddings), answer
         return answer
 
@@ -149,9 +154,9 @@ class Verbs:
         """The best ``top_k`` labels of an image, a sound or a video, most probable first.
 
         ``input`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array (with its
-        ``sampling_rate`` in Hz for sound); a video is looked at as some of its frames, evenly spread. ``labels``: choose among these only; a zero-shot model (CLIP, SigLIP) needs
-        them and takes any words, another takes those it was trained for. Raises ``BadInput`` for what can't be read,
-        and for labels the model can't tell.
+        ``sampling_rate`` in Hz for sound); of a video some frames are looked at, evenly spread. ``labels``: choose
+        among these only; a zero-shot model (CLIP, SigLIP) needs them and takes any words, another takes those it was
+        trained for. Raises ``BadInput`` for what can't be read, and for labels the model can't tell.
         """
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise BadInput(f"top_k is {top_k!r}; it must be a whole number, 1 or more")

@@ -29,9 +29,8 @@ async def test_labels_are_those_of_transformers_own_pipeline(
 
     WATCHERS[name](tmp_path / name)
     path = tmp_path / "four.mp4"
-    path.write_bytes(
-        film(1, left_out=lambda place: place >= 4)
-    )  # the pipeline takes the first frames there are, so here they are all
+    # The pipeline takes the first frames there are, so here they are all.
+    path.write_bytes(film(1, left_out=lambda place: place >= 4))
     model = await backend.load(request(tmp_path / name), (CPU,), CHARGES)
     mine = await model.call("classify", ClassifyRequest(str(path)))
     theirs = transformers.pipeline("video-classification", model=str(tmp_path / name))(str(path))

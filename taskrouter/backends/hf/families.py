@@ -31,7 +31,7 @@ VERBS: Mapping[Family, frozenset[str]] = {
     Family.CHAT: frozenset({"chat", "stream_chat", "generate"}),
     Family.EMBEDDING: frozenset({"embed"}),
     Family.IMAGE: frozenset({"classify"}),
-    Family.ZERO_SHOT_IMAGE: frozenset({"classify"}),
+    Family.ZERO_SHOT_IMAGE: frozenset({"classify", "embed"}),
     Family.AUDIO: frozenset({"classify"}),
     Family.VIDEO: frozenset({"classify"}),
     Family.DETECTION: frozenset({"detect"}),
@@ -50,7 +50,7 @@ COMPLETES = frozenset({"generate"})
 LACKS: Mapping[Family, Mapping[str, str]] = {
     Family.CHAT: {**dict.fromkeys(("image", "audio", "video", "document", "tools"), "it chats in text"), **_EXTRA},
     Family.VISION: {**dict.fromkeys(("audio", "document", "tools"), "it chats in text, images and videos"), **_EXTRA},
-    Family.EMBEDDING: _EXTRA,
+    Family.EMBEDDING: {"image": "it embeds texts", **_EXTRA},
 }
 """What a request can't hold, by family, of those that read text; their context is told, too."""
 
