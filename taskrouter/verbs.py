@@ -363,3 +363,35 @@ class Region:
     score: float | None
     box: Box
     mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackRequest:
+    """A tracking call: ``video`` is a path, bytes, a file object or a ``data:`` URL, looked at ``fps`` times a second.
+
+    The rest is as in ``DetectRequest``.
+    """
+
+    video: Any
+    labels: tuple[str, ...] = ()
+    threshold: float = 0.5
+    fps: float = 10.0
+    limits: Any = None
+
+
+class Sighting(NamedTuple):
+    """An object in one of the frames that were looked at: the frame's number and second, where, how sure (0 to 1)."""
+
+    frame: int
+    time_s: float
+    box: Box
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One object through a video, in order of time; ``label`` is what it was taken for most."""
+
+    id: int
+    label: str
+    sightings: tuple[Sighting, ...]

@@ -54,6 +54,9 @@ from taskrouter.verbs import (
     Label,
     Region,
     SegmentRequest,
+    Sighting,
+    Track,
+    TrackRequest,
     Transcript,
     Usage,
 )
@@ -227,7 +230,7 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
     segment
         as detect, each with a mask that fills its box.
     track
-        a list with one finding that covers everything, as plain data.
+        as detect, each an object that is seen once, at the beginning.
     """
     match verb:
         case "chat" | "stream_chat":
@@ -269,10 +272,16 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
             if not isinstance(request, SegmentRequest):
                 raise BadInput(f"{label}: segment takes a SegmentRequest")
             return _regions(label, script)
-        case _ if script.answer is not None:
-            return script.answer
+        case "track":
+            if not isinstance(request, TrackRequest):
+                raise BadInput(f"{label}: track takes a TrackRequest")
+            seen = _detections(label, script, DetectRequest(None, request.labels, request.threshold))
+            return tuple(
+                Track(number, each.label, (Sighting(0, 0.0, each.box, each.score),))
+                for number, each in enumerate(seen, 1)
+            )
         case _:
-            return [{"label": label, "score": 1.0, "box": (0.0, 0.0, 1.0, 1.0)}]
+            raise BadInput(f"{label} has no answer to {verb}")
 
 
 def _chat(label: str, script: FakeScript, text: str, prompt_words: int, max_tokens: int | None) -> ChatAnswer:

@@ -27,6 +27,8 @@ from taskrouter.verbs import (
     RawRequest,
     Region,
     SegmentRequest,
+    Track,
+    TrackRequest,
     TranscribeRequest,
     Transcript,
 )
@@ -173,6 +175,23 @@ class Verbs:
         _check_number("threshold", threshold, 0, 1)
         request = DetectRequest(image, _labels(labels), threshold, self._media_limits())
         return tuple(await self._ask("detect", request))
+
+    async def track(
+        self, video: Any, *, labels: Iterable[str] = (), threshold: float = 0.5, fps: float = 10.0
+    ) -> tuple[Track, ...]:
+        """The objects of a video, each with an id of its own and where it is, frame by frame.
+
+        ``video`` is a path, bytes, a file object or a ``data:`` URL, looked at ``fps`` times a second; an object has to
+        overlap with itself from one look to the next, so what is fast wants more. ``labels`` and ``threshold`` are
+        those of ``detect``. Raises ``BadInput`` for what can't be read or has no pictures, ``MediaTooLarge`` for more
+        frames than ``media.max_frames``.
+        """
+        _check_number("threshold", threshold, 0, 1)
+        _check_number("fps", fps, 0, 1000)
+        if not fps:
+            raise BadInput("fps is 0; it must be a number above 0")
+        request = TrackRequest(video, _labels(labels), threshold, fps, self._media_limits())
+        return tuple(await self._ask("track", request))
 
     async def segment(
         self,

@@ -176,6 +176,7 @@ def test_a_task_that_names_no_kind_is_asked_what_its_model_can_do(cli: Cli, tmp_
         ("[detect]", "a.png", "m  1.000  0 0 1 1\n"),
         ("[transcribe]", "a.png", "m: something was said\n"),
         ("[segment]", "a.png", "m  1.000  1 px  0 0 1 1\n"),
+        ("[track]", "a.png", "1  m  0.0–0.0 s  0 0 1 1 → 0 0 1 1\n"),
         ("[depth]", "a.png", ""),
     ):
         option = f"{{model_id: m, framework: fake, engine_args: {{verbs: {verbs}}}}}"

@@ -13,7 +13,7 @@ import pytest
 from taskrouter.errors import BadInput, UnsupportedInput
 from taskrouter.manager.inputs import inputs_of
 from taskrouter.manager.pointing import boxes_of, points_of
-from taskrouter.verbs import Box, Depth, Picture, Point, Region
+from taskrouter.verbs import Box, Depth, Picture, Point, Region, Sighting, Track
 
 from .stage import Stage, play
 
@@ -26,6 +26,7 @@ def seeing(folder: Path) -> Stage:
         {
             "far": {"kind": "depth", "answer": [[1, 2]], "vram_gb": 1},
             "parts": {"kind": "segmentation", "answer": CUP, "vram_gb": 1},
+            "paths": {"kind": "tracking", "answer": CUP, "vram_gb": 1},
             "words": {"kind": "embedding", "lacks": ["image"], "vram_gb": 1},
             "both": {"kind": "embedding", "vram_gb": 1},
         },
@@ -41,6 +42,11 @@ def test_a_handle_and_a_lease_answer_in_types(tmp_path: Path) -> None:
             (cup,) = await model.segment(b"picture", points=[(1, 2)])
             assert isinstance(cup, Region)
             assert (cup.label, cup.score, cup.box, cup.mask.shape) == ("cup", 1.0, Box(0, 0, 2, 3), (3, 2))
+            (path,) = await (await stage.manager.get_model("paths")).track(b"video", fps=5)
+            assert path == Track(1, "cup", (Sighting(0, 0.0, Box(0, 0, 2, 3), 1.0),))
+            for fps in (0, -1, "fast", True):
+                with pytest.raises(BadInput, match="fps is"):
+                    await (await stage.manager.get_model("paths")).track(b"video", fps=fps)  # type: ignore[arg-type]
             for wrong in ({"points": [(1, "2")]}, {"boxes": [(1, 2, 3)]}, {"threshold": 2}, {"labels": "cup"}):
                 with pytest.raises(BadInput):
                     await model.segment(b"picture", **wrong)

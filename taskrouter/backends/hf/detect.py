@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from taskrouter.backends.hf.calling import on_device, only_known, some
@@ -14,17 +15,30 @@ from taskrouter.media.image import load_image
 from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import Box, Detection, DetectRequest
 
+Found = tuple[list[float], list[str], list[list[float]]]
+"""Scores, names, and boxes in pixels: left, top, right, bottom."""
+
 
 def detect(
     parts: Parts, family: Family, request: DetectRequest, limits: MediaLimits, stop: threading.Event
 ) -> tuple[Detection, ...]:
     """Find objects in one image. Blocks. Raises ``BadInput``; returns nothing of use once ``stop`` is set."""
-    wanted = some(request.labels, parts) if family is Family.ZERO_SHOT_DETECTION else None
-    known = only_known(request.labels, parts.module) if wanted is None else frozenset(request.labels)
+    look = looking_for(parts, family, request.labels, request.threshold)
     image = load_image(request.image, limits)
-    if stop.is_set():
-        return ()
-    scores, names, boxes = _found(parts, image, wanted, request.threshold)
+    return () if stop.is_set() else look(image)
+
+
+def looking_for(
+    parts: Parts, family: Family, labels: tuple[str, ...], threshold: float
+) -> Callable[[Any], tuple[Detection, ...]]:
+    """What finds these objects in a picture. Raises ``BadInput`` for labels the model can't look for."""
+    wanted = some(labels, parts) if family is Family.ZERO_SHOT_DETECTION else None
+    known = only_known(labels, parts.module) if wanted is None else frozenset(labels)
+    return lambda image: _detections(_found(parts, image, wanted, threshold), image, known)
+
+
+def _detections(found: Found, image: Any, known: frozenset[str]) -> tuple[Detection, ...]:
+    scores, names, boxes = found
     width, height = map(float, image.size)
     detections = [
         Detection(name, score, _within(box, width, height))
@@ -32,10 +46,6 @@ def detect(
         if name in known
     ]
     return tuple(sorted(detections, key=lambda each: -each.score))
-
-
-Found = tuple[list[float], list[str], list[list[float]]]
-"""Scores, names, and boxes in pixels: left, top, right, bottom."""
 
 
 def _found(parts: Parts, image: Any, wanted: list[str] | None, threshold: float) -> Found:

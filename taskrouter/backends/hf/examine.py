@@ -171,7 +171,7 @@ def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Fami
         raise PreflightFailed(
             f"{request.label}: {architecture} can be loaded, but this version has no verb for it: Transformers "
             "models here chat (causal and vision language models), generate, embed (those of sentence-transformers), "
-            "classify (images, audio, videos), detect, segment, tell depth and transcribe."
+            "classify (images, audio, videos), detect, track, segment, tell depth and transcribe."
         )
     raise _unknown(request, architecture)
 

@@ -21,6 +21,7 @@ from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.segment import segment
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, storages_of
 from taskrouter.backends.hf.threads import Worker
+from taskrouter.backends.hf.track import track
 from taskrouter.backends.hf.transcribe import transcribe
 from taskrouter.backends.sleep import told
 from taskrouter.errors import ModelDied, SleepFailed, TaskRouterError, UnsupportedVerb
@@ -190,6 +191,7 @@ _OF_MEDIA: Mapping[str, Callable[..., Any]] = {
     "depth": depth,
     "detect": detect,
     "segment": segment,
+    "track": track,
     "transcribe": transcribe,
 }
 """What answers about a picture or a sound: ``(parts, family, request, limits, stop)``."""
