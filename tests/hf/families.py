@@ -532,4 +532,50 @@ def _text(kind: Any, tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-TALKERS: Mapping[str, Callable[[Path], None]] = {"idefics3": idefics3, "llava": llava}
+def qwen2_5_vl(folder: Path) -> None:
+    """Pictures and text to text, each picture as its own size makes it."""
+    import transformers
+
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32,
+              "window_size": 32, "fullatt_block_indexes": [1]}  # fmt: skip
+    _qwen(folder, "Qwen2_5_VL", transformers.Qwen2_5_VLConfig, vision)
+
+
+def qwen3_vl(folder: Path) -> None:
+    """The same, what is seen handed to several layers."""
+    import transformers
+
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32,
+              "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}  # fmt: skip
+    _qwen(folder, "Qwen3VL", transformers.Qwen3VLConfig, vision)
+
+
+def _qwen(folder: Path, name: str, kind: Any, vision: dict[str, Any]) -> None:
+    import json
+
+    import transformers
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    marks = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    tokenizer = _chatting(marks)
+    at = dict(zip(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+                  tokenizer.convert_tokens_to_ids(list(marks)), strict=True))  # fmt: skip
+    text = {**SMALL, "vocab_size": len(tokenizer), "num_key_value_heads": 2, "max_position_embeddings": 512,
+            "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0, "head_dim": 16,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}  # fmt: skip
+    seeing = {**vision, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    config = kind(text_config=text, vision_config=seeing, tie_word_embeddings=False, **at)
+    save(getattr(transformers, f"{name}ForConditionalGeneration")(config), folder)
+    tokenizer.chat_template = _TEMPLATE.replace("<image>", "<|vision_start|> <|image_pad|> <|vision_end|>")
+    tokenizer.save_pretrained(folder)
+    pictures = Qwen2VLImageProcessorPil(
+        patch_size=8, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 16 * 16, "longest_edge": SIDE * SIDE}
+    )
+    told = {**json.loads(pictures.to_json_string()), "processor_class": f"{name}Processor"}
+    # The class that would write this file needs torchvision.
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+
+
+TALKERS: Mapping[str, Callable[[Path], None]] = {
+    "idefics3": idefics3, "llava": llava, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl
+}  # fmt: skip
