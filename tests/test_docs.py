@@ -32,7 +32,16 @@ from tests.docs_messages import log_lines, texts
 from tests.docs_session import play
 from tests.pages import ROOT, blocks, commands, named_files, page, quoted, rows, run_command
 
-PAGES = ("library.md", "models-yaml.md", "operations.md", "plug-ins.md", "routing.md", "simulate.md", "testing.md")
+PAGES = (
+    "library.md",
+    "models-yaml.md",
+    "operations.md",
+    "plug-ins.md",
+    "quantization.md",
+    "routing.md",
+    "simulate.md",
+    "testing.md",
+)
 
 
 def whole_program(block: str) -> bool:

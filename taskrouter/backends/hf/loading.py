@@ -7,14 +7,16 @@ whichever backend instance it belongs to.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
 from taskrouter.backends.hf.examine import PREPARES, Checkpoint, Family
 from taskrouter.backends.hf.failures import load_error
+from taskrouter.backends.hf.gguf import bars_like_all_others
+from taskrouter.backends.hf.quantization import on_load
 from taskrouter.backends.hf.quiet import quiet
 from taskrouter.backends.hf.recipe import Recipe, read_recipe
 from taskrouter.backends.hf.stopping import Stop, stoppable
@@ -51,7 +53,8 @@ def load_parts(
     """
     stop.acquire(LOAD_LOCK)
     try:
-        with quiet(), stoppable(stop):
+        bars = contextlib.nullcontext() if checkpoint.arguments.gguf_file is None else bars_like_all_others()
+        with quiet(), stoppable(stop), bars:
             check_room(request.label, devices, charges)
             return _load(request, checkpoint, devices, charges, stop)
     except Exception as error:
@@ -121,11 +124,7 @@ def _optional(request: ModelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if checkpoint.arguments.attn_implementation is not None:
         options["attn_implementation"] = checkpoint.arguments.attn_implementation
-    if request.quantization in QUANTIZED_ON_LOAD and "quantization_config" not in checkpoint.config:
-        import transformers
-
-        in_4bit = request.quantization == "4bit"
-        options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=in_4bit, load_in_8bit=not in_4bit)
+    options.update(on_load(request, checkpoint.arguments, checkpoint.config))
     return options
 
 
@@ -168,8 +167,12 @@ def _check_whole(request: ModelRequest, module: Any, info: Mapping[str, Any]) ->
 def _processor(request: ModelRequest, checkpoint: Checkpoint) -> Any:
     import transformers
 
+    file = checkpoint.arguments.gguf_file
     return getattr(transformers, PREPARES.get(checkpoint.family, "AutoProcessor")).from_pretrained(
-        checkpoint.folder, local_files_only=True, trust_remote_code=request.trust_remote_code
+        checkpoint.folder,
+        local_files_only=True,
+        trust_remote_code=request.trust_remote_code,
+        **({} if file is None else {"gguf_file": file}),
     )
 
 
