@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from taskrouter.errors import CheckpointCorrupt, CheckpointMissing, PreflightFailed
@@ -17,6 +18,14 @@ NAME_OF = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """Names in safetensors of what the values of a GGUF can be expanded to."""
 
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+
+
+@dataclass(frozen=True, slots=True)
+class Gguf:
+    """What a file's header says."""
+
+    weights: Weights
+    has_chat_template: bool
 
 
 def has_gguf(folder: Path, name: str | None) -> bool:
@@ -45,18 +54,16 @@ def find_gguf(folder: Path, name: str | None) -> Path:
     return file
 
 
-def read_gguf(file: Path, dtype: str) -> Weights:
-    """A file's tensors, each as large as it will be in this dtype. Raises ``CheckpointCorrupt``."""
+def read_gguf(file: Path, dtype: str) -> Gguf:
+    """Read a file's header; its tensors are as large as they will be in this dtype. Raises ``CheckpointCorrupt``."""
     from gguf import GGUFReader
 
     try:
-        tensors = GGUFReader(file).tensors
+        reader = GGUFReader(file)
+        shapes = [(tensor.name, tuple(int(size) for size in reversed(tensor.shape))) for tensor in reader.tensors]
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise CheckpointCorrupt(
             f"{file} is no whole GGUF file ({type(error).__name__}: {error}). Download it again."
         ) from error
-    shapes = ((tensor.name, tuple(int(size) for size in reversed(tensor.shape))) for tensor in tensors)
-    return Weights(
-        (file,),
-        tuple(TensorInfo(name, NAME_OF[dtype], shape, math.prod(shape) * BYTES_OF[dtype]) for name, shape in shapes),
-    )
+    tensors = (TensorInfo(name, NAME_OF[dtype], shape, math.prod(shape) * BYTES_OF[dtype]) for name, shape in shapes)
+    return Gguf(Weights((file,), tuple(tensors)), "tokenizer.chat_template" in reader.fields)

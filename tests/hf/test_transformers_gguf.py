@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
+from taskrouter.backends.hf import loading
 from taskrouter.backends.hf.arena import Arena, why_not
+from taskrouter.backends.hf.examine import examine
+from taskrouter.backends.hf.loading import load_parts
+from taskrouter.backends.hf.stopping import Stop
 from taskrouter.backends.hf.storages import bytes_by_device, storages_of
 from taskrouter.backends.transformers import TransformersBackend
-from taskrouter.errors import CheckpointCorrupt, CheckpointMissing, PreflightFailed
+from taskrouter.errors import CheckpointCorrupt, CheckpointMissing, OutOfMemory, PreflightFailed
 from taskrouter.memory.estimate import WORKING_FLOOR, working_bytes
+from taskrouter.memory.ram import HostRam
 from taskrouter.samples import sample_dir
-from taskrouter.types import CPU, MIB, Footprint, ModelRequest
+from taskrouter.types import CPU, MIB, DeviceId, Footprint, ModelRequest
 from taskrouter.verbs import ChatRequest
 
 from .checkpoints import request
@@ -102,6 +107,17 @@ async def test_its_weights_are_plain_ones_that_can_sleep(backend: TransformersBa
     arena.close()
     assert (logits(model.raw) == before).all()
     await backend.unload(model, timeout_s=5)
+
+
+def test_ram_that_cannot_hold_it_on_its_way_to_a_gpu_is_seen_before(
+    gguf_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asking(gguf_folder, "Q8_0")
+    checkpoint = examine(asked)
+    monkeypatch.setattr(loading, "_cuda_free", lambda device: 64 * MIB)
+    monkeypatch.setattr(HostRam, "available", lambda self: checkpoint.weights.stored_bytes - 1)
+    with pytest.raises(OutOfMemory, match="is expanded in RAM before it goes to its device"):
+        load_parts(asked, checkpoint, (DeviceId("cuda:0"),), {DeviceId("cuda:0"): MIB}, Stop("m"))
 
 
 async def test_one_file_needs_no_name_and_several_are_listed(

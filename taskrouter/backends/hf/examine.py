@@ -22,7 +22,7 @@ from taskrouter.backends.hf.arguments import (
     check_context,
     check_dtype,
 )
-from taskrouter.backends.hf.gguf import gguf_config, gguf_has_chat_template
+from taskrouter.backends.hf.gguf import gguf_config
 from taskrouter.backends.hf.quantization import GGUF, check_stored, check_wanted, share_of
 from taskrouter.backends.hf.recipe import RECIPE, read_recipe
 from taskrouter.errors import CheckpointMissing, MissingDependency, ModelUnavailable, PreflightFailed
@@ -190,19 +190,21 @@ def _examine(request: ModelRequest) -> Checkpoint:
 def _examine_gguf(request: ModelRequest, arguments: Arguments, dtype: str) -> Checkpoint:
     """The one file brings configuration, tokenizer and chat template, too; its weights are expanded to ``dtype``."""
     file = locate_gguf(request.model_id, arguments.gguf_file, revision=request.revision, base_dir=request.base_dir)
-    weights = read_gguf(file, dtype)
+    read = read_gguf(file, dtype)
     config, architecture = gguf_config(request, file)
     _refuse_idle_keys(request, Family.CHAT)
     require_packages(NEEDS[Family.CHAT])
     verbs = VERBS[Family.CHAT]
-    if not _has_chat_template(file.parent) and not gguf_has_chat_template(file):
+    # A tokenizer beside the file comes before the one in it, and its template does, too.
+    brings = read.has_chat_template and not (file.parent / "tokenizer.json").is_file()
+    if not brings and not _has_chat_template(file.parent):
         verbs &= COMPLETES
     context = check_context(request, ceiling(config))
     cache_bytes = _cache_bytes(request, config, context, dtype)
-    need = estimate(weights, dtype=dtype, cache_bytes=cache_bytes, devices=_device_count(request))
+    need = estimate(read.weights, dtype=dtype, cache_bytes=cache_bytes, devices=_device_count(request))
     return Checkpoint(
         file.parent, config, architecture, Family.CHAT, verbs, replace(arguments, gguf_file=file.name), dtype, context,
-        weights, cache_bytes, need,
+        read.weights, cache_bytes, need,
     )  # fmt: skip
 
 

@@ -35,13 +35,6 @@ def gguf_config(request: ModelRequest, file: Path) -> tuple[dict[str, Any], str]
     return found, names if isinstance(names, str) else names[0]
 
 
-def gguf_has_chat_template(file: Path) -> bool:
-    """Whether the tokenizer in the file will bring one: not where the folder has a tokenizer that comes first."""
-    from gguf import GGUFReader
-
-    return not (file.parent / "tokenizer.json").is_file() and "tokenizer.chat_template" in GGUFReader(file).fields
-
-
 @contextlib.contextmanager
 def bars_like_all_others() -> Iterator[None]:
     """Within, the bar of the GGUF reader is one of Transformers' own, which can be hidden, and stopped at each step.

@@ -56,6 +56,8 @@ def load_parts(
         bars = contextlib.nullcontext() if checkpoint.arguments.gguf_file is None else bars_like_all_others()
         with quiet(), stoppable(stop), bars:
             check_room(request.label, devices, charges)
+            if checkpoint.arguments.gguf_file is not None and CPU not in devices:
+                check_way(request.label, checkpoint.weights.stored_bytes)
             return _load(request, checkpoint, devices, charges, stop)
     except Exception as error:
         failure = load_error(error, request.label)
@@ -78,6 +80,16 @@ def check_room(label: str, devices: tuple[DeviceId, ...], charges: Charges) -> N
                 f"{label} was given {need / GIB:.2f} GiB on {device}, but only {free / GIB:.2f} GiB are really free "
                 f"there: somebody else took it. Try again, or lower memory.devices.{device}.budget."
             )
+
+
+def check_way(label: str, size: int) -> None:
+    """See that RAM holds a GGUF, which is expanded there as a whole on its way to a GPU. Raises ``OutOfMemory``."""
+    free = HostRam().available()
+    if free < size:
+        raise OutOfMemory(
+            f"{label} is expanded in RAM before it goes to its device, which takes {size / GIB:.2f} GiB, and "
+            f"{free / GIB:.2f} GiB are free. Free some, or write a smaller dtype."
+        )
 
 
 def _cuda_free(device: DeviceId) -> int:
