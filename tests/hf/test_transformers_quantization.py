@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,9 @@ def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A machine that has these modules, and GPUs of these compute capabilities."""
     import torch
+    import transformers.modeling_utils  # Transformers remembers what it found: it looks before anything is made up
 
+    assert transformers
     real = importlib.util.find_spec
 
     def have(*modules: str, without: tuple[str, ...] = (), gpus: tuple[tuple[int, int], ...] = ()) -> None:
@@ -198,9 +202,11 @@ async def test_what_a_checkpoint_comes_with_is_asked_the_same_questions(
 ) -> None:
     machine("kernels", without=("gptqmodel",))
     config = spoil() / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": stored}))
-    with pytest.raises(PreflightFailed, match=said):
-        await backend.preflight(request(config.parent))
+    plain = json.loads(config.read_text())
+    for changes in ({"quantization_config": stored}, {"text_config": {"quantization_config": stored}}):
+        config.write_text(json.dumps({**plain, **changes}))
+        with pytest.raises(PreflightFailed, match=said):
+            await backend.preflight(request(config.parent))
 
 
 async def test_bits_that_are_others_than_the_checkpoints_are_refused(
@@ -230,3 +236,17 @@ async def test_words_and_keys_that_could_do_nothing_are_refused(
     with pytest.raises(PreflightFailed, match=said):
         await backend.preflight(request(chat_folder, **options))
     assert await backend.preflight(request(chat_folder, quantization="none"))
+
+
+@pytest.mark.slow
+def test_torchao_says_nothing_where_nobody_asks_for_it(chat_folder: Path) -> None:
+    pytest.importorskip("torchao")
+    program = (
+        "import sys; from taskrouter.backends.hf.examine import examine; from tests.hf.checkpoints import request; "
+        "import logging; examine(request(sys.argv[1])); from transformers import modeling_utils; "
+        "print(sorted({'torchao'} & set(sys.modules)), logging.getLogger('torchao').level)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(chat_folder)], text=True, timeout=100, check=True, capture_output=True
+    )
+    assert (done.stdout, done.stderr) == ("['torchao'] 0\n", "")

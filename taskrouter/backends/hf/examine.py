@@ -23,7 +23,8 @@ from taskrouter.backends.hf.arguments import (
     check_dtype,
 )
 from taskrouter.backends.hf.gguf import gguf_config
-from taskrouter.backends.hf.quantization import GGUF, check_stored, check_wanted, share_of
+from taskrouter.backends.hf.quantization import GGUF, check_stored, check_wanted, share_of, stored_in
+from taskrouter.backends.hf.quiet import import_torchao
 from taskrouter.backends.hf.recipe import RECIPE, read_recipe
 from taskrouter.errors import CheckpointMissing, MissingDependency, ModelUnavailable, PreflightFailed
 from taskrouter.memory.checkpoint import Weights, read_config, read_json, read_weights
@@ -139,6 +140,7 @@ def examine(request: ModelRequest) -> Checkpoint:
 
 def _examine(request: ModelRequest) -> Checkpoint:
     require_packages(("torch", "transformers"))
+    import_torchao()
     if request.isolation != "in_process":
         raise PreflightFailed(
             f"{request.label}: isolation {request.isolation!r} isn't available for Transformers in this version. "
@@ -350,7 +352,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 def _own_dtype(config: Mapping[str, Any]) -> str | None:
     """The dtype ``auto`` converts to: the configuration's, unless the checkpoint is quantized and stays as it is."""
-    if isinstance(config.get("quantization_config"), dict):
+    if stored_in(config) is not None:
         return None
     name = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     return DTYPES.get(name)

@@ -110,7 +110,15 @@ def check_stored(request: ModelRequest, arguments: Arguments, config: Mapping[st
     known = [one for one in TABLE.values() if one.method == method]
     for one in known[:1]:
         _require(request, one, f"{request.model_id} is quantized with {method}, which")
-    _ask_quantizer(request, dict(config["quantization_config"]), stored=True)
+    _ask_quantizer(request, dict(stored_in(config) or {}), stored=True)
+
+
+def stored_in(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How a checkpoint says it is quantized, as a whole or in its language model; ``None``: it isn't."""
+    for values in (config, config.get("text_config")):
+        if isinstance(values, Mapping) and isinstance(values.get("quantization_config"), Mapping):
+            return dict(values["quantization_config"])
+    return None
 
 
 def share_of(request: ModelRequest, config: Mapping[str, Any]) -> float | None:
@@ -142,15 +150,15 @@ def on_load(request: ModelRequest, arguments: Arguments, config: Mapping[str, An
 
 def _method(config: Mapping[str, Any]) -> str | None:
     """What the checkpoint is quantized with."""
-    stored = config.get("quantization_config")
-    return str(stored.get("quant_method")) if isinstance(stored, dict) else None
+    stored = stored_in(config)
+    return None if stored is None else str(stored.get("quant_method"))
 
 
 def _bits(config: Mapping[str, Any]) -> str:
     """Our word for what bitsandbytes made of it."""
     if _method(config) != "bitsandbytes":
         return ""
-    return "4bit" if config["quantization_config"].get("load_in_4bit") else "8bit"
+    return "4bit" if (stored_in(config) or {}).get("load_in_4bit") else "8bit"
 
 
 def _require(request: ModelRequest, one: Quantization, what: str) -> None:
