@@ -50,6 +50,15 @@ class Verbs:
     def _media_limits(self) -> Any:
         raise NotImplementedError
 
+    async def ask(self, verb: str, request: Any) -> Any:
+        """Ask a verb that only a plug-in's models know: its request and its answer are the plug-in's own.
+
+        Raises ``UnsupportedVerb`` for a verb the model doesn't know, ``BadInput`` for one that has a method here.
+        """
+        if hasattr(Verbs, verb):
+            raise BadInput(f"{verb} has a method of its own: await model.{verb}(…)")
+        return await self._ask(verb, request)
+
     async def chat(
         self,
         messages: Iterable[Mapping[str, Any]] | str,

@@ -54,7 +54,7 @@ class TransformersModel:
             {
                 "architecture": checkpoint.architecture,
                 "dtype": str(parts.module.dtype).removeprefix("torch."),
-                "parameters": sum(parameter.numel() for parameter in parts.module.parameters()),
+                "parameters": parts.module.num_parameters(),
                 "device": parts.device,
                 "context": checkpoint.context,
                 "can_sleep": told(why_stays(request) or self._fixed, bytes_by_device(parts.storages)),
