@@ -32,7 +32,16 @@ from tests.docs_messages import log_lines, texts
 from tests.docs_session import play
 from tests.pages import ROOT, blocks, commands, named_files, page, quoted, rows, run_command
 
-PAGES = ("library.md", "models-yaml.md", "operations.md", "plug-ins.md", "routing.md", "simulate.md", "testing.md")
+PAGES = (
+    "library.md",
+    "models-yaml.md",
+    "operations.md",
+    "plug-ins.md",
+    "quantization.md",
+    "routing.md",
+    "simulate.md",
+    "testing.md",
+)
 
 
 def whole_program(block: str) -> bool:
@@ -141,10 +150,10 @@ def test_what_the_page_says_of_builtin_classes_is_so() -> None:
 def test_the_verbs_of_the_page_are_those_of_a_handle_with_all_their_arguments() -> None:
     from taskrouter import Model
 
-    verbs = {name for name in ALL_VERBS | PASS_THROUGH if hasattr(Model, name)}
+    verbs = {name for name in ALL_VERBS | PASS_THROUGH if hasattr(Model, name)} | {"ask"}
     table = {re.search(r"model\.(\w+)", row[0])[1]: row[0] for row in rows(page("library.md"), "verb")}  # type: ignore[index]
     assert table.keys() == verbs
-    for verb in ("chat", "classify", "generate", "embed", "request"):
+    for verb in ("chat", "classify", "detect", "depth", "segment", "track", "generate", "embed", "request"):
         for argument in inspect.signature(getattr(Model, verb)).parameters:
             assert argument == "self" or argument in table[verb], argument
 

@@ -23,7 +23,7 @@ SHOWN_BY = {
     "tasks.*.options.*.model_id": "test_a_folder_is_found_beside_the_configuration",
     "tasks.*.options.*.framework": "test_an_unknown_framework_names_the_nearest_and_the_plug_in_point",
     "tasks.*.options.*.revision": "test_keys_that_could_do_nothing_are_refused",
-    "tasks.*.options.*.quantization": "test_on_load_quantization_needs_a_gpu",
+    "tasks.*.options.*.quantization": "test_a_gpu_that_cannot_is_named_before_anything_is_fetched",
     "tasks.*.options.*.dtype": "test_the_estimate_follows_dtype_context_and_devices",
     "tasks.*.options.*.max_context": "test_max_context_bounds_prompt_and_answer",
     "tasks.*.options.*.isolation": "test_where_a_model_lives_is_its_options_word",

@@ -12,7 +12,7 @@ import pytest
 
 from taskrouter.errors import CheckpointCorrupt, CheckpointMissing, PreflightFailed
 from taskrouter.memory.checkpoint import INDEX, SINGLE, read_config, read_weights
-from taskrouter.memory.estimate import WORKING_FLOOR, estimate, kv_cache_bytes, working_bytes
+from taskrouter.memory.estimate import QUANTIZED_BYTES, WORKING_FLOOR, estimate, kv_cache_bytes, working_bytes
 from taskrouter.memory.hub import locate
 from taskrouter.types import GIB, Footprint
 
@@ -301,11 +301,13 @@ def test_quantizing_while_loading_shrinks_the_linear_layers(tmp_path: Path) -> N
     tensors = {"layers.0.q_proj.weight": ("F32", (64, 64)), "embed_tokens.weight": ("BF16", (8, 8))}
     (tmp_path / SINGLE).write_bytes(safetensors(tensors))
     weights = read_weights(tmp_path)
-    four, eight = (
-        estimate(weights, dtype=None, quantization=name).device_bytes - WORKING_FLOOR for name in ("4bit", "8bit")
-    )
-    assert four == 4096 * 9 // 16 + 128
-    assert eight == 4096 + 128
+
+    def need(share: float, dtype: str | None = None) -> int:
+        return estimate(weights, dtype=dtype, share=share).device_bytes - WORKING_FLOOR
+
+    assert need(QUANTIZED_BYTES["4bit"]) == 4096 * 9 // 16 + 128
+    assert need(QUANTIZED_BYTES["8bit"]) == 4096 + 128
+    assert need(QUANTIZED_BYTES["8bit"], "float32") == 4096 + 256
 
 
 @pytest.mark.parametrize(

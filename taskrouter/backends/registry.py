@@ -20,7 +20,7 @@ from typing import Any
 
 from taskrouter.backends.base import Backend, Found
 from taskrouter.backends.external.base import Provider
-from taskrouter.config.frameworks import BACKENDS_GROUP, PROVIDERS_GROUP, Frameworks, nearest
+from taskrouter.config.frameworks import BACKENDS_GROUP, PROVIDERS_GROUP, Frameworks, bring, nearest
 from taskrouter.errors import BrokenBackend, MissingDependency, UnknownFramework
 
 ALIASES: Mapping[str, str] = MappingProxyType({"pytorch": "transformers"})
@@ -156,10 +156,7 @@ def _make(name: str, entries: list[EntryPoint], known: frozenset[str]) -> Backen
 
 def _make_provider(name: str, entries: list[EntryPoint]) -> Provider:
     if not entries:
-        raise UnknownFramework(
-            f"no plug-in for the provider {name!r} is installed; one can be added through the entry-point group "
-            f"{PROVIDERS_GROUP}"
-        )
+        raise UnknownFramework(f"no plug-in for the provider {name!r} is installed; {bring(name, PROVIDERS_GROUP)}")
     entry = entries[0]
     try:
         made: Provider = entry.load()()
@@ -190,7 +187,7 @@ def _unknown(name: str, known: frozenset[str]) -> str:
     meant = f"; did you mean {near}?" if near else "."
     return (
         f"no backend for the framework {name!r}{meant} Installed: {', '.join(sorted(known))}. "
-        f"A plug-in can bring one through the entry-point group {BACKENDS_GROUP}."
+        f"To add it, {bring(name, BACKENDS_GROUP)}."
     )
 
 

@@ -15,6 +15,14 @@ TOLD_CONCURRENCY = frozenset({"vllm", "sglang"})
 BACKENDS_GROUP = "taskrouter.backends"
 PROVIDERS_GROUP = "taskrouter.providers"
 
+PLUG_INS_PAGE = "docs/plug-ins.md"
+INSTEAD = {
+    "whisper": "write framework: transformers, which runs Whisper checkpoints such as openai/whisper-large-v3",
+    "faster_whisper": "write framework: transformers and the checkpoint it was converted from, such as "
+    "openai/whisper-large-v3",
+}
+"""Frameworks that files name and that have no backend here, where another runs the same models."""
+
 _MOST_CHOICES = 500
 
 
@@ -55,15 +63,24 @@ class Frameworks:
         name = self.resolve(framework)
         if name == EXTERNAL and provider is not None and provider not in self.providers:
             if provider not in self.planned_providers:
-                return (f"no plug-in for the provider {provider!r} is installed; "
-                        f"one can be added through the entry-point group {PROVIDERS_GROUP}")  # fmt: skip
+                return f"no plug-in for the provider {provider!r} is installed; {bring(provider, PROVIDERS_GROUP)}"
             return f"the provider {provider!r} can't be used in this installation: its plug-in isn't there"
         if name in self.known or name == EXTERNAL:
             return ""
         if name not in self.planned:
-            return (f"no plug-in for the framework {name!r} is installed; "
-                    f"one can be added through the entry-point group {BACKENDS_GROUP}")  # fmt: skip
+            instead = INSTEAD.get(name)
+            return (
+                f"no plug-in for the framework {name!r} is installed; {f'{instead}, or ' if instead else ''}"
+                f"{bring(name, BACKENDS_GROUP)}"
+            )
         return f"the framework {name!r} can't be used in this installation yet"
+
+
+def bring(name: str, group: str) -> str:
+    """What to do for a framework or a provider to be known here."""
+    return (
+        f"pip install a package that brings it, or write one ({PLUG_INS_PAGE}): {name} in the entry-point group {group}"
+    )
 
 
 def nearest(word: str, choices: frozenset[str] | set[str] | list[str], *, cutoff: float = 0.6) -> str | None:

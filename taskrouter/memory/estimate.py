@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from taskrouter.memory.checkpoint import Weights
+from taskrouter.memory.checkpoint import BYTES_OF, Weights
 from taskrouter.memory.headers import FLOATS
 from taskrouter.types import MIB, Footprint
 
@@ -34,17 +34,15 @@ def estimate(
     *,
     dtype: str | None,
     cache_bytes: int = 0,
-    quantization: str | None = None,
+    share: float | None = None,
     devices: int = 1,
 ) -> Footprint:
     """Estimate a model's footprint on each of its devices.
 
-    ``dtype`` is the one weights are converted to, ``cache_bytes`` the KV cache (``kv_cache_bytes``).
+    ``dtype`` is the one weights are converted to, ``cache_bytes`` the KV cache (``kv_cache_bytes``); ``share`` the
+    bytes a value of linear layers that are quantized while loading, ``None`` where they aren't.
     """
-    loaded = weights.loaded_bytes(dtype)
-    share = QUANTIZED_BYTES.get(quantization or "")
-    if share is not None:
-        loaded = quantized_bytes(weights, dtype, share)
+    loaded = weights.loaded_bytes(dtype) if share is None else quantized_bytes(weights, dtype, share)
     total = loaded + cache_bytes
     if devices > 1:
         largest = max((tensor.bytes for tensor in weights.tensors), default=0)
@@ -108,11 +106,11 @@ def kv_cache_bytes(config: Mapping[str, Any], context: int, width: int) -> int:
 def quantized_bytes(weights: Weights, dtype: str | None, share: float) -> int:
     """Bytes of weights whose linear layers are quantized while loading, to ``share`` bytes a value."""
     # What bitsandbytes replaces are the linear layers; embeddings, norms and the output head keep the load dtype.
-    total = 0.0
+    total, width = 0.0, 2 if dtype is None else BYTES_OF[dtype]
     for tensor in weights.tensors:
         linear = len(tensor.shape) == 2 and "embed" not in tensor.name and "lm_head" not in tensor.name
-        if linear and tensor.dtype in FLOATS:
-            total += tensor.values * share
+        if tensor.dtype not in FLOATS:
+            total += tensor.bytes
         else:
-            total += tensor.values * 2 if dtype is None and tensor.dtype in FLOATS else tensor.bytes
+            total += tensor.values * (share if linear else width)
     return int(total) + int(weights.pickled_bytes * share / 2)

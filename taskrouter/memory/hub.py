@@ -1,7 +1,7 @@
 """From a ``model_id`` to the folder that holds it: a local path, or a snapshot in the Hugging Face cache.
 
-What isn't in the cache is downloaded, weights in safetensors only, unless the process is offline. A complete snapshot
-is used without asking the network.
+What isn't in the cache is downloaded, weights in safetensors only (of GGUF the one file), unless the process is
+offline. A complete snapshot is used without asking the network.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from taskrouter.errors import CheckpointMissing, PreflightFailed, TaskRouterError
 from taskrouter.memory.checkpoint import read_config, read_weights
+from taskrouter.memory.gguf import find_gguf, has_gguf
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +38,52 @@ def locate(
     Raises ``CheckpointMissing`` (no such folder; not in the cache and the hub can't be asked or has no such model),
     ``CheckpointCorrupt``, and ``PreflightFailed`` where the disk is full or access is denied.
     """
-    local = Path(base_dir) / Path(model_id).expanduser()
+    local = _local(model_id, base_dir)
     if local.is_dir():
         return local
-    if local.is_file():
-        raise CheckpointMissing(f"{local} is a file; model_id wants the folder that holds config.json and the weights.")
-    if not _HUB_ID.fullmatch(model_id):
-        raise CheckpointMissing(
-            f"no such folder: {local}. model_id wants a folder (relative to models.yaml) or a hub id."
-        )
     snapshot = _cached(model_id, revision)
     if snapshot is not None and _complete(snapshot, allow_pickle=allow_pickle):
         return snapshot
-    return _download(model_id, revision, local, allow_pickle=allow_pickle, allow_code=allow_code)
+    weights = ["*.safetensors", *(["*.bin"] if allow_pickle else []), *(["*.py"] if allow_code else [])]
+    return _download(model_id, revision, local, weights)
+
+
+def locate_gguf(model_id: str, name: str | None, *, revision: str | None = None, base_dir: str | Path = ".") -> Path:
+    """Find a model's one GGUF file, or fetch it, and of a model on the hub no other. Blocks, and raises, as ``locate``.
+
+    ``model_id`` may be the file itself. ``name`` says which, where there are several; it is needed for a model that
+    isn't in the cache yet.
+    """
+    itself = Path(base_dir) / Path(model_id).expanduser()
+    if name is None and itself.suffix == ".gguf" and itself.is_file():
+        return find_gguf(itself.parent, itself.name)
+    local = _local(model_id, base_dir)
+    if local.is_dir():
+        return find_gguf(local, name)
+    snapshot = _cached(model_id, revision)
+    if snapshot is not None and has_gguf(snapshot, name):
+        return find_gguf(snapshot, name)
+    if name is None:
+        raise CheckpointMissing(
+            f"{model_id} is not in the Hugging Face cache, and repositories of GGUF hold many files of which one is "
+            "wanted. Write its name: engine_args: {gguf_file: NAME.gguf}."
+        )
+    return find_gguf(_download(model_id, revision, local, [name]), name)
+
+
+def _local(model_id: str, base_dir: str | Path) -> Path:
+    """The folder that a ``model_id`` may name; where there is none, it is the name of a model on the hub."""
+    local = Path(base_dir) / Path(model_id).expanduser()
+    if local.is_file():
+        hint = " Of a GGUF file write quantization: gguf." if local.suffix == ".gguf" else ""
+        raise CheckpointMissing(
+            f"{local} is a file; model_id wants the folder that holds config.json and the weights.{hint}"
+        )
+    if not local.is_dir() and not _HUB_ID.fullmatch(model_id):
+        raise CheckpointMissing(
+            f"no such folder: {local}. model_id wants a folder (relative to models.yaml) or a hub id."
+        )
+    return local
 
 
 def _cached(model_id: str, revision: str | None) -> Path | None:
@@ -74,7 +108,7 @@ def _complete(snapshot: Path, *, allow_pickle: bool) -> bool:
     return True
 
 
-def _download(model_id: str, revision: str | None, local: Path, *, allow_pickle: bool, allow_code: bool) -> Path:
+def _download(model_id: str, revision: str | None, local: Path, weights: list[str]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -85,11 +119,10 @@ def _download(model_id: str, revision: str | None, local: Path, *, allow_pickle:
             f"{model_id}{at} is neither a folder ({local}) nor complete in the Hugging Face cache, and "
             f"HF_HUB_OFFLINE is set. Fetch it with {fetch} on a machine that is online, or correct model_id."
         )
-    patterns = [*SMALL_FILES, "*.safetensors", *(["*.bin"] if allow_pickle else []), *(["*.py"] if allow_code else [])]
     logger.info("downloading %s%s to %s", model_id, at, constants.HF_HUB_CACHE)
     try:
         with _no_bars():
-            return Path(snapshot_download(model_id, revision=revision, allow_patterns=patterns))
+            return Path(snapshot_download(model_id, revision=revision, allow_patterns=[*SMALL_FILES, *weights]))
     except GatedRepoError as error:
         raise PreflightFailed(
             f"{model_id} is gated: accept its terms on the hub, then set HF_TOKEN or run `hf auth login`."

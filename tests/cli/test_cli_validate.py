@@ -104,6 +104,36 @@ def test_a_selected_option_this_installation_cannot_use_is_a_no(cli: Cli, tmp_pa
     assert "vllm isn't installed" in cli("validate", tmp_path / "models.yaml", "--device", "12GiB").out
 
 
+def test_frameworks_that_nobody_brought_say_what_brings_them(cli: Cli, tmp_path: Path) -> None:
+    """The shape of a file from another house: libraries of their own for speech."""
+    file = write(
+        tmp_path,
+        """
+        models:
+          audio_transcription:
+            selected: turbo
+            options:
+              turbo: {model_id: openai/whisper-large-v3-turbo, framework: whisper, vram_gb: 5}
+              fast: {model_id: Systran/faster-whisper-large-v3, framework: faster_whisper, vram_gb: 3}
+          speaker_diarization:
+            selected: pyannote
+            options:
+              pyannote: {model_id: pyannote/speaker-diarization-3.1, framework: pyannote, vram_gb: 2}
+        """,
+    )
+    result = cli("validate", file, "--device", "24GiB", "--json")
+    assert result.code == 1
+    options = result.data["options"]
+    said = {item["option"]: item["why"] for item in options}
+    bring = "pip install a package that brings it, or write one (docs/plug-ins.md): {} in the entry-point group"
+    for option, framework in (("turbo", "whisper"), ("fast", "faster_whisper"), ("pyannote", "pyannote")):
+        assert f"no plug-in for the framework {framework!r} is installed; " in said[option]
+        assert f"{bring.format(framework)} taskrouter.backends" in said[option]
+    assert "write framework: transformers" in said["turbo"]
+    assert "write framework: transformers" in said["fast"]
+    assert "transformers" not in said["pyannote"]
+
+
 def test_an_option_its_backend_refuses_is_a_no_with_the_reason(cli: Cli, tmp_path: Path) -> None:
     text = one("framework: fake, vram_gb: 1, engine_args: {sise: 3}")
     result = cli("validate", write(tmp_path, text))

@@ -1,6 +1,6 @@
 """A Transformers Llama checkpoint as one GGUF file, for llama.cpp: weights, byte-level tokenizer and chat template.
 
-Only what such a checkpoint needs: full-precision weights, and GPT-2's way of splitting words. Transformers rotates each
+Only what such a checkpoint needs: matrices of one kind, and GPT-2's way of splitting words. Transformers rotates each
 value of a head's first half with one of its second, llama.cpp rotates neighbours: rows of the query and key weights
 change places for that.
 """
@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import MODEL_ARCH, GGUFWriter, TokenType, get_tensor_name_map
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, TokenType, get_tensor_name_map, quants
 from safetensors.numpy import load_file
 
 
-def write_gguf(checkpoint: Path, target: Path) -> Path:
-    """Write the checkpoint of a folder to ``target``, and return that."""
+def write_gguf(checkpoint: Path, target: Path, *, kind: str = "F32") -> Path:
+    """Write the checkpoint of a folder to ``target``, its matrices as this kind (``Q8_0``, …), and return that."""
     config = _json(checkpoint / "config.json")
     writer = GGUFWriter(target, "llama")
     _write_sizes(writer, config)
@@ -33,7 +33,8 @@ def write_gguf(checkpoint: Path, target: Path) -> Path:
             raise ValueError(f"{checkpoint}: a Llama has no weight {name}")
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             values = _pairs(values, config["head_dim"])
-        writer.add_tensor(target_name, values.astype(np.float32))
+        stored = GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
+        writer.add_tensor(target_name, quants.quantize(values.astype(np.float32), stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -14,7 +14,8 @@ from taskrouter.backends.base import LoadedModel
 from taskrouter.backends.hf import seen
 from taskrouter.backends.hf.calling import Stopped
 from taskrouter.backends.hf.chat import chat
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.families import Family
+from taskrouter.backends.hf.prepare import pictures_and_text
 from taskrouter.backends.hf.seen import VIDEO_FRAMES
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import BadInput, ContextTooLong, MediaTooLarge, PreflightFailed, UnsupportedInput
@@ -54,7 +55,9 @@ async def test_the_answer_is_that_of_transformers_own_pipeline(
 
     model = await loaded(backend, tmp_path, name)
     mine = await model.call("chat", ask(image(picture()), "w1 w2"))
-    look = transformers.pipeline("image-text-to-text", model=str(tmp_path / name))
+    # By itself the pipeline of those that have a class for videos wants torchvision.
+    processor = pictures_and_text(tmp_path / name)
+    look = transformers.pipeline("image-text-to-text", model=str(tmp_path / name), processor=processor)
     content = [{"type": "image", "image": picture()}, {"type": "text", "text": "w1 w2"}]
     theirs = look(
         text=[{"role": "user", "content": content}], return_full_text=False,

@@ -23,6 +23,8 @@ from taskrouter.types import GIB, ModelRequest
 logger = logging.getLogger("taskrouter")
 
 QUANTIZED = "its weights are quantized, and not all of them, or of what points at them, can be seen from outside"
+NOT_QUANTIZED_LOADED = (None, "none", "gguf")
+"""What an option may say of quantization whose weights are plain tensors all the same: a GGUF is expanded on load."""
 HUGE_PAGE = 2 << 20
 MADV_HUGEPAGE = 14
 ALIGNMENT = 512
@@ -133,7 +135,7 @@ class Arena:
 
 def why_stays(request: ModelRequest) -> str | None:
     """Why an option's model never sleeps, as far as the option says; ``None``: nothing speaks against it. Pure."""
-    return why_awake(request) or (QUANTIZED if request.quantization not in (None, "none") else None)
+    return why_awake(request) or (None if request.quantization in NOT_QUANTIZED_LOADED else QUANTIZED)
 
 
 def why_not(module: Any) -> str | None:

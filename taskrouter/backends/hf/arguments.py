@@ -25,9 +25,6 @@ DTYPES: Mapping[str, str] = MappingProxyType(
 )
 """Spellings of the dtypes a model can be loaded as; ``auto`` is the checkpoint's own."""
 
-QUANTIZED_ON_LOAD = ("4bit", "8bit")
-"""Done by bitsandbytes while loading; any other quantization must already be in the checkpoint."""
-
 OWN_KEYS = ("dtype", "torch_dtype", "quantization", "trust_remote_code", "revision", "devices", "device_map")
 
 
@@ -39,13 +36,23 @@ class Arguments:
         ``eager``, ``sdpa``, ``flash_attention_2``, …: passed to ``from_pretrained``.
     use_safetensors
         ``false`` allows weights that exist only as pickles (``pytorch_model.bin``).
+    torchao_config
+        How ``quantization: torchao`` does it: ``int8wo``, ``int8dq`` or ``fp8wo``.
+    gguf_file
+        Which file ``quantization: gguf`` reads, where there are several.
     """
 
     attn_implementation: str | None = None
     use_safetensors: bool = True
+    torchao_config: str | None = None
+    gguf_file: str | None = None
 
 
-_TYPES: Mapping[str, type] = MappingProxyType({"attn_implementation": str, "use_safetensors": bool})
+_TYPES: Mapping[str, type] = MappingProxyType(
+    {"attn_implementation": str, "use_safetensors": bool, "torchao_config": str, "gguf_file": str}
+)
+_ONLY_WITH: Mapping[str, str] = MappingProxyType({"torchao_config": "torchao", "gguf_file": "gguf"})
+"""Keys that would do nothing without this ``quantization``."""
 
 
 def check_arguments(request: ModelRequest) -> Arguments:
@@ -59,6 +66,11 @@ def check_arguments(request: ModelRequest) -> Arguments:
             )
         if not isinstance(value, _TYPES[name]):
             raise PreflightFailed(f"{request.label}: engine_args.{key} wants a {_TYPES[name].__name__}, not {value!r}.")
+        if name in _ONLY_WITH and request.quantization != _ONLY_WITH[name]:
+            raise PreflightFailed(
+                f"{request.label}: engine_args.{key} goes with quantization: {_ONLY_WITH[name]}. Write that beside "
+                "model_id, or remove it."
+            )
         known[name] = value
     return Arguments(**known)
 

@@ -45,6 +45,9 @@ class Call:
         """Work until it wants something, or has ended."""
         begin, self._begin = self._begin, None
         assert begin is not None
+        if self.stopped:
+            self.fails(Stopped())
+            return
         try:
             made = begin()
         except Exception as error:  # noqa: BLE001  it goes to whoever waits

@@ -11,7 +11,7 @@ from typing import Any
 
 from taskrouter.backends.hf.batching import Steps
 from taskrouter.backends.hf.calling import Stopped
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.seen import with_pictures
 from taskrouter.backends.hf.writing import Prompt, Text, check, fitting

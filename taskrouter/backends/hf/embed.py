@@ -10,6 +10,7 @@ from typing import Any
 from taskrouter.backends.hf.batching import Call, Steps
 from taskrouter.backends.hf.calling import Stopped, on_device
 from taskrouter.backends.hf.loading import Parts
+from taskrouter.backends.hf.one_space import embed_in_one_space
 from taskrouter.errors import BadInput, ContextTooLong, UnsupportedInput
 from taskrouter.verbs import Embeddings, EmbedRequest, Usage
 
@@ -36,8 +37,9 @@ def embed(parts: Parts, request: EmbedRequest, context: int | None, stop: thread
             f"extra has {', '.join(sorted(request.extra))}, which Transformers models here don't take."
         )
     recipe = parts.recipe
-    assert recipe is not None
-    texts = [recipe.prepared(text) for text in request.inputs]
+    if recipe is None:
+        return embed_in_one_space(parts, request, stop)
+    texts = [recipe.prepared(text) for text in request.texts("this model")]
     longest = min((bound for bound in (context, recipe.longest) if bound is not None), default=None)
     lengths = []
     for place, text in enumerate(texts):

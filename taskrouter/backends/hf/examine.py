@@ -1,104 +1,45 @@
 """Preflight: everything that can be known of a checkpoint without loading it.
 
-In order: the packages are there; the arguments parse; the folder is found (or fetched); ``config.json`` names an
-architecture this build can run, and a verb for it; its code is allowed; its processor's files are there; its
-quantization can work here; its weights are whole. The first that fails is the answer.
+In order: the packages are there; the arguments parse; the quantization that is asked for can work here; the folder is
+found (or fetched); ``config.json`` names an architecture this build can run, and a verb for it; its code is allowed;
+its processor's files are there; the quantization it comes with can work here; its weights are whole. The first that
+fails is the answer.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from taskrouter.backends.hf.arguments import (
     DTYPES,
-    QUANTIZED_ON_LOAD,
     Arguments,
     check_arguments,
     check_context,
     check_dtype,
 )
+from taskrouter.backends.hf.families import (
+    COMPLETES,
+    LACKS,
+    NEEDS,
+    VERBS,
+    Family,
+    known_architectures,
+    prepared_by,
+)
+from taskrouter.backends.hf.gguf import gguf_config
+from taskrouter.backends.hf.quantization import GGUF, check_stored, check_wanted, share_of, stored_in
+from taskrouter.backends.hf.quiet import import_torchao
 from taskrouter.backends.hf.recipe import RECIPE, read_recipe
 from taskrouter.errors import CheckpointMissing, MissingDependency, ModelUnavailable, PreflightFailed
 from taskrouter.memory.checkpoint import Weights, read_config, read_json, read_weights
 from taskrouter.memory.estimate import ceiling, estimate, kv_cache_bytes
-from taskrouter.memory.hub import locate
+from taskrouter.memory.gguf import read_gguf
+from taskrouter.memory.hub import locate, locate_gguf
 from taskrouter.types import Footprint, ModelRequest
-
-
-class Family(Enum):
-    """What a checkpoint is for; the value is the Transformers class that loads it."""
-
-    VISION = "AutoModelForImageTextToText"
-    CHAT = "AutoModelForCausalLM"
-    IMAGE = "AutoModelForImageClassification"
-    ZERO_SHOT_IMAGE = "AutoModelForZeroShotImageClassification"
-    AUDIO = "AutoModelForAudioClassification"
-    EMBEDDING = "AutoModel"
-    DETECTION = "AutoModelForObjectDetection"
-    ZERO_SHOT_DETECTION = "AutoModelForZeroShotObjectDetection"
-    CTC = "AutoModelForCTC"
-    SPEECH = "AutoModelForSpeechSeq2Seq"
-
-
-VERBS: Mapping[Family, frozenset[str]] = {
-    Family.VISION: frozenset({"chat", "stream_chat"}),
-    Family.CHAT: frozenset({"chat", "stream_chat", "generate"}),
-    Family.EMBEDDING: frozenset({"embed"}),
-    Family.IMAGE: frozenset({"classify"}),
-    Family.ZERO_SHOT_IMAGE: frozenset({"classify"}),
-    Family.AUDIO: frozenset({"classify"}),
-    Family.DETECTION: frozenset({"detect"}),
-    Family.ZERO_SHOT_DETECTION: frozenset({"detect"}),
-    Family.CTC: frozenset({"transcribe"}),
-    Family.SPEECH: frozenset({"transcribe"}),
-}
-
-BATCHED = frozenset(
-    {Family.CHAT, Family.EMBEDDING, Family.IMAGE, Family.AUDIO, Family.DETECTION, Family.ZERO_SHOT_DETECTION}
-)
-"""Those whose calls may be worked on together; the others' inputs have parts that can't be stacked."""
-
-_EXTRA = {"extra": "Transformers models here know no further fields"}
-COMPLETES = frozenset({"generate"})
-"""What is left of a language model's verbs where it has no chat template."""
-LACKS: Mapping[Family, Mapping[str, str]] = {
-    Family.CHAT: {**dict.fromkeys(("image", "audio", "video", "document", "tools"), "it chats in text"), **_EXTRA},
-    Family.VISION: {**dict.fromkeys(("audio", "document", "tools"), "it chats in text, images and videos"), **_EXTRA},
-    Family.EMBEDDING: _EXTRA,
-}
-"""What a request can't hold, by family, of those that read text; their context is told, too."""
-
-_PICTURES = ("torch", "transformers", "PIL", "numpy")
-_SOUNDS = ("torch", "transformers", "av", "numpy")
-NEEDS: Mapping[Family, tuple[str, ...]] = {
-    Family.VISION: (*_PICTURES, "av", "jinja2"),
-    Family.CHAT: ("torch", "transformers", "jinja2"),
-    Family.EMBEDDING: ("torch", "transformers"),
-    Family.IMAGE: _PICTURES,
-    Family.ZERO_SHOT_IMAGE: _PICTURES,
-    Family.AUDIO: _SOUNDS,
-    Family.DETECTION: _PICTURES,
-    Family.ZERO_SHOT_DETECTION: _PICTURES,
-    Family.CTC: _SOUNDS,
-    Family.SPEECH: _SOUNDS,
-}
-"""The packages it can't do without."""
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-PREPARES: Mapping[Family, str] = {
-    Family.CHAT: "AutoTokenizer",
-    Family.EMBEDDING: "AutoTokenizer",
-    Family.IMAGE: "AutoImageProcessor",
-    Family.AUDIO: "AutoFeatureExtractor",
-    Family.DETECTION: "AutoImageProcessor",
-}
-"""The Transformers class that prepares its input; of the others, which take text beside it, ``AutoProcessor``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +82,12 @@ def examine(request: ModelRequest) -> Checkpoint:
 
 def _examine(request: ModelRequest) -> Checkpoint:
     require_packages(("torch", "transformers"))
+    import_torchao()
     arguments = check_arguments(request)
     dtype = check_dtype(request)
+    check_wanted(request, arguments)
+    if request.quantization == GGUF:
+        return _examine_gguf(request, arguments, dtype or "float32")
     folder = locate(
         request.model_id,
         revision=request.revision,
@@ -164,23 +109,53 @@ def _examine(request: ModelRequest) -> Checkpoint:
     verbs = VERBS[family]
     if family is Family.CHAT and not _has_chat_template(folder):
         verbs &= COMPLETES
-    _check_quantization(request, config)
+    check_stored(request, arguments, config)
     context = check_context(request, ceiling(config)) if family in LACKS else None
     weights = read_weights(folder, allow_pickle=not arguments.use_safetensors)
     loaded_as = dtype or _own_dtype(config)
-    cache_bytes = 0
-    if context is not None and isinstance(request.max_context, int):
-        cache_bytes = kv_cache_bytes(config, context, 4 if loaded_as == "float32" else 2)
+    cache_bytes = _cache_bytes(request, config, context, loaded_as)
     need = estimate(
         weights,
         dtype=loaded_as,
         cache_bytes=cache_bytes,
-        quantization=request.quantization,
-        devices=request.devices if isinstance(request.devices, int) else len(request.devices),
+        share=share_of(request, config),
+        devices=_device_count(request),
     )
     return Checkpoint(
         folder, config, architecture, family, verbs, arguments, dtype, context, weights, cache_bytes, need
     )
+
+
+def _examine_gguf(request: ModelRequest, arguments: Arguments, dtype: str) -> Checkpoint:
+    """The one file brings configuration, tokenizer and chat template, too; its weights are expanded to ``dtype``."""
+    file = locate_gguf(request.model_id, arguments.gguf_file, revision=request.revision, base_dir=request.base_dir)
+    read = read_gguf(file, dtype)
+    config, architecture = gguf_config(request, file)
+    _refuse_idle_keys(request, Family.CHAT)
+    require_packages(NEEDS[Family.CHAT])
+    verbs = VERBS[Family.CHAT]
+    # A tokenizer beside the file comes before the one in it, and its template does, too.
+    brings = read.has_chat_template and not (file.parent / "tokenizer.json").is_file()
+    if not brings and not _has_chat_template(file.parent):
+        verbs &= COMPLETES
+    context = check_context(request, ceiling(config))
+    cache_bytes = _cache_bytes(request, config, context, dtype)
+    need = estimate(read.weights, dtype=dtype, cache_bytes=cache_bytes, devices=_device_count(request))
+    return Checkpoint(
+        file.parent, config, architecture, Family.CHAT, verbs, replace(arguments, gguf_file=file.name), dtype, context,
+        read.weights, cache_bytes, need,
+    )  # fmt: skip
+
+
+def _cache_bytes(request: ModelRequest, config: Mapping[str, Any], context: int | None, dtype: str | None) -> int:
+    """Bytes of the KV cache, where the option says how long it may become."""
+    if context is None or not isinstance(request.max_context, int):
+        return 0
+    return kv_cache_bytes(config, context, 4 if dtype == "float32" else 2)
+
+
+def _device_count(request: ModelRequest) -> int:
+    return request.devices if isinstance(request.devices, int) else len(request.devices)
 
 
 def _refuse_idle_keys(request: ModelRequest, family: Family) -> None:
@@ -222,14 +197,14 @@ def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Fami
     for family in Family:
         if family is not Family.EMBEDDING and family.value in own_code:
             return architecture, family
-    for family, known in _known_architectures().items():
+    for family, known in known_architectures().items():
         if architecture in known:
             return architecture, family
     if _built_in(architecture):
         raise PreflightFailed(
             f"{request.label}: {architecture} can be loaded, but this version has no verb for it: Transformers "
             "models here chat (causal and vision language models), generate, embed (those of sentence-transformers), "
-            "classify (images, audio), detect and transcribe."
+            "classify (images, audio, videos), detect, track, segment, tell depth and transcribe."
         )
     raise _unknown(request, architecture)
 
@@ -257,27 +232,6 @@ def _unknown(request: ModelRequest, architecture: str) -> PreflightFailed:
     )
 
 
-def _known_architectures() -> dict[Family, frozenset[str]]:
-    from transformers.models.auto import modeling_auto as auto
-
-    def names(mapping: Mapping[str, str | tuple[str, ...]]) -> frozenset[str]:
-        return frozenset(name for value in mapping.values() for name in ((value,) if isinstance(value, str) else value))
-
-    return {
-        # Some that take pictures can be loaded as language models, too, and are blind then: pictures come first.
-        Family.VISION: names(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
-        Family.CHAT: names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-        Family.IMAGE: names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-        Family.AUDIO: names(auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
-        Family.DETECTION: names(auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES),
-        Family.ZERO_SHOT_DETECTION: names(auto.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES),
-        Family.CTC: names(auto.MODEL_FOR_CTC_MAPPING_NAMES),
-        # Of these two the others want to be asked otherwise than by the pipeline of their kind.
-        Family.SPEECH: frozenset({"WhisperForConditionalGeneration"}),
-        Family.ZERO_SHOT_IMAGE: frozenset({"CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "AlignModel"}),
-    }
-
-
 def _built_in(architecture: str) -> bool:
     import transformers
 
@@ -285,7 +239,7 @@ def _built_in(architecture: str) -> bool:
 
 
 def _check_files(request: ModelRequest, folder: Path, family: Family) -> None:
-    for wanted in _prepared_by(family):
+    for wanted in prepared_by(family):
         if not any((folder / name).is_file() for name in wanted):
             raise CheckpointMissing(
                 f"{request.label}: {folder} has none of {', '.join(wanted)}, so its input can't be prepared. Fetch the "
@@ -298,13 +252,6 @@ def _check_files(request: ModelRequest, folder: Path, family: Family) -> None:
         )
 
 
-def _prepared_by(family: Family) -> tuple[tuple[str, ...], ...]:
-    """Of each of these at least one file must be there."""
-    if family in (Family.CHAT, Family.EMBEDDING):
-        return (TOKENIZER_FILES,)
-    return (PROCESSOR_FILES,) if family in PREPARES else (PROCESSOR_FILES, TOKENIZER_FILES)
-
-
 def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
@@ -314,47 +261,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 def _own_dtype(config: Mapping[str, Any]) -> str | None:
     """The dtype ``auto`` converts to: the configuration's, unless the checkpoint is quantized and stays as it is."""
-    if isinstance(config.get("quantization_config"), dict):
+    if stored_in(config) is not None:
         return None
     name = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
     return DTYPES.get(name)
-
-
-def _check_quantization(request: ModelRequest, config: Mapping[str, Any]) -> None:
-    stored = config.get("quantization_config")
-    method = str(stored.get("quant_method")) if isinstance(stored, dict) else None
-    wanted = request.quantization
-    if wanted in QUANTIZED_ON_LOAD and method in (None, "bitsandbytes"):
-        import torch
-
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise PreflightFailed(
-                f"{request.label}: quantization {wanted} needs bitsandbytes, which is not installed: `pip install "
-                "bitsandbytes`, or choose an option without quantization."
-            )
-        if not torch.cuda.is_available():
-            raise PreflightFailed(
-                f"{request.label}: quantization {wanted} needs an NVIDIA GPU, and there is none here. Choose an "
-                "option without it."
-            )
-    elif wanted is not None and wanted != method:
-        has = f"is quantized with {method}" if method else "is not quantized"
-        raise PreflightFailed(
-            f"{request.label}: quantization {wanted!r} is written, but {request.model_id} {has}. Transformers can "
-            f"quantize while loading only to {' or '.join(QUANTIZED_ON_LOAD)}; for others point model_id at a "
-            "checkpoint made with it."
-        )
-    if method is not None:
-        _check_quantizer(request, stored)
-
-
-def _check_quantizer(request: ModelRequest, stored: Any) -> None:
-    from transformers.quantizers import AutoHfQuantizer
-
-    try:
-        AutoHfQuantizer.from_config(dict(stored), pre_quantized=True).validate_environment(device_map=None)
-    except Exception as error:
-        raise PreflightFailed(
-            f"{request.label}: {request.model_id} is quantized with {stored.get('quant_method')}, which can't run "
-            f"here: {error}"
-        ) from error

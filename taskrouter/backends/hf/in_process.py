@@ -17,8 +17,9 @@ from dataclasses import replace
 
 from taskrouter.backends.base import Asleep, LoadedModel, Preflight
 from taskrouter.backends.hf.arena import why_stays
-from taskrouter.backends.hf.examine import BATCHED, LACKS, examine
+from taskrouter.backends.hf.examine import examine
 from taskrouter.backends.hf.failures import forget_frames, out_of_memory
+from taskrouter.backends.hf.families import BATCHED, LACKS
 from taskrouter.backends.hf.loading import load_parts
 from taskrouter.backends.hf.model import TransformersModel
 from taskrouter.backends.hf.stopping import Stop

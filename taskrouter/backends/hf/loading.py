@@ -7,14 +7,18 @@ whichever backend instance it belongs to.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
-from taskrouter.backends.hf.examine import PREPARES, Checkpoint, Family
+from taskrouter.backends.hf.examine import Checkpoint
 from taskrouter.backends.hf.failures import load_error
+from taskrouter.backends.hf.families import PREPARES, Family
+from taskrouter.backends.hf.gguf import bars_like_all_others
+from taskrouter.backends.hf.prepare import pictures_and_text, sam2_processor
+from taskrouter.backends.hf.quantization import on_load
 from taskrouter.backends.hf.quiet import quiet
 from taskrouter.backends.hf.recipe import Recipe, read_recipe
 from taskrouter.backends.hf.stopping import Stop, stoppable
@@ -53,8 +57,11 @@ def load_parts(
     """
     stop.acquire(LOAD_LOCK)
     try:
-        with quiet(), stoppable(stop):
+        bars = contextlib.nullcontext() if checkpoint.arguments.gguf_file is None else bars_like_all_others()
+        with quiet(), stoppable(stop), bars:
             check_room(request.label, devices, charges)
+            if checkpoint.arguments.gguf_file is not None and CPU not in devices:
+                check_way(request.label, checkpoint.weights.stored_bytes)
             return _load(request, checkpoint, devices, charges, stop)
     except Exception as error:
         failure = load_error(error, request.label)
@@ -77,6 +84,16 @@ def check_room(label: str, devices: tuple[DeviceId, ...], charges: Charges) -> N
                 f"{label} was given {need / GIB:.2f} GiB on {device}, but only {free / GIB:.2f} GiB are really free "
                 f"there: somebody else took it. Try again, or lower memory.devices.{device}.budget."
             )
+
+
+def check_way(label: str, size: int) -> None:
+    """See that RAM holds a GGUF, which is expanded there as a whole on its way to a GPU. Raises ``OutOfMemory``."""
+    free = HostRam().available()
+    if free < size:
+        raise OutOfMemory(
+            f"{label} is expanded in RAM before it goes to its device, which takes {size / GIB:.2f} GiB, and "
+            f"{free / GIB:.2f} GiB are free. Free some, or write a smaller dtype."
+        )
 
 
 def _cuda_free(device: DeviceId) -> int:
@@ -123,11 +140,7 @@ def _optional(request: ModelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if checkpoint.arguments.attn_implementation is not None:
         options["attn_implementation"] = checkpoint.arguments.attn_implementation
-    if request.quantization in QUANTIZED_ON_LOAD and "quantization_config" not in checkpoint.config:
-        import transformers
-
-        in_4bit = request.quantization == "4bit"
-        options["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=in_4bit, load_in_8bit=not in_4bit)
+    options.update(on_load(request, checkpoint.arguments, checkpoint.config))
     return options
 
 
@@ -170,9 +183,14 @@ def _check_whole(request: ModelRequest, module: Any, info: Mapping[str, Any]) ->
 def _processor(request: ModelRequest, checkpoint: Checkpoint) -> Any:
     import transformers
 
-    return getattr(transformers, PREPARES.get(checkpoint.family, "AutoProcessor")).from_pretrained(
-        checkpoint.folder, local_files_only=True, trust_remote_code=request.trust_remote_code
-    )
+    if checkpoint.family is Family.POINTED and checkpoint.config.get("model_type") != "sam":
+        return sam2_processor(checkpoint.folder)
+    how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": request.trust_remote_code}
+    if checkpoint.family not in PREPARES:
+        return pictures_and_text(checkpoint.folder, **how)
+    if checkpoint.arguments.gguf_file is not None:
+        how["gguf_file"] = checkpoint.arguments.gguf_file
+    return getattr(transformers, PREPARES[checkpoint.family]).from_pretrained(checkpoint.folder, **how)
 
 
 def _measure(stored: Charges, reserved: Charges, *, cache_bytes: int) -> Footprint:

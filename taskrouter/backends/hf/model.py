@@ -16,14 +16,18 @@ from taskrouter.backends.hf.batching import Call, work_on
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.classify import classify
 from taskrouter.backends.hf.complete import complete
+from taskrouter.backends.hf.depth import depth
 from taskrouter.backends.hf.detect import detect
 from taskrouter.backends.hf.embed import embed, run_vectors
-from taskrouter.backends.hf.examine import BATCHED, Checkpoint
+from taskrouter.backends.hf.examine import Checkpoint
+from taskrouter.backends.hf.families import BATCHED
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.passes import run_passes
 from taskrouter.backends.hf.rows import run_texts
+from taskrouter.backends.hf.segment import segment
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, storages_of
 from taskrouter.backends.hf.threads import Job, Worker
+from taskrouter.backends.hf.track import track
 from taskrouter.backends.hf.transcribe import transcribe
 from taskrouter.backends.sleep import told
 from taskrouter.errors import ModelDied, SleepFailed, UnsupportedVerb
@@ -50,7 +54,7 @@ class TransformersModel:
             {
                 "architecture": checkpoint.architecture,
                 "dtype": str(parts.module.dtype).removeprefix("torch."),
-                "parameters": sum(parameter.numel() for parameter in parts.module.parameters()),
+                "parameters": parts.module.num_parameters(),
                 "device": parts.device,
                 "context": checkpoint.context,
                 "can_sleep": told(why_stays(request) or self._fixed, bytes_by_device(parts.storages)),
@@ -162,7 +166,7 @@ class TransformersModel:
         if verb not in self.verbs:
             raise UnsupportedVerb(f"{self._label} can't {verb}: it can {', '.join(sorted(self.verbs))}.")
         self._ready()
-        group = _RUNNERS.get(verb) if self._family in BATCHED else None
+        group = _RUNNERS.get(verb, run_passes) if self._family in BATCHED else None
         return self._worker.put(Asked(verb, request, emit), self._work, group, stop)
 
     def _work(self, jobs: Sequence[Job]) -> None:
@@ -203,12 +207,17 @@ _RUNNERS: Mapping[str, Callable[[Parts, Sequence[Call]], None]] = {
     "stream_chat": run_texts,
     "generate": run_texts,
     "embed": run_vectors,
-    "classify": run_passes,
-    "detect": run_passes,
 }
-"""What meets the wants of calls, several at a time; those of one runner go together."""
+"""What meets the wants of calls, several at a time (of others: passes); those of one runner go together."""
 
-_OF_MEDIA: Mapping[str, Callable[..., Any]] = {"classify": classify, "detect": detect, "transcribe": transcribe}
+_OF_MEDIA: Mapping[str, Callable[..., Any]] = {
+    "classify": classify,
+    "depth": depth,
+    "detect": detect,
+    "segment": segment,
+    "track": track,
+    "transcribe": transcribe,
+}
 """What answers about a picture or a sound: ``(parts, family, request, limits, stop)``."""
 
 _OF_TEXT: Mapping[str, Callable[..., Any]] = {"generate": complete, "embed": embed}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
+import sys
 from collections.abc import Iterator
+
+_TORCHAO = "transformers.quantizers.quantizer_torchao"
 
 
 @contextlib.contextmanager
@@ -26,3 +30,23 @@ def quiet() -> Iterator[None]:
         hf_logging.set_verbosity(verbosity)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+def import_torchao() -> None:
+    """Import torchao, where it is installed, without its remarks on kernels for other machines and on torch's future.
+
+    Transformers imports it with its first model, whatever that is. Those who speak are held to errors meanwhile.
+    """
+    if _TORCHAO in sys.modules or importlib.util.find_spec("torchao") is None:
+        return
+    speakers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [speaker.level for speaker in speakers]
+    for speaker in speakers:
+        speaker.setLevel(logging.ERROR)
+    try:
+        # What is broken is told by whoever imports it next, and says for what.
+        with contextlib.suppress(Exception):
+            importlib.import_module(_TORCHAO)
+    finally:
+        for speaker, level in zip(speakers, levels, strict=True):
+            speaker.setLevel(level)

@@ -11,7 +11,7 @@ import ctypes
 import gc
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,17 +32,45 @@ class StorageRef:
 
 
 def storages_of(module: Any) -> tuple[StorageRef, ...]:
-    """Refer weakly to each storage under a module's parameters and buffers."""
+    """Refer weakly to each storage under a module's parameters and buffers, and under what quantizes those."""
     from torch.multiprocessing.reductions import StorageWeakRef
 
     found: dict[tuple[DeviceId, int], StorageRef] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in _tensors(module):
         storage = tensor.untyped_storage()
         if storage.device.type == "meta" or not storage.nbytes():
             continue
         device = device_id(storage.device)
         found.setdefault((device, storage.data_ptr()), StorageRef(device, storage.nbytes(), StorageWeakRef(storage)))
     return tuple(found.values())
+
+
+def _tensors(module: Any) -> Iterator[Any]:
+    for tensor in (*module.parameters(), *module.buffers()):
+        yield from _plain(tensor)
+        yield from _beside(tensor)
+
+
+def _plain(tensor: Any) -> Iterator[Any]:
+    """The tensors that hold a tensor's data: torchao's have no storage, but values and scales that do."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
+
+
+def _beside(holder: Any, depth: int = 2) -> Iterator[Any]:
+    """What bitsandbytes hangs on a weight: its scales, of which some are quantized and have scales of their own."""
+    import torch
+
+    for value in vars(holder).values():
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif depth and type(value).__name__ == "QuantState":
+            yield from _beside(value, depth - 1)
 
 
 def device_id(device: Any) -> DeviceId:

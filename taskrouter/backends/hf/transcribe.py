@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from taskrouter.backends.hf.calling import Stopped, interruptible, place
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
 from taskrouter.media.audio import load_audio

@@ -21,6 +21,7 @@ from taskrouter.backends.hf.in_process import InProcess
 from taskrouter.backends.hf.isolated.line import Line
 from taskrouter.backends.hf.isolated.wire import Garbled, Message
 from taskrouter.backends.hf.model import TransformersModel
+from taskrouter.backends.hf.quiet import import_torchao
 from taskrouter.backends.hf.threads import run_in_daemon
 from taskrouter.errors import BadInput, CallFailed, ModelDied, TaskRouterError
 from taskrouter.media.limits import MediaLimits
@@ -138,6 +139,8 @@ def _reserved(devices: tuple[DeviceId, ...]) -> Charges:
 
 def _import() -> None:
     import torch  # noqa: F401  (they take seconds, and RAM that is no model's)
+
+    import_torchao()
     import transformers.modeling_utils  # noqa: F401
 
 
