@@ -193,10 +193,10 @@ def test_errors_keep_their_types_and_texts(stage: Stage) -> None:
         assert isinstance(await stage.same_error("chat", "classify", ClassifyRequest(b"")), UnsupportedVerb)
         assert isinstance(await stage.same_error("chat", "stream_chat", say("w1")), UnsupportedVerb)
         picture = np.zeros((32, 32, 3), np.uint8)
-        broken = await stage.same_error("image", "classify", ClassifyRequest(picture, top_k="x"))  # type: ignore[arg-type]
+        broken = await stage.same_error("image", "classify", ClassifyRequest(picture, labels=(["x"],)))  # type: ignore[arg-type]
         assert isinstance(broken, CallFailed)
         assert isinstance(broken.__cause__, Traced)
-        assert "hf/classify.py" in str(broken.__cause__)
+        assert "hf/calling.py" in str(broken.__cause__)
         await stage.same("chat", "chat", say("w1", max_tokens=3))
 
     stage.run(main())
