@@ -20,6 +20,7 @@ from taskrouter.backends.base import LoadedModel
 from taskrouter.backends.engines import guardian
 from taskrouter.backends.hf.isolated.model import IsolatedModel
 from taskrouter.backends.hf.isolated.process import Traced
+from taskrouter.backends.hf.isolated.wire import OUT_OF_BAND
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import (
     BadInput,
@@ -32,17 +33,17 @@ from taskrouter.errors import (
 )
 from taskrouter.media.limits import MediaLimits
 from taskrouter.types import CPU, GIB, Charges, ModelRequest
-from taskrouter.verbs import ChatRequest, ClassifyRequest, EmbedRequest, GenerateRequest
+from taskrouter.verbs import ChatRequest, ClassifyRequest, DepthRequest, EmbedRequest, GenerateRequest
 
 from .checkpoints import request, say, seen
-from .families import sentence_bert
+from .families import depth_anything, sentence_bert
 
 CHARGES: Charges = {CPU: GIB}
 Main = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Stage:
-    """Three models, each twice: in this process and in one of its own, started once for all tests."""
+    """Four models, each twice: in this process and in one of its own, started once for all tests."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
         self.runner = asyncio.Runner()
@@ -101,11 +102,13 @@ def stage(
     state = tmp_path_factory.mktemp("state")
     embedding = tmp_path_factory.mktemp("embedding") / "tiny-bert"
     sentence_bert(embedding)
+    depth = tmp_path_factory.mktemp("depth") / "tiny-depth"
+    depth_anything(depth)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="tr-", dir="/tmp") as temporary:
         patch.setattr(tempfile, "tempdir", temporary)
         patch.setenv("XDG_STATE_HOME", str(state))
         patch.setenv("OMP_NUM_THREADS", "1")
-        stage = Stage({"chat": chat_folder, "image": image_folder, "embed": embedding})
+        stage = Stage({"chat": chat_folder, "image": image_folder, "embed": embedding, "depth": depth})
         try:
             stage.run(stage.load())
             yield stage
@@ -163,6 +166,19 @@ def test_pictures_are_classified_alike_however_they_are_given(stage: Stage, tmp_
         with file.open("rb") as here, PIL.Image.open(file) as lazy:
             assert await stage.apart["image"].call("classify", ClassifyRequest(here)) == answers[0]
             assert await stage.apart["image"].call("classify", ClassifyRequest(lazy)) == answers[0]
+
+    stage.run(main())
+
+
+def test_arrays_come_back_as_they_are(stage: Stage) -> None:
+    async def main() -> None:
+        picture = np.asarray(PIL.Image.effect_noise((400, 300), 80).convert("RGB"))
+        here, apart = await stage.both("depth", "depth", DepthRequest(picture))
+        assert apart.values.shape == (300, 400)
+        assert apart.values.nbytes > OUT_OF_BAND
+        assert np.array_equal(apart.values, here.values)
+        assert (apart.values.dtype, apart.unit) == (here.values.dtype, here.unit)
+        apart.values[0] = 0  # whoever asked may do with it as they like
 
     stage.run(main())
 

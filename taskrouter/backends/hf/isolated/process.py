@@ -149,7 +149,6 @@ class ModelProcess:
             packed.close()
             raise
         self._calls[call.number] = call
-        call.done.add_done_callback(lambda _: self._calls.pop(call.number, None))
         self._line.send(packed)
         return call
 
@@ -180,12 +179,15 @@ class ModelProcess:
     def _heard(self, message: Message) -> None:
         self._heard_of += 1
         call, body = self._calls.get(message.number), message.body
-        if call is None or call.done.done():
-            return  # the answer to a look, or to who has gone
-        if isinstance(body, Garbled):
-            call.done.set_exception(CallFailed(f"{self._label}: what its process said can't be read: {body.error}"))
-        elif message.what == "piece":
+        if call is None:
+            return  # the answer to a look, or the rest of a stream that can't be read
+        if message.what == "piece" and not isinstance(body, Garbled):
             call.pieces.put_nowait(body)
+            return
+        del self._calls[message.number]
+        if isinstance(body, Garbled):
+            self._line.send(Message("stop", message.number))  # there may be more to come, for nobody
+            call.done.set_exception(CallFailed(f"{self._label}: what its process said can't be read: {body.error}"))
         elif message.what == "answer":
             call.done.set_result(body)
         elif message.what == "stopped":
@@ -223,9 +225,9 @@ class ModelProcess:
         """Nothing more can be asked of it: whoever watches hears it first, so that the next request starts it again."""
         if not self._dead.done():
             self._dead.set_result(error)
-        for call in list(self._calls.values()):
-            if not call.done.done():
-                call.done.set_exception(_fresh(self._dead.result()))
+        while self._calls:
+            _, call = self._calls.popitem()
+            call.done.set_exception(_fresh(self._dead.result()))
 
     def _later(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self._loop.create_task(work)
