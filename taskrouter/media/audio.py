@@ -68,7 +68,7 @@ def _decode(source: Opened, limits: MediaLimits, rate: int) -> NDArray[np.float3
             if not container.streams.audio:
                 raise BadInput(f"{source.name} has no sound in it: give an audio file, or a video with sound.")
             if container.duration:
-                _check_seconds(container.duration / av.time_base, source.name, limits)
+                _check_seconds(container.duration / av.time_base - _SLACK_S, source.name, limits)
             samples, seconds, damage = _decode_stream(container, source.name, limits, rate)
             declared = declared_seconds(container, source.file)
             form = container.format.name
@@ -99,19 +99,26 @@ def _decode_stream(
 
     # Not to "mono" there: libswresample adds channels at 0.7 each, and a loud stereo file would clip.
     resampler = av.AudioResampler(format="fltp", rate=rate)
-    parts: list[NDArray[np.float32]] = []
-    seconds, damage = 0.0, None
+    # Grown in place: pieces to be joined at the end would be there twice, which counts for an hour of sound.
+    sound = bytearray()
+    heard, seconds, damage = 0, 0.0, None
+
+    def take(frame: Any) -> None:
+        for piece in resampler.resample(frame):
+            sound.extend(piece.to_ndarray().mean(axis=0).tobytes())
+
     try:
         for frame in container.decode(container.streams.audio[0]):
-            seconds += frame.samples / frame.sample_rate
-            _check_seconds(seconds, name, limits)
-            parts.extend(piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame))
-        parts.extend(piece.to_ndarray().mean(axis=0) for piece in resampler.resample(None))
+            heard += frame.samples
+            seconds = heard / frame.sample_rate
+            _check_seconds(seconds - _SLACK_S, name, limits)
+            take(frame)
+        take(None)
     except MediaTooLarge:
         raise
-    except (av.error.FFmpegError, EOFError, ValueError, OverflowError) as error:
+    except (av.error.FFmpegError, EOFError, ValueError, ArithmeticError) as error:
         damage = error
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32), seconds, damage
+    return np.frombuffer(sound, np.float32), seconds, damage
 
 
 def _reason(error: BaseException) -> str:
@@ -135,13 +142,12 @@ def _from_array(source: Any, limits: MediaLimits, rate: int, source_rate: int) -
         samples = np.asarray(source)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"{type(source).__name__} can't be read as an array of samples: {error}.") from error
-    if samples.ndim == 2 and min(samples.shape) <= _MOST_CHANNELS:
-        wide = _as_float(samples)
-        samples = wide.mean(axis=int(np.argmin(samples.shape)), dtype=np.float32)
-    if samples.ndim != 1:
+    if samples.ndim != 1 and not (samples.ndim == 2 and min(samples.shape) <= _MOST_CHANNELS):
         shape = "×".join(map(str, samples.shape)) or "no"
         raise BadInput(f"an array of shape {shape} is no sound: give samples, or channels × samples.")
-    _check_seconds(len(samples) / source_rate, "the audio array", limits)
+    _check_seconds(max(samples.shape) / source_rate, "the audio array", limits)
+    if samples.ndim == 2:
+        samples = np.asarray(_as_float(samples).mean(axis=int(np.argmin(samples.shape)), dtype=np.float32))
     sound = np.ascontiguousarray(_as_float(samples))
     return sound if source_rate == rate or not sound.size else _resample(sound, source_rate, rate)
 
@@ -151,7 +157,10 @@ def _as_float(samples: NDArray[Any]) -> NDArray[np.float32]:
 
     if np.issubdtype(samples.dtype, np.signedinteger):
         full = float(np.iinfo(samples.dtype).max) + 1
-        return (samples / full).astype(np.float32)
+        # Float32 holds 16 bits exactly; more are divided before they are rounded, not after.
+        precise = np.dtype(np.float32 if samples.dtype.itemsize <= 2 else np.float64)
+        scaled: NDArray[np.float32] = np.divide(samples, full, dtype=precise).astype(np.float32, copy=False)
+        return scaled
     if np.issubdtype(samples.dtype, np.floating):
         return samples.astype(np.float32)
     raise BadInput(f"a sound of {samples.dtype} isn't understood: give float samples from -1 to 1, or signed integers.")
