@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Play lists and the like make the demuxer open other files and URLs: of this list, only real containers.
-_CONTAINERS = "aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,wav,w64"
+_CONTAINERS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,nut,ogg,"
+    "tak,tta,voc,w64,wav,wv"
+)
 # Encoders pad the first and the last packet, so what is decoded is never exactly what is declared.
 _SLACK_S = 0.1
 _MOST_CHANNELS = 32
@@ -95,30 +98,53 @@ def _decode_stream(
 ) -> tuple[NDArray[np.float32], float, Exception | None]:
     """Decode the first sound track; returns its samples, the seconds read, and what stopped it early, if anything."""
     import av
-    import numpy as np
 
-    # Not to "mono" there: libswresample adds channels at 0.7 each, and a loud stereo file would clip.
-    resampler = av.AudioResampler(format="fltp", rate=rate)
-    # Grown in place: pieces to be joined at the end would be there twice, which counts for an hour of sound.
-    sound = bytearray()
+    mono = _Mono(rate)
     heard, seconds, damage = 0, 0.0, None
-
-    def take(frame: Any) -> None:
-        for piece in resampler.resample(frame):
-            sound.extend(piece.to_ndarray().mean(axis=0).tobytes())
-
     try:
         for frame in container.decode(container.streams.audio[0]):
             heard += frame.samples
             seconds = heard / frame.sample_rate
             _check_seconds(seconds - _SLACK_S, name, limits)
-            take(frame)
-        take(None)
+            mono.take(frame)
+        mono.take(None)
     except MediaTooLarge:
         raise
     except (av.error.FFmpegError, EOFError, ValueError, ArithmeticError) as error:
         damage = error
-    return np.frombuffer(sound, np.float32), seconds, damage
+    return mono.sound(), seconds, damage
+
+
+class _Mono:
+    """Decoded frames, of whatever form, become the samples of one channel at one rate."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._form: tuple[str, str, int] | None = None
+        self._resampler: Any = None
+        # Grown in place: pieces to be joined at the end would be there twice, which counts for an hour of sound.
+        self._samples = bytearray()
+
+    def take(self, frame: Any | None) -> None:
+        """One frame more, or the end. A broadcast may go from mono to stereo and back: each form has a resampler."""
+        import av
+
+        if frame is not None and self._form != (form := (frame.layout.name, frame.format.name, frame.sample_rate)):
+            self._push(None)
+            # Not to "mono" there: libswresample adds channels at 0.7 each, and a loud stereo file would clip. Nor to
+            # planes ("fltp"): PyAV reads past the list of them where there are 8 or more.
+            self._form, self._resampler = form, av.AudioResampler(format="flt", rate=self._rate)
+        self._push(frame)
+
+    def _push(self, frame: Any | None) -> None:
+        for piece in self._resampler.resample(frame) if self._resampler is not None else ():
+            channels = piece.to_ndarray().reshape(piece.samples, -1)
+            self._samples += channels.mean(axis=1).tobytes()
+
+    def sound(self) -> NDArray[np.float32]:
+        import numpy as np
+
+        return np.frombuffer(self._samples, np.float32)
 
 
 def _reason(error: BaseException) -> str:

@@ -116,8 +116,8 @@ def _of_pictures(source: Any, wanted: Wanted, limits: MediaLimits, side: int | N
 def _container(source: Opened, limits: MediaLimits) -> Iterator[Any]:
     """The file, open. Opening decodes its first picture, whose size nobody here has seen: the decoder is told a bound.
 
-    Where that leaves the size unknown, it is looked up without decoding. Some codecs allocate wider than they show, so
-    the decoder's bound is twice ours.
+    Where that leaves the size unknown, the file is asked for it with no decoder at hand. Some codecs allocate wider
+    than they show, so the decoder's bound is twice ours.
     """
     import av
 
@@ -128,17 +128,19 @@ def _container(source: Opened, limits: MediaLimits) -> Iterator[Any]:
 
     bound = str(2 * limits.max_pixels)
     with opening(max_pixels=bound) as container:
-        videos = container.streams.video
-        if not videos or (videos[0].codec_context is not None and videos[0].codec_context.width):
-            if videos and videos[0].codec_context is not None:
-                videos[0].codec_context.options = {"max_pixels": bound}
+        codec = next((stream.codec_context for stream in container.streams.video), None)
+        if codec is None or codec.width:
+            if codec is not None:
+                codec.options = {"max_pixels": bound}
             yield container
             return
-    with opening(skip_frame="all") as container:
+    with opening(codec_whitelist="none") as container:
         for stream in container.streams.video[:1]:
-            if stream.codec_context is not None:
-                check_size(stream.codec_context.width, stream.codec_context.height, source.name, limits)
-    raise BadInput(f"{source.name} has no picture that can be decoded.")
+            check_size(stream.codec_context.width, stream.codec_context.height, source.name, limits)
+    raise BadInput(
+        f"{source.name} has no picture that can be decoded: it is damaged, or its pictures are larger than it says "
+        "and than media.max_pixels allows."
+    )
 
 
 class _Reader:
