@@ -6,7 +6,19 @@ import asyncio
 import importlib
 import sys
 
-BENCHES = ("core", "lease", "herd", "loading", "engines", "routed", "sleep", "policies", "simulate")
+BENCHES = (
+    "core",
+    "lease",
+    "herd",
+    "loading",
+    "engines",
+    "routed",
+    "sleep",
+    "policies",
+    "simulate",
+    "answering",
+    "frames",
+)
 
 
 def main() -> int:
