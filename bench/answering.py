@@ -1,4 +1,4 @@
-"""``chat`` on a resident model against bare ``generate`` on the same tokens: what leases, threads and pieces of text cost.
+"""``chat`` on a resident model against bare ``generate`` on the same tokens: what leases, threads and text cost.
 
 Two random Llamas that never end by themselves. A token of the small one takes half a millisecond, which no model of
 use does: the worst case. One of the other, of 80 M parameters, takes what small models in use take.

@@ -104,18 +104,15 @@ class Watcher:
         self._stop = stop
         self._emit = emit
         self._over = False
-        self._said: Any = None
         self.tokens = 0
         self.reason = "length"
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
         if not self._over:
             self._see(int(input_ids[0, -1]))
-        if self._said is None or self._over:
-            import torch
-
-            self._said = torch.full((input_ids.shape[0],), self._over, dtype=torch.bool, device=input_ids.device)
-        return self._said
+        return torch.full((input_ids.shape[0],), self._over, dtype=torch.bool, device=input_ids.device)
 
     def finish(self) -> None:
         """Emit what was held back."""
