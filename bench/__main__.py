@@ -14,6 +14,8 @@ BENCHES = (
     "engines",
     "routed",
     "sleep",
+    "batching",
+    "activations",
     "policies",
     "simulate",
     "answering",

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from taskrouter.verbs import Picture
+
 KIND_OF_PART = {
     "text": "text",
     "image_url": "image",
@@ -37,6 +39,8 @@ def demands_of(request: Any) -> frozenset[str]:
     """The kinds of content in a request; ``tools``, and ``automatic tools`` where the model is to decide which of them
     it calls; and ``extra``, where anything else is asked for than every backend knows."""
     kinds = kinds_of(getattr(request, "messages", ()))
+    if any(isinstance(each, Picture) for each in getattr(request, "inputs", ())):
+        kinds |= {"image"}
     extra = getattr(request, "extra", None) or {}
     found = {"extra"} if extra else set()
     if extra.get("tools") and extra.get("tool_choice") != "none":

@@ -129,7 +129,8 @@ class ModelRequest:
     ``sleep_calls`` are what tells the program of a ``command`` to do so: ``{"sleep": "POST /sleep", "wake": …}``.
     ``hang_timeout_s`` only says how long an engine may be silent before it counts as hung. ``python`` is the
     interpreter an engine runs under (``None``: this one), an absolute path; ``max_concurrency`` stands here for engines
-    that are told at their start how many requests to run at a time.
+    that are told at their start how many requests to run at a time. ``batch`` is how many calls a Transformers model
+    works on together at most, and ``pieces`` how many pieces of one call's long input.
     """
 
     key: ModelKey
@@ -152,4 +153,6 @@ class ModelRequest:
     max_concurrency: int | None = None
     hang_timeout_s: float = 60.0
     sleep: str = "auto"
+    batch: int = 1
+    pieces: int = 1
     base_dir: str = "."

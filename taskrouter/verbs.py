@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from taskrouter.errors import UnsupportedInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 VERBS_OF_KIND: Mapping[str, frozenset[str]] = {
     "chat": frozenset({"chat", "stream_chat"}),
@@ -168,16 +174,34 @@ class GenerateAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedRequest:
-    """Texts to turn into vectors, all of one length."""
+class Picture:
+    """A picture among texts: a path, bytes, a PIL image, …"""
 
-    inputs: tuple[str, ...]
+    source: Any
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Texts, and pictures for models that take them, to turn into vectors, all of one length.
+
+    ``limits`` are the ``media.limits.MediaLimits`` that pictures are read under.
+    """
+
+    inputs: tuple[str | Picture, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    limits: Any = None
+
+    def texts(self, who: str) -> list[str]:
+        """Its inputs, for models that take no other. Raises ``UnsupportedInput`` where there is a picture."""
+        texts = [each for each in self.inputs if isinstance(each, str)]
+        if len(texts) < len(self.inputs):
+            raise UnsupportedInput(f"{who} embeds texts only: choose an option that takes pictures, such as CLIP.")
+        return texts
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """One vector for each text, in order: ``len(vectors)`` texts × ``len(vectors[0])`` dimensions."""
+    """One vector for each input, in order: ``len(vectors)`` inputs × ``len(vectors[0])`` dimensions."""
 
     vectors: tuple[tuple[float, ...], ...]
     usage: Usage | None = None
@@ -279,3 +303,95 @@ class DetectRequest:
     labels: tuple[str, ...] = ()
     threshold: float = 0.5
     limits: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class DepthRequest:
+    """A depth call: ``image`` is a path, bytes, a PIL image or an array; ``limits`` as in ``DetectRequest``."""
+
+    image: Any
+    limits: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Depth:
+    """How far away everything in a picture is: ``values`` has a row for each row of the upright picture.
+
+    float32, height × width, finite. ``unit`` is ``m`` where the model was trained to tell metres; ``relative`` values
+    only say which of two points is nearer, and by most models (DPT, Depth Anything) the nearer has the larger one.
+    """
+
+    values: NDArray[np.float32]
+    unit: Literal["m", "relative"]
+    routed: Routed | None = None
+
+
+class Point(NamedTuple):
+    """A place in pixels of the upright picture, from its left upper corner; ``on``: on the object, or beside it."""
+
+    x: float
+    y: float
+    on: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRequest:
+    """A segmentation call: ``image`` is a path, bytes, a PIL image or an array.
+
+    A model that is pointed at something gets ``points`` (those of each object together) or ``boxes`` (one for each
+    object). Of one that has labels, ``labels`` are the only ones to answer with, and ``threshold`` is how sure it must
+    be; ``None``: 0.5. ``limits`` as in ``DetectRequest``.
+    """
+
+    image: Any
+    points: tuple[tuple[Point, ...], ...] = ()
+    boxes: tuple[Box, ...] = ()
+    labels: tuple[str, ...] = ()
+    threshold: float | None = None
+    limits: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """A part of a picture: ``mask`` is true where it is, height × width of the upright picture; ``box`` just holds it.
+
+    ``label`` is ``None`` where a model was pointed at it, ``score`` (0 to 1) where it doesn't say how sure it is. An
+    empty mask has a box of no size at 0, 0.
+    """
+
+    label: str | None
+    score: float | None
+    box: Box
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackRequest:
+    """A tracking call: ``video`` is a path, bytes, a file object or a ``data:`` URL, looked at ``fps`` times a second.
+
+    The rest is as in ``DetectRequest``.
+    """
+
+    video: Any
+    labels: tuple[str, ...] = ()
+    threshold: float = 0.5
+    fps: float = 10.0
+    limits: Any = None
+
+
+class Sighting(NamedTuple):
+    """An object in one of the frames that were looked at: the frame's number and second, where, how sure (0 to 1)."""
+
+    frame: int
+    time_s: float
+    box: Box
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """One object through a video, in order of time; ``label`` is what it was taken for most."""
+
+    id: int
+    label: str
+    sightings: tuple[Sighting, ...]

@@ -352,8 +352,6 @@ def test_installed_provider_is_available() -> None:
     ("text", "path"),
     [
         (task(option="isolation: process"), "tasks.a.options.f.isolation"),
-        (task(rest="inference: {default_batch_size: 2}"), "inference.default_batch_size"),
-        (task(rest="inference: {max_batch_size: 4}"), "inference.max_batch_size"),
         (task(rest="server: {port: 1}"), "server"),
         (task(rest="telemetry: {service_name: s}"), "telemetry.service_name"),
         (task(rest="telemetry: {otlp_endpoint: 'http://h:4318'}"), "telemetry.otlp_endpoint"),

@@ -144,7 +144,7 @@ def test_the_verbs_of_the_page_are_those_of_a_handle_with_all_their_arguments() 
     verbs = {name for name in ALL_VERBS | PASS_THROUGH if hasattr(Model, name)}
     table = {re.search(r"model\.(\w+)", row[0])[1]: row[0] for row in rows(page("library.md"), "verb")}  # type: ignore[index]
     assert table.keys() == verbs
-    for verb in ("chat", "classify", "generate", "embed", "request"):
+    for verb in ("chat", "classify", "detect", "depth", "segment", "track", "generate", "embed", "request"):
         for argument in inspect.signature(getattr(Model, verb)).parameters:
             assert argument == "self" or argument in table[verb], argument
 

@@ -111,6 +111,8 @@ def test_the_kinds_and_the_keys_of_a_models_identity_are_all_there() -> None:
         "base_dir",
         "hang_timeout_s",
         "sleep",
+        "batch",
+        "pieces",
     }
 
 

@@ -42,6 +42,8 @@ SHOWN_BY = {
     "tasks.*.options.*.api_endpoint": "test_an_external_option_is_described_and_its_key_is_never_shown",
     "tasks.*.options.*.requires_api_key": "test_an_external_option_is_described_and_its_key_is_never_shown",
     "inference.max_memory_per_model": "test_option_over_the_limit_for_one_model_is_refused",
+    "inference.max_batch_size": "test_as_many_callers_get_a_lease_as_may_be_answered_together",
+    "inference.default_batch_size": "test_pieces_of_a_long_recording_are_heard_together_where_the_file_says_so",
     "pipelines": "test_a_pipeline_of_the_file_loads_what_comes_next",
     "memory.host_budget": "test_a_model_sleeps_within_the_budget_of_the_file",
     "tasks.*.options.*.sleep": "test_who_can_sleep_is_known_from_the_request",

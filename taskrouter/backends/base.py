@@ -27,12 +27,14 @@ class Preflight:
     ``verbs``: what it can be asked (empty: not known). ``lacks``: what it surely can't take beside text (``image``,
     ``audio``, ``video``, ``document``, ``tools``), and why; what isn't in it may be asked. ``context``: the most tokens
     of a request. Who asks for what is lacking is refused before anything is loaded, and routing asks the next option.
+    ``slots``: operations it works on at a time, where the file doesn't say; ``None``: as its traits say.
     """
 
     need: Footprint | None = None
     verbs: frozenset[str] = frozenset()
     lacks: Mapping[str, str] = field(default_factory=dict)
     context: int | None = None
+    slots: int | None = None
 
 
 class LoadedModel(Protocol):

@@ -44,6 +44,7 @@ from taskrouter.verbs import (
     ChatAnswer,
     ChatRequest,
     ClassifyRequest,
+    Depth,
     Detection,
     DetectRequest,
     Embeddings,
@@ -51,6 +52,11 @@ from taskrouter.verbs import (
     GenerateAnswer,
     GenerateRequest,
     Label,
+    Region,
+    SegmentRequest,
+    Sighting,
+    Track,
+    TrackRequest,
     Transcript,
     Usage,
 )
@@ -214,13 +220,17 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
     classify
         a tuple of ``Label``s, best first; without an ``answer`` one, named like the model.
     embed
-        for each text a vector of 8 numbers from -1 to 1, made from the text's digest.
+        for each text (or picture) a vector of 8 numbers from -1 to 1, made from its digest.
     transcribe
         a transcript with the model's label.
     detect
         one thing that covers everything, or what `answer` lists: `[{label: cup, score: 0.9, box: [0, 0, 8, 8]}]`.
-    segment, track
-        a list with one finding that covers everything; depth: one row of one pixel. All as plain data.
+    depth
+        one row of one pixel, or the rows that `answer` lists; relative.
+    segment
+        as detect, each with a mask that fills its box.
+    track
+        as detect, each an object that is seen once, at the beginning.
     """
     match verb:
         case "chat" | "stream_chat":
@@ -243,20 +253,35 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
         case "embed":
             if not isinstance(request, EmbedRequest):
                 raise BadInput(f"{label}: {verb} takes an EmbedRequest")
-            words = sum(len(text.split()) for text in request.inputs)
-            return Embeddings(tuple(_vector(text) for text in request.inputs), Usage(words, 0))
+            if refused := sorted(demands_of(request) & script.lacks):
+                raise UnsupportedInput(f"{label} takes no {refused[0]}: it is scripted so")
+            texts = [each if isinstance(each, str) else f"[image] {each.source!r}" for each in request.inputs]
+            words = sum(len(each.split()) for each in request.inputs if isinstance(each, str))
+            return Embeddings(tuple(_vector(text) for text in texts), Usage(words, 0))
         case "transcribe":
             return Transcript(f"{label}: something was said" if script.answer is None else str(script.answer))
         case "detect":
             if not isinstance(request, DetectRequest):
                 raise BadInput(f"{label}: detect takes a DetectRequest")
             return _detections(label, script, request)
-        case _ if script.answer is not None:
-            return script.answer
         case "depth":
-            return [[0.0]]
+            import numpy as np
+
+            return Depth(np.asarray([[0.0]] if script.answer is None else script.answer, np.float32), "relative")
+        case "segment":
+            if not isinstance(request, SegmentRequest):
+                raise BadInput(f"{label}: segment takes a SegmentRequest")
+            return _regions(label, script)
+        case "track":
+            if not isinstance(request, TrackRequest):
+                raise BadInput(f"{label}: track takes a TrackRequest")
+            seen = _detections(label, script, DetectRequest(None, request.labels, request.threshold))
+            return tuple(
+                Track(number, each.label, (Sighting(0, 0.0, each.box, each.score),))
+                for number, each in enumerate(seen, 1)
+            )
         case _:
-            return [{"label": label, "score": 1.0, "box": (0.0, 0.0, 1.0, 1.0)}]
+            raise BadInput(f"{label} has no answer to {verb}")
 
 
 def _chat(label: str, script: FakeScript, text: str, prompt_words: int, max_tokens: int | None) -> ChatAnswer:
@@ -274,6 +299,19 @@ def _detections(label: str, script: FakeScript, request: DetectRequest) -> tuple
         for each in said
     )
     return tuple(each for each in found if each.score >= request.threshold)
+
+
+def _regions(label: str, script: FakeScript) -> tuple[Region, ...]:
+    """Those of ``_detections``, each with a mask that fills its box."""
+    import numpy as np
+
+    found = []
+    for each in _detections(label, script, DetectRequest(None, threshold=0.0)):
+        left, top, right, bottom = map(round, each.box)
+        mask = np.zeros((bottom, right), np.bool_)
+        mask[top:, left:] = True
+        found.append(Region(each.label, each.score, each.box, mask))
+    return tuple(found)
 
 
 def _last_user_text(request: ChatRequest) -> str:

@@ -12,12 +12,14 @@ import functools
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 from taskrouter.backends.base import Asleep, LoadedModel, Preflight
 from taskrouter.backends.hf.arena import why_stays
-from taskrouter.backends.hf.examine import LACKS, examine
+from taskrouter.backends.hf.examine import examine
 from taskrouter.backends.hf.failures import forget_frames, out_of_memory
+from taskrouter.backends.hf.families import BATCHED, LACKS
 from taskrouter.backends.hf.loading import load_parts
 from taskrouter.backends.hf.model import TransformersModel
 from taskrouter.backends.hf.stopping import Stop
@@ -41,14 +43,15 @@ class TransformersBackend:
         self._left_behind: dict[ModelKey, tuple[StorageRef, ...]] = {}
 
     def traits(self, request: ModelRequest) -> Traits:
-        """One load at a time; one operation at a time for each model."""
+        """One load at a time; one operation at a time, as far as preflight doesn't find that it can do several."""
         return replace(_TRAITS, can_sleep=why_stays(request) is None)
 
     async def preflight(self, request: ModelRequest) -> Preflight:
         """Check the request, fetching what isn't in the cache; the event loop stays free."""
         checkpoint = await run_in_daemon(f"preflight:{request.label}", lambda: examine(request))
         family = checkpoint.family
-        return Preflight(checkpoint.need, checkpoint.verbs, LACKS.get(family, {}), checkpoint.context)
+        slots = request.batch if family in BATCHED else 1
+        return Preflight(checkpoint.need, checkpoint.verbs, LACKS.get(family, {}), checkpoint.context, slots)
 
     async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
         """Load in a daemon thread. Cancelled, it stops between two weights, and frees what it had read."""
@@ -66,6 +69,7 @@ class TransformersBackend:
         """Copy the weights to host RAM in a daemon thread, and watch the storages on the devices die."""
         assert isinstance(model, TransformersModel)
         try:
+            await _settled(model.rested(), timeout_s)
             # Nobody waits any more: what the thread comes to is dropped, as it is with a load.
             drop = functools.partial(_drop_asleep, model)
             ram_bytes, left = await run_in_daemon(f"sleep:{model.key}", model.sleep, abandoned=drop)
@@ -96,10 +100,12 @@ class TransformersBackend:
         """Drop the model and watch its storages die; what is still held after ``timeout_s`` is the answer."""
         if not isinstance(model, TransformersModel):
             raise TypeError(f"{model!r} was not loaded by this backend")
+        rested = model.rested()
         storages = model.release()
         key = model.key
         del model
         try:
+            await _settled(rested, timeout_s)
             await self._watch(storages, timeout_s)
         except Exception:
             # A driver in an error state can't empty its cache; what matters is what is still alive.
@@ -135,6 +141,10 @@ class TransformersBackend:
             await asyncio.sleep(_LOOK_EVERY_S)
             alive = still_alive(storages)
         await run_in_daemon("give back", lambda: give_back(collect=False))
+
+
+async def _settled(outcome: Future[None], timeout_s: float) -> None:
+    await asyncio.wait({asyncio.wrap_future(outcome)}, timeout=timeout_s)
 
 
 def _drop(model: TransformersModel) -> None:

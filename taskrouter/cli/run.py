@@ -133,6 +133,42 @@ async def _detect(model: Lease, item: Input, question: Question, limits: Any, as
     }
 
 
+async def _track(model: Lease, item: Input, question: Question, limits: Any, as_json: bool) -> Answer:
+    tracks = await model.track(item.read(limits))
+    if not as_json:
+        width = max((len(each.label) for each in tracks), default=0)
+        for each in tracks:
+            first, last = each.sightings[0], each.sightings[-1]
+            edges = " → ".join(" ".join(f"{edge:.0f}" for edge in seen.box) for seen in (first, last))
+            print(f"{each.id}  {each.label:<{width}}  {first.time_s:.1f}–{last.time_s:.1f} s  {edges}")
+        if not tracks:
+            print("nothing found")
+    return {
+        "tracks": [
+            {
+                "id": each.id,
+                "label": each.label,
+                "sightings": [{**seen._asdict(), "box": list(seen.box)} for seen in each.sightings],
+            }
+            for each in tracks
+        ]
+    }
+
+
+async def _segment(model: Lease, item: Input, question: Question, limits: Any, as_json: bool) -> Answer:
+    found = await model.segment(item.read(limits))
+    rows = [(each.label or "", each.score, int(each.mask.sum()), each.box) for each in found]
+    if not as_json:
+        width = max((len(label) for label, *_ in rows), default=0)
+        for label, score, pixels, box in rows:
+            sure = "" if score is None else f"{score:.3f}  "
+            print(f"{label:<{width}}  {sure}{pixels} px  {' '.join(f'{edge:.0f}' for edge in box)}")
+        if not rows:
+            print("nothing found")
+    names = ("label", "score", "pixels", "box")
+    return {"regions": [dict(zip(names, (*row[:3], list(row[3])), strict=True)) for row in rows]}
+
+
 async def _transcribe(model: Lease, item: Input, question: Question, limits: Any, as_json: bool) -> Answer:
     heard = await model.transcribe(item.read(limits))
     if not as_json:
@@ -172,6 +208,8 @@ _ASK: Mapping[str, Callable[[Lease, Input, Question, Any, bool], Awaitable[Answe
     "chat": _chat,
     "classify": _classify,
     "detect": _detect,
+    "segment": _segment,
+    "track": _track,
     "transcribe": _transcribe,
 }
 """The verbs it speaks: each asks about one input, prints the answer unless it is to be JSON, and returns it."""

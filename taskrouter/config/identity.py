@@ -51,6 +51,8 @@ def model_request(task: TaskConfig, option_name: str, *, catalog: Catalog) -> Mo
         label=option_name,
         hang_timeout_s=catalog.engines[framework].hang_timeout_s if framework in catalog.engines else HANG_TIMEOUT_S,
         sleep="auto" if option.sleep == "discard" and framework in KEEP_WEIGHTS else option.sleep,
+        batch=catalog.inference.max_batch_size,
+        pieces=catalog.inference.default_batch_size,
         base_dir=catalog.base_dir,
         **loaded,
     )

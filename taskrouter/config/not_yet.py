@@ -14,8 +14,6 @@ from pydantic import BaseModel
 from taskrouter.config.paths import Path
 
 NOT_YET: dict[str, str] = {
-    "inference.default_batch_size": "how many inputs a call handles at one time",
-    "inference.max_batch_size": "the most inputs of one call",
     "tasks.*.options.*.isolation": "a process of its own for the model",
     "server": "the HTTP server",
     "telemetry.service_name": "the name of this service in traces",

@@ -114,8 +114,8 @@ class InferenceFields(Section):
     max_memory_per_model: SizeText = Field("auto", description="auto, or a size: a larger option is refused.")
     offload_threshold: Annotated[Real, Field(gt=0, le=1)] = Field(0.85, description="Fraction of each device to fill.")
     warmup_on_startup: Flag = Field(True, description="Load the selected models that fit at start.")
-    default_batch_size: Count = Field(1, description="Inputs a call handles at one time unless it says otherwise.")
-    max_batch_size: Count = Field(8, description="Most inputs of one call.")
+    default_batch_size: Count = Field(1, description="Pieces of one long input that a call works on at a time.")
+    max_batch_size: Count = Field(8, description="Most calls of one model that are worked on together.")
     max_wait_s: Seconds = Field(120.0, description="Bound on queue and load.")
 
 

@@ -8,11 +8,15 @@ from math import inf
 from typing import Any
 
 from taskrouter.errors import BadInput
+from taskrouter.manager.inputs import inputs_of
+from taskrouter.manager.pointing import boxes_of, points_of
 from taskrouter.manager.streams import Stream
 from taskrouter.verbs import (
     ChatAnswer,
     ChatRequest,
     ClassifyRequest,
+    Depth,
+    DepthRequest,
     Detection,
     DetectRequest,
     Embeddings,
@@ -21,6 +25,10 @@ from taskrouter.verbs import (
     GenerateRequest,
     Label,
     RawRequest,
+    Region,
+    SegmentRequest,
+    Track,
+    TrackRequest,
     TranscribeRequest,
     Transcript,
 )
@@ -99,12 +107,16 @@ class Verbs:
         assert isinstance(answer, GenerateAnswer), answer
         return answer
 
-    async def embed(self, inputs: str | Iterable[str], *, extra: Mapping[str, Any] | None = None) -> Embeddings:
-        """One vector for each text. Raises ``BadInput`` for what is no text."""
-        texts = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise BadInput("inputs must be one text, or a list of at least one")
-        answer = await self._ask("embed", EmbedRequest(texts, dict(extra or {})))
+    async def embed(self, inputs: Any, *, extra: Mapping[str, Any] | None = None) -> Embeddings:
+        """One vector for each input: a text or a picture, or a list of them.
+
+        A ``str`` is always a text. A picture is a ``pathlib.Path``, bytes, a binary file object, a PIL image, an array,
+        or a content part ``{"type": "image_url", "image_url": {"url": …}}``, for models that have texts and pictures
+        in one space (CLIP, SigLIP). Raises ``BadInput`` for what is neither, ``UnsupportedInput`` where the model
+        takes texts only.
+        """
+        request = EmbedRequest(inputs_of(inputs), dict(extra or {}), self._media_limits())
+        answer = await self._ask("embed", request)
         assert isinstance(answer, Embeddings), answer
         return answer
 
@@ -141,12 +153,12 @@ class Verbs:
     async def classify(
         self, input: Any, *, top_k: int = 5, sampling_rate: int | None = None, labels: Iterable[str] = ()
     ) -> tuple[Label, ...]:
-        """The best ``top_k`` labels of an image or a sound, most probable first.
+        """The best ``top_k`` labels of an image, a sound or a video, most probable first.
 
         ``input`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array (with its
-        ``sampling_rate`` in Hz for sound). ``labels``: choose among these only; a zero-shot model (CLIP, SigLIP) needs
-        them and takes any words, another takes those it was trained for. Raises ``BadInput`` for what can't be read,
-        and for labels the model can't tell.
+        ``sampling_rate`` in Hz for sound); of a video some frames are looked at, evenly spread. ``labels``: choose
+        among these only; a zero-shot model (CLIP, SigLIP) needs them and takes any words, another takes those it was
+        trained for. Raises ``BadInput`` for what can't be read, and for labels the model can't tell.
         """
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise BadInput(f"top_k is {top_k!r}; it must be a whole number, 1 or more")
@@ -163,6 +175,58 @@ class Verbs:
         _check_number("threshold", threshold, 0, 1)
         request = DetectRequest(image, _labels(labels), threshold, self._media_limits())
         return tuple(await self._ask("detect", request))
+
+    async def track(
+        self, video: Any, *, labels: Iterable[str] = (), threshold: float = 0.5, fps: float = 10.0
+    ) -> tuple[Track, ...]:
+        """The objects of a video, each with an id of its own and where it is, frame by frame.
+
+        ``video`` is a path, bytes, a file object or a ``data:`` URL, looked at ``fps`` times a second; an object has to
+        overlap with itself from one look to the next, so what is fast wants more. ``labels`` and ``threshold`` are
+        those of ``detect``. Raises ``BadInput`` for what can't be read or has no pictures, ``MediaTooLarge`` for more
+        frames than ``media.max_frames``.
+        """
+        _check_number("threshold", threshold, 0, 1)
+        _check_number("fps", fps, 0, 1000)
+        if not fps:
+            raise BadInput("fps is 0; it must be a number above 0")
+        request = TrackRequest(video, _labels(labels), threshold, fps, self._media_limits())
+        return tuple(await self._ask("track", request))
+
+    async def segment(
+        self,
+        image: Any,
+        *,
+        points: Iterable[Any] = (),
+        boxes: Iterable[Any] = (),
+        labels: Iterable[str] = (),
+        threshold: float | None = None,
+    ) -> tuple[Region, ...]:
+        """The regions of an image: a mask of its pixels each, with the box that holds it.
+
+        ``image`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array. A model with labels
+        (Mask2Former, SegFormer) finds what it knows, surest or largest first: only these ``labels``, only what scores
+        ``threshold`` or more (0.5, where it has scores). One that is pointed at things (SAM, SAM 2) needs ``points`` or
+        ``boxes``, in pixels of the upright image, and answers one region for each, in order. An item of ``points`` is
+        ``(x, y)``, or a list of them for one object, with a third part ``False`` for one that is beside it. Raises
+        ``BadInput`` for what can't be read, what lies outside, or what such a model needs, ``UnsupportedInput`` for
+        what it doesn't take.
+        """
+        _check_number("threshold", threshold, 0, 1)
+        request = SegmentRequest(
+            image, points_of(points), boxes_of(boxes), _labels(labels), threshold, self._media_limits()
+        )
+        return tuple(await self._ask("segment", request))
+
+    async def depth(self, image: Any) -> Depth:
+        """How far away each pixel of an image is: float32, height × width of the upright image, finite.
+
+        ``image`` is a path, bytes, a file object, a ``data:`` URL, a PIL image, or an array. The answer's ``unit``
+        says whether its values are metres. Raises ``BadInput`` for what can't be read.
+        """
+        answer = await self._ask("depth", DepthRequest(image, self._media_limits()))
+        assert isinstance(answer, Depth), answer
+        return answer
 
 
 def chat_request(

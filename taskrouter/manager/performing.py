@@ -90,10 +90,10 @@ class Performer(Posting):
     async def _preflight(self, action: Preflight) -> None:
         event: Event = PreflightFailed(action.key, action.generation, errors.ManagerClosed("the manager was stopped"))
         try:
-            need, load_s = await self._check(self.requests[action.key])
+            need, load_s, slots = await self._check(self.requests[action.key])
             await self.observe()
             self._refuse_unable(action.key)
-            event = Preflighted(action.key, action.generation, need, load_s)
+            event = Preflighted(action.key, action.generation, need, load_s, slots)
         except Exception as error:  # noqa: BLE001  (every action ends in an event)
             event = PreflightFailed(action.key, action.generation, error)
         finally:
@@ -109,9 +109,9 @@ class Performer(Posting):
                 waiter.future.set_exception(error)
                 self.post(GiveUp(ticket))
 
-    async def _check(self, request: ModelRequest) -> tuple[Footprint | None, float | None]:
-        """Check that a model can be loaded; answers its best known footprint, measured before estimated, and how long
-        its loads took.
+    async def _check(self, request: ModelRequest) -> tuple[Footprint | None, float | None, int | None]:
+        """Check that a model can be loaded; answers its best known footprint, measured before estimated, how long its
+        loads took, and how many operations it works on at a time.
         """
         found = await self.registry.get(request.framework).preflight(request)
         self.known[request.key] = found
@@ -119,7 +119,7 @@ class Performer(Posting):
             self.verbs[request.key] = found.verbs
         await self.machine.take(self.core.placements(request.key))
         known = await self.machine.remembered(request.key)
-        return (found.need, None) if known is None else (known.need, known.load_s)
+        return (found.need, None, found.slots) if known is None else (known.need, known.load_s, found.slots)
 
     async def observe(self) -> None:
         """Look at the devices and tell the core; a reading that fails keeps the last one."""

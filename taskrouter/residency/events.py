@@ -111,13 +111,15 @@ class GiveUp:
 class Preflighted:
     """The model can be loaded as it is written. ``need`` is the best known footprint, ``None``: keep the spec's.
 
-    ``load_s``: the seconds its loads took in an earlier life of this process, where that is known.
+    ``load_s``: the seconds its loads took in an earlier life of this process, where that is known. ``slots``: the
+    operations it was found to work on at a time; ``None``: as its traits say. What the file says goes before both.
     """
 
     key: ModelKey
     generation: int
     need: Footprint | None = None
     load_s: float | None = None
+    slots: int | None = None
 
 
 @message

@@ -46,6 +46,8 @@ class Lifecycle(Requests):
             self._learn(model, event.need)
         if event.load_s is not None and not model.load_measured:
             model.measured_load(event.load_s)
+        model.found_slots = event.slots
+        model.count_slots()
         if model.want is not None and model.want.phase is Phase.PREFLIGHT:
             model.want.phase = Phase.BLOCKED
             self._dirty = True

@@ -57,6 +57,7 @@ class Model:
         "draws",
         "failures",
         "foreground",
+        "found_slots",
         "generation",
         "holders",
         "idle_since",
@@ -160,6 +161,7 @@ class Model:
         self._latest = -inf
         self._latest_left = False
         self.need = spec.need
+        self.found_slots: int | None = None
         self.configure(spec)
 
     def configure(self, spec: ModelSpec) -> None:
@@ -172,7 +174,7 @@ class Model:
         if not self.charges and self.keeps_weights != spec.traits.keeps_weights:
             self.keeps_weights = spec.traits.keeps_weights
             self.sleep_measured = self.wake_measured = False
-        self.slots = spec.slots if spec.slots is not None else spec.traits.slots
+        self.count_slots()
         if not (self.learned or self.oom_grown or self.charges):
             self.need = spec.need
         elif spec.declared:
@@ -181,6 +183,11 @@ class Model:
                 max(self.need.device_bytes, spec.need.device_bytes), max(self.need.ram_bytes, spec.need.ram_bytes)
             )
         self.expect_load()
+
+    def count_slots(self) -> None:
+        """Operations it works on at a time, ``None``: any number. The file's word, else what was found, else traits."""
+        known = (self.spec.slots, self.found_slots, self.spec.traits.slots)
+        self.slots = next((slots for slots in known if slots is not None), None)
 
     @property
     def key(self) -> ModelKey:

@@ -175,7 +175,9 @@ def test_a_task_that_names_no_kind_is_asked_what_its_model_can_do(cli: Cli, tmp_
         ("[chat, stream_chat]", "hello", "m: hello\n"),
         ("[detect]", "a.png", "m  1.000  0 0 1 1\n"),
         ("[transcribe]", "a.png", "m: something was said\n"),
-        ("[segment]", "a.png", ""),
+        ("[segment]", "a.png", "m  1.000  1 px  0 0 1 1\n"),
+        ("[track]", "a.png", "1  m  0.0–0.0 s  0 0 1 1 → 0 0 1 1\n"),
+        ("[depth]", "a.png", ""),
     ):
         option = f"{{model_id: m, framework: fake, engine_args: {{verbs: {verbs}}}}}"
         path = write(tmp_path, f"tasks: {{t: {{selected: m, options: {{m: {option}}}}}}}", name="kindless.yaml")
@@ -186,7 +188,7 @@ def test_a_task_that_names_no_kind_is_asked_what_its_model_can_do(cli: Cli, tmp_
 def test_a_task_the_command_has_no_verb_for_is_usage(cli: Cli, tmp_path: Path) -> None:
     result = cli("run", "look", "a.png", "-f", write(tmp_path, FAKE.replace("image_classification", "depth")))
     assert result.code == 2
-    assert "is of kind depth; `taskrouter run` asks tasks that chat, classify, detect, transcribe" in result.err
+    assert "is of kind depth; `taskrouter run` asks tasks that chat, classify, detect, segment," in result.err
 
 
 def test_objects_and_what_was_said_are_told_as_data(cli: Cli, tmp_path: Path) -> None:

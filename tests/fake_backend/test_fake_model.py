@@ -17,11 +17,16 @@ from taskrouter.verbs import (
     ChatAnswer,
     ChatRequest,
     ClassifyRequest,
+    DepthRequest,
     Detection,
     DetectRequest,
     EmbedRequest,
     GenerateRequest,
     Label,
+    SegmentRequest,
+    Sighting,
+    Track,
+    TrackRequest,
 )
 
 from .stage import ASK, GPU, load, now, request, run, until
@@ -206,11 +211,13 @@ def test_every_verb_answers_the_same_each_time() -> None:
         "generate": GenerateRequest("go on"),
         "embed": EmbedRequest(("x", "y")),
         "detect": DetectRequest(b"media"),
+        "segment": SegmentRequest(b"media"),
+        "track": TrackRequest(b"media"),
     }
     for verb in sorted(ALL_VERBS - {"stream_chat"}):
         answer = ask(verb, asked.get(verb, b"media"))
         assert answer
-        assert answer == ask(verb, asked.get(verb, b"media"))
+        assert repr(answer) == repr(ask(verb, asked.get(verb, b"media")))
 
 
 def test_embedding_differs_by_text_and_stays_within_one() -> None:
@@ -229,7 +236,11 @@ def test_a_scripted_answer_replaces_the_models_own() -> None:
     said = [{"label": "cup", "score": 0.4, "box": [1, 2, 3, 4]}, {"label": "jug"}]
     assert [each.label for each in ask("detect", DetectRequest(b""), answer=said)] == ["jug"]
     assert ask("detect", DetectRequest(b"", threshold=0.1), answer=said)[0].box.bottom == 4
-    assert ask("segment", b"", answer=[{"label": "cup"}]) == [{"label": "cup"}]
+    assert ask("depth", DepthRequest(b""), answer=[[1, 2]]).values.tolist() == [[1, 2]]
+    (track,) = ask("track", TrackRequest(b""), answer=[{"label": "cup", "box": [0, 0, 2, 2]}])
+    assert track == Track(1, "cup", (Sighting(0, 0.0, Box(0, 0, 2, 2), 1.0),))
+    (region,) = ask("segment", SegmentRequest(b""), answer=[{"label": "cup", "box": [1, 0, 3, 2]}])
+    assert (region.label, region.mask.tolist()) == ("cup", [[False, True, True]] * 2)
     assert [label.label for label in ask("classify", ClassifyRequest(b"", labels=("x", "y")))] == ["x", "y"]
 
 

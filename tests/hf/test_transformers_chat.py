@@ -344,8 +344,8 @@ def test_drawing_by_noise_is_drawing_from_the_distribution() -> None:
 
     chances = torch.tensor([0.6, 0.3, 0.1])
     draw = Sampling(temperature=1.0, top_p=None, seed=0, device="cpu")
-    drawn = draw(None, chances.log().expand(20_000, 3)).argmax(-1)
+    drawn = draw.drawn(chances.log().expand(20_000, 3)).argmax(-1)
     assert torch.bincount(drawn, minlength=3) / 20_000 == pytest.approx(chances, abs=0.02)
     nucleus = Sampling(temperature=1.0, top_p=0.85, seed=0, device="cpu")
-    kept = nucleus(None, chances.log().expand(20_000, 3)).argmax(-1)
+    kept = nucleus.drawn(chances.log().expand(20_000, 3)).argmax(-1)
     assert torch.bincount(kept, minlength=3) / 20_000 == pytest.approx(torch.tensor([2 / 3, 1 / 3, 0]), abs=0.02)

@@ -82,7 +82,7 @@ async def test_a_text_is_never_cut(backend: TransformersBackend, tmp_path: Path)
     sentence_bert(tmp_path / "bert")
     found = await backend.preflight(request(tmp_path / "bert"))
     assert found.verbs == {"embed"}
-    assert found.lacks.keys() == {"extra"}
+    assert found.lacks.keys() == {"image", "extra"}
     assert found.context == 64
     with pytest.raises(ContextTooLong, match="text 1 comes to 82 tokens, and the model's context is 64"):
         await vectors(backend, tmp_path / "bert", "w1", "w1 " * 80)

@@ -208,7 +208,7 @@ async def test_a_package_that_is_there_and_broken_is_a_missing_dependency(
     def broken(*_: Any, **__: Any) -> Any:
         raise ImportError("libcudart.so.13: cannot open shared object file")
 
-    monkeypatch.setattr(examine_module, "_known_architectures", broken)
+    monkeypatch.setattr(examine_module, "known_architectures", broken)
     with pytest.raises(MissingDependency, match="libcudart"):
         await backend.preflight(request(chat_folder))
 

@@ -60,6 +60,28 @@ async def test_letters_are_heard_in_chunks_as_by_transformers_own_pipeline(
     assert await backend.unload(model, timeout_s=5) == {}
 
 
+async def test_pieces_of_a_long_recording_are_heard_together_where_the_file_says_so(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    wav2vec2_ctc(tmp_path / "ctc")
+    file = recording(tmp_path / "a.wav", 70)
+    heard, passes = [], []
+    for pieces in (1, 3):
+        model = await backend.load(request(tmp_path / "ctc", pieces=pieces), (CPU,), CHARGES)
+        rows: list[int] = []
+
+        def note(_: Any, __: Any, inputs: dict[str, Any], rows: list[int] = rows) -> None:
+            rows.append(len(inputs["input_values"]))
+
+        hook = model.raw.register_forward_pre_hook(note, with_kwargs=True)
+        heard.append(await model.call("transcribe", TranscribeRequest(file)))
+        passes.append(rows)
+        hook.remove()
+        assert await backend.unload(model, timeout_s=5) == {}
+    assert passes == [[1, 1, 1], [3]]
+    assert heard[0].text == heard[1].text
+
+
 async def test_a_model_that_writes_as_it_listens_tells_times_and_takes_language_and_prompt(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:

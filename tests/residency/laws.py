@@ -454,4 +454,5 @@ def feasible(world: World, key: ModelKey, *, lenient: bool) -> bool:
 
 def slots_of(world: World, key: ModelKey) -> int | None:
     spec = world.specs[key]
-    return spec.slots if spec.slots is not None else spec.traits.slots
+    known = (spec.slots, world.found_slots.get(key), spec.traits.slots)
+    return next((slots for slots in known if slots is not None), None)

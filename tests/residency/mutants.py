@@ -335,4 +335,11 @@ MUTANTS = [
         "                    pass\n",
         "cases days",
     ),
+    Mutant(
+        "lets go of the slots that were found when the file is read again",
+        "        self.count_slots()\n        if not (self.learned",
+        "        self.slots = spec.slots if spec.slots is not None else spec.traits.slots\n"
+        "        if not (self.learned",
+        "cases",
+    ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from taskrouter.types import CPU, Footprint
+from taskrouter.types import CPU, Footprint, TicketId, Traits
 
 from .account import CoreFactory
 from .stage import GPU0, GPU1, Stage, spec
@@ -40,6 +40,19 @@ def test_no_more_leases_than_slots_and_the_next_is_granted_as_one_ends(core: Cor
     world.ask("a")
     assert world.loaded("a") == ["Grant a 1,2"]
     assert world.done(first) == ["Grant a 3"]
+
+
+def test_slots_that_were_found_go_before_those_of_the_traits_and_after_those_of_the_file(core: CoreFactory) -> None:
+    told = spec("b", 4, slots=1, traits=Traits(slots=1))
+    world = Stage(core, spec("a", 4, traits=Traits(slots=1)), told, preflights_pass=False)
+    for name in "ab":
+        for _ in range(3):
+            world.ask(name)
+        world.preflight_ok(world.the("preflight", name), slots=2)
+    assert world.loaded("a") == ["Grant a 1,2"]
+    assert world.change("a", priority=1) == []
+    assert world.done(world.tickets[TicketId(1)]) == ["Grant a 3"]
+    assert world.loaded("b") == ["Grant b 4"]
 
 
 def test_priority_goes_first_among_those_who_wait_and_waiting_makes_up_for_it(core: CoreFactory) -> None:

@@ -47,6 +47,7 @@ class World:
         self.need_high = dict(self.need_low)
         self.generations: dict[ModelKey, int] = {}
         self.preflighted: set[ModelKey] = set()
+        self.found_slots: dict[ModelKey, int | None] = {}
         self.retired: set[ModelKey] = set()
         self.removed: set[ModelKey] = set()
         self.oom_retries: dict[ModelKey, int] = {}
@@ -297,12 +298,15 @@ class World:
 
     # --- how jobs end ---------------------------------------------------------------------------------------------
 
-    def preflight_ok(self, job: Job, need: Footprint | None = None, load_s: float | None = None) -> None:
+    def preflight_ok(
+        self, job: Job, need: Footprint | None = None, load_s: float | None = None, slots: int | None = None
+    ) -> None:
         self.jobs.remove(job)
         self.preflighted.add(job.key)
+        self.found_slots[job.key] = slots
         if need is not None:
             self._learn(job.key, need)
-        self.send(ev.Preflighted(job.key, job.generation, need, load_s))
+        self.send(ev.Preflighted(job.key, job.generation, need, load_s, slots))
 
     def preflight_failed(self, job: Job) -> None:
         self.jobs.remove(job)

@@ -43,7 +43,7 @@ def body_of(verb: str, request: Any, model: str) -> tuple[str, dict[str, Any] | 
         case GenerateRequest():
             return COMPLETIONS, {"model": model, "prompt": request.prompt, **_sampling(request)}
         case EmbedRequest():
-            return EMBEDDINGS, {"model": model, "input": list(request.inputs), **_extra(request.extra)}
+            return EMBEDDINGS, {"model": model, "input": request.texts(model), **_extra(request.extra)}
         case RawRequest(path, None):
             return path, None
         case RawRequest(path, body):

@@ -145,7 +145,7 @@ class GoogleConnection(BoundedConnection):
 
     async def _embed(self, request: EmbedRequest, call: Call) -> Embeddings:
         config: Any = {**request.extra, "http_options": {"timeout": int(call.timeout_s * 1000)}}
-        texts: Any = list(request.inputs)
+        texts: Any = request.texts(call.who)
         with _reading(call, []):
             answer = await self._client.aio.models.embed_content(model=call.model_id, contents=texts, config=config)
         found = answer.embeddings or []

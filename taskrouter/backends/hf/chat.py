@@ -9,10 +9,12 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.batching import Steps
+from taskrouter.backends.hf.calling import Stopped
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.seen import with_pictures
-from taskrouter.backends.hf.writing import Prompt, check, fitting, write
+from taskrouter.backends.hf.writing import Prompt, Text, check, fitting
 from taskrouter.errors import BadInput, UnsupportedInput
 from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import ChatAnswer, ChatRequest
@@ -26,9 +28,8 @@ def chat(
     limits: MediaLimits,
     stop: threading.Event,
     emit: Callable[[str], None],
-) -> ChatAnswer:
-    """Answer, giving each piece of text to ``emit`` as it comes. Blocks until the answer is complete or ``stop`` is
-    set.
+) -> Steps:
+    """Answer, giving each piece of text to ``emit`` as it comes: wants a text written. Blocks between.
 
     Raises ``BadInput`` for messages the template doesn't take, a prompt longer than the context, or nonsensical
     sampling.
@@ -37,9 +38,7 @@ def chat(
     prompt = (
         _seen(parts, request, context, limits, stop) if family is Family.VISION else _prompt(parts, request, context)
     )
-    if prompt is None:
-        return ChatAnswer("")
-    text, reason, usage = write(parts, request, prompt, stop, emit)
+    text, reason, usage = yield Text(parts, request, prompt, stop, emit)
     return ChatAnswer(text, reason, usage)
 
 
@@ -52,13 +51,13 @@ def _prompt(parts: Parts, request: ChatRequest, context: int | None) -> Prompt:
 
 def _seen(
     parts: Parts, request: ChatRequest, context: int | None, limits: MediaLimits, stop: threading.Event
-) -> Prompt | None:
-    """The same with pictures, each of which becomes as many tokens as the processor makes of it; ``None``: stopped."""
+) -> Prompt:
+    """The same with pictures, each of which becomes as many tokens as the processor makes of it."""
     for index, message in enumerate(request.messages):
         _check_message(index, message)
     messages = with_pictures(request.messages, limits, stop)
     if stop.is_set():
-        return None
+        raise Stopped
     _templated(parts, messages)
     _check_marks(parts, messages)
     inputs = parts.processor.apply_chat_template(

@@ -1,14 +1,17 @@
-"""``classify`` for images and for audio: an input becomes labels with probabilities, best first."""
+"""``classify`` for images, audio and videos: an input becomes labels with probabilities, best first."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
-from taskrouter.backends.hf.calling import on_device, only_known, place, some
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.batching import Steps
+from taskrouter.backends.hf.calling import only_known, place, some
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
+from taskrouter.backends.hf.seen import LONGEST_SIDE
 from taskrouter.errors import BadInput
 from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import ClassifyRequest, Label
@@ -16,25 +19,19 @@ from taskrouter.verbs import ClassifyRequest, Label
 
 def classify(
     parts: Parts, family: Family, request: ClassifyRequest, limits: MediaLimits, stop: threading.Event
-) -> tuple[Label, ...]:
-    """Classify one input. Blocks. Raises ``BadInput``; returns nothing of use once ``stop`` is set."""
-    import torch
-
+) -> Steps:
+    """Classify one input: wants a pass of the module, returns labels. Blocks between. Raises ``BadInput``."""
     if not isinstance(request.top_k, int) or isinstance(request.top_k, bool) or request.top_k < 1:
         raise BadInput(f"top_k wants a whole number of at least 1, not {request.top_k!r}.")
     if family is Family.ZERO_SHOT_IMAGE:
         return _zero_shot(parts, request, limits, stop)
     module = parts.module
     known = only_known(request.labels, module)
-    prepare = _image if family is Family.IMAGE else _audio
-    inputs = prepare(parts, request, limits)
-    if stop.is_set():
-        return ()
-    with torch.inference_mode():
-        scores = module(**on_device(inputs, parts)).logits[0].float()
-        several = getattr(module.config, "problem_type", None) == "multi_label_classification"
-        chances = scores.sigmoid() if several else scores.softmax(-1)
-        best = chances.sort(descending=True)
+    outputs = yield dict(_PREPARED[family](parts, request, limits))
+    scores = outputs.logits[0].float()
+    several = getattr(module.config, "problem_type", None) == "multi_label_classification"
+    chances = scores.sigmoid() if several else scores.softmax(-1)
+    best = chances.sort(descending=True)
     names = module.config.id2label
     labels = (
         Label(str(names[index]), chance)
@@ -76,3 +73,20 @@ def _audio(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
     rate = int(parts.processor.sampling_rate)
     samples = load_audio(request.input, limits, sampling_rate=rate, source_rate=request.sampling_rate)
     return parts.processor(samples, sampling_rate=rate, return_tensors="pt")
+
+
+def _video(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
+    """As many frames as the model was trained on, evenly spread; of a shorter video some come twice."""
+    from taskrouter.media.video import load_video
+
+    count = int(parts.module.config.num_frames)
+    frames = load_video(request.input, limits, count=count, side=LONGEST_SIDE).frames
+    spread = [frames[place * len(frames) // count] for place in range(count)]
+    return parts.processor(spread, return_tensors="pt")
+
+
+_PREPARED: Mapping[Family, Callable[[Parts, ClassifyRequest, MediaLimits], Any]] = {
+    Family.IMAGE: _image,
+    Family.AUDIO: _audio,
+    Family.VIDEO: _video,
+}

@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Callable, Generator
 from typing import Any
 
-from taskrouter.backends.hf.calling import on_device, only_known, some
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.batching import Steps
+from taskrouter.backends.hf.calling import only_known, some
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput
 from taskrouter.media.image import load_image
 from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import Box, Detection, DetectRequest
 
+Found = tuple[list[float], list[str], list[list[float]]]
+"""Scores, names, and boxes in pixels: left, top, right, bottom."""
 
-def detect(
-    parts: Parts, family: Family, request: DetectRequest, limits: MediaLimits, stop: threading.Event
-) -> tuple[Detection, ...]:
-    """Find objects in one image. Blocks. Raises ``BadInput``; returns nothing of use once ``stop`` is set."""
-    wanted = some(request.labels, parts) if family is Family.ZERO_SHOT_DETECTION else None
-    known = only_known(request.labels, parts.module) if wanted is None else frozenset(request.labels)
-    image = load_image(request.image, limits)
-    if stop.is_set():
-        return ()
-    scores, names, boxes = _found(parts, image, wanted, request.threshold)
+Look = Callable[[Any], Generator[Any, Any, tuple[Detection, ...]]]
+"""Finds objects in a picture: wants a pass of the module for it."""
+
+
+def detect(parts: Parts, family: Family, request: DetectRequest, limits: MediaLimits, stop: threading.Event) -> Steps:
+    """Find objects in one image: wants a pass of the module, returns detections. Raises ``BadInput``."""
+    look = looking_for(parts, family, request.labels, request.threshold)
+    return (yield from look(load_image(request.image, limits)))
+
+
+def looking_for(parts: Parts, family: Family, labels: tuple[str, ...], threshold: float) -> Look:
+    """What finds these objects in a picture. Raises ``BadInput`` for labels the model can't look for."""
+    wanted = some(labels, parts) if family is Family.ZERO_SHOT_DETECTION else None
+    known = only_known(labels, parts.module) if wanted is None else frozenset(labels)
+
+    def look(image: Any) -> Generator[Any, Any, tuple[Detection, ...]]:
+        return _detections((yield from _found(parts, image, wanted, threshold)), image, known)
+
+    return look
+
+
+def _detections(found: Found, image: Any, known: frozenset[str]) -> tuple[Detection, ...]:
+    scores, names, boxes = found
     width, height = map(float, image.size)
     detections = [
         Detection(name, score, _within(box, width, height))
@@ -34,13 +51,7 @@ def detect(
     return tuple(sorted(detections, key=lambda each: -each.score))
 
 
-Found = tuple[list[float], list[str], list[list[float]]]
-"""Scores, names, and boxes in pixels: left, top, right, bottom."""
-
-
-def _found(parts: Parts, image: Any, wanted: list[str] | None, threshold: float) -> Found:
-    import torch
-
+def _found(parts: Parts, image: Any, wanted: list[str] | None, threshold: float) -> Generator[Any, Any, Found]:
     processor = parts.processor
     finish = (
         processor.post_process_object_detection if wanted is None else processor.post_process_grounded_object_detection
@@ -54,8 +65,7 @@ def _found(parts: Parts, image: Any, wanted: list[str] | None, threshold: float)
             f"the {len(wanted or ())} labels come to {inputs['input_ids'].shape[1]} tokens, and the model reads "
             f"{parts.module.config.max_text_len}: look for fewer at a time."
         )
-    with torch.inference_mode():
-        outputs = parts.module(**on_device(inputs, parts))
+    outputs = yield dict(inputs)
     for name in ("logits", "pred_boxes"):
         outputs[name] = outputs[name].float()  # Half a precision is coarser than a pixel.
     told = {"threshold": threshold, "target_sizes": [(image.height, image.width)]}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from taskrouter.backends.hf.calling import on_device
+from taskrouter.backends.hf.batching import Call, Steps
+from taskrouter.backends.hf.calling import Stopped, on_device
 from taskrouter.backends.hf.loading import Parts
+from taskrouter.backends.hf.one_space import embed_in_one_space
 from taskrouter.errors import BadInput, ContextTooLong, UnsupportedInput
 from taskrouter.verbs import Embeddings, EmbedRequest, Usage
 
@@ -16,31 +19,52 @@ MOST_TOKENS = 16_384
 """What is read at once at most, padding counted; texts of like length go together."""
 
 
-def embed(parts: Parts, request: EmbedRequest, context: int | None, stop: threading.Event) -> Embeddings:
-    """Vectors in the order of the texts. Blocks. Raises ``ContextTooLong`` for a text that would have to be cut.
+@dataclass(frozen=True, slots=True, eq=False)
+class Texts:
+    """Texts that want a vector each, and how many tokens they are."""
 
-    Returns nothing of use once ``stop`` is set.
+    texts: list[str]
+    lengths: list[int]
+
+
+def embed(parts: Parts, request: EmbedRequest, context: int | None, stop: threading.Event) -> Steps:
+    """Vectors in the order of the texts: wants them of the module. Blocks between.
+
+    Raises ``ContextTooLong`` for a text that would have to be cut.
     """
     if request.extra:
         raise UnsupportedInput(
             f"extra has {', '.join(sorted(request.extra))}, which Transformers models here don't take."
         )
     recipe = parts.recipe
-    assert recipe is not None
-    texts = [recipe.prepared(text) for text in request.inputs]
+    if recipe is None:
+        return embed_in_one_space(parts, request, stop)
+    texts = [recipe.prepared(text) for text in request.texts("this model")]
     longest = min((bound for bound in (context, recipe.longest) if bound is not None), default=None)
     lengths = []
     for place, text in enumerate(texts):
         if stop.is_set():
-            return Embeddings(())
+            raise Stopped
         lengths.append(_length(parts, place, text, longest))
-    vectors: dict[int, tuple[float, ...]] = {}
-    for places in _batches(lengths):
-        if stop.is_set():
-            return Embeddings(())
-        for place, vector in zip(places, _vectors(parts, [texts[place] for place in places]), strict=True):
-            vectors[place] = tuple(vector)
-    return Embeddings(tuple(vectors[place] for place in range(len(texts))), Usage(sum(lengths), 0))
+    vectors = yield Texts(texts, lengths)
+    return Embeddings(vectors, Usage(sum(lengths), 0))
+
+
+def run_vectors(parts: Parts, calls: Sequence[Call]) -> None:
+    """Meet the wants of calls, ``Texts`` each, with the texts of all sorted into batches by their lengths."""
+    texts = [(call, text) for call in calls for text in call.wants.texts]
+    vectors: list[tuple[float, ...]] = [()] * len(texts)
+    for batch in _batches([length for call in calls for length in call.wants.lengths]):
+        places = [place for place in batch if not texts[place][0].stopped]
+        if places:
+            rows = _vectors(parts, [texts[place][1] for place in places])
+            for place, row in zip(places, rows, strict=True):
+                vectors[place] = tuple(row)
+    start = 0
+    for call in calls:
+        end = start + len(call.wants.texts)
+        call.goes_on(tuple(vectors[start:end]))
+        start = end
 
 
 def _length(parts: Parts, place: int, text: str, longest: int | None) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,78 +21,21 @@ from taskrouter.backends.hf.arguments import (
     check_context,
     check_dtype,
 )
+from taskrouter.backends.hf.families import (
+    COMPLETES,
+    LACKS,
+    NEEDS,
+    VERBS,
+    Family,
+    known_architectures,
+    prepared_by,
+)
 from taskrouter.backends.hf.recipe import RECIPE, read_recipe
 from taskrouter.errors import CheckpointMissing, MissingDependency, ModelUnavailable, PreflightFailed
 from taskrouter.memory.checkpoint import Weights, read_config, read_json, read_weights
 from taskrouter.memory.estimate import ceiling, estimate, kv_cache_bytes
 from taskrouter.memory.hub import locate
 from taskrouter.types import Footprint, ModelRequest
-
-
-class Family(Enum):
-    """What a checkpoint is for; the value is the Transformers class that loads it."""
-
-    VISION = "AutoModelForImageTextToText"
-    CHAT = "AutoModelForCausalLM"
-    IMAGE = "AutoModelForImageClassification"
-    ZERO_SHOT_IMAGE = "AutoModelForZeroShotImageClassification"
-    AUDIO = "AutoModelForAudioClassification"
-    EMBEDDING = "AutoModel"
-    DETECTION = "AutoModelForObjectDetection"
-    ZERO_SHOT_DETECTION = "AutoModelForZeroShotObjectDetection"
-    CTC = "AutoModelForCTC"
-    SPEECH = "AutoModelForSpeechSeq2Seq"
-
-
-VERBS: Mapping[Family, frozenset[str]] = {
-    Family.VISION: frozenset({"chat", "stream_chat"}),
-    Family.CHAT: frozenset({"chat", "stream_chat", "generate"}),
-    Family.EMBEDDING: frozenset({"embed"}),
-    Family.IMAGE: frozenset({"classify"}),
-    Family.ZERO_SHOT_IMAGE: frozenset({"classify"}),
-    Family.AUDIO: frozenset({"classify"}),
-    Family.DETECTION: frozenset({"detect"}),
-    Family.ZERO_SHOT_DETECTION: frozenset({"detect"}),
-    Family.CTC: frozenset({"transcribe"}),
-    Family.SPEECH: frozenset({"transcribe"}),
-}
-
-_EXTRA = {"extra": "Transformers models here know no further fields"}
-COMPLETES = frozenset({"generate"})
-"""What is left of a language model's verbs where it has no chat template."""
-LACKS: Mapping[Family, Mapping[str, str]] = {
-    Family.CHAT: {**dict.fromkeys(("image", "audio", "video", "document", "tools"), "it chats in text"), **_EXTRA},
-    Family.VISION: {**dict.fromkeys(("audio", "document", "tools"), "it chats in text, images and videos"), **_EXTRA},
-    Family.EMBEDDING: _EXTRA,
-}
-"""What a request can't hold, by family, of those that read text; their context is told, too."""
-
-_PICTURES = ("torch", "transformers", "PIL", "numpy")
-_SOUNDS = ("torch", "transformers", "av", "numpy")
-NEEDS: Mapping[Family, tuple[str, ...]] = {
-    Family.VISION: (*_PICTURES, "av", "jinja2"),
-    Family.CHAT: ("torch", "transformers", "jinja2"),
-    Family.EMBEDDING: ("torch", "transformers"),
-    Family.IMAGE: _PICTURES,
-    Family.ZERO_SHOT_IMAGE: _PICTURES,
-    Family.AUDIO: _SOUNDS,
-    Family.DETECTION: _PICTURES,
-    Family.ZERO_SHOT_DETECTION: _PICTURES,
-    Family.CTC: _SOUNDS,
-    Family.SPEECH: _SOUNDS,
-}
-"""The packages it can't do without."""
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-PREPARES: Mapping[Family, str] = {
-    Family.CHAT: "AutoTokenizer",
-    Family.EMBEDDING: "AutoTokenizer",
-    Family.IMAGE: "AutoImageProcessor",
-    Family.AUDIO: "AutoFeatureExtractor",
-    Family.DETECTION: "AutoImageProcessor",
-}
-"""The Transformers class that prepares its input; of the others, which take text beside it, ``AutoProcessor``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,14 +164,14 @@ def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Fami
     for family in Family:
         if family is not Family.EMBEDDING and family.value in own_code:
             return architecture, family
-    for family, known in _known_architectures().items():
+    for family, known in known_architectures().items():
         if architecture in known:
             return architecture, family
     if _built_in(architecture):
         raise PreflightFailed(
             f"{request.label}: {architecture} can be loaded, but this version has no verb for it: Transformers "
             "models here chat (causal and vision language models), generate, embed (those of sentence-transformers), "
-            "classify (images, audio), detect and transcribe."
+            "classify (images, audio, videos), detect, track, segment, tell depth and transcribe."
         )
     raise _unknown(request, architecture)
 
@@ -257,27 +199,6 @@ def _unknown(request: ModelRequest, architecture: str) -> PreflightFailed:
     )
 
 
-def _known_architectures() -> dict[Family, frozenset[str]]:
-    from transformers.models.auto import modeling_auto as auto
-
-    def names(mapping: Mapping[str, str | tuple[str, ...]]) -> frozenset[str]:
-        return frozenset(name for value in mapping.values() for name in ((value,) if isinstance(value, str) else value))
-
-    return {
-        # Some that take pictures can be loaded as language models, too, and are blind then: pictures come first.
-        Family.VISION: names(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
-        Family.CHAT: names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-        Family.IMAGE: names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-        Family.AUDIO: names(auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
-        Family.DETECTION: names(auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES),
-        Family.ZERO_SHOT_DETECTION: names(auto.MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES),
-        Family.CTC: names(auto.MODEL_FOR_CTC_MAPPING_NAMES),
-        # Of these two the others want to be asked otherwise than by the pipeline of their kind.
-        Family.SPEECH: frozenset({"WhisperForConditionalGeneration"}),
-        Family.ZERO_SHOT_IMAGE: frozenset({"CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "AlignModel"}),
-    }
-
-
 def _built_in(architecture: str) -> bool:
     import transformers
 
@@ -285,7 +206,7 @@ def _built_in(architecture: str) -> bool:
 
 
 def _check_files(request: ModelRequest, folder: Path, family: Family) -> None:
-    for wanted in _prepared_by(family):
+    for wanted in prepared_by(family):
         if not any((folder / name).is_file() for name in wanted):
             raise CheckpointMissing(
                 f"{request.label}: {folder} has none of {', '.join(wanted)}, so its input can't be prepared. Fetch the "
@@ -296,13 +217,6 @@ def _check_files(request: ModelRequest, folder: Path, family: Family) -> None:
             f"{request.label}: {request.model_id} has no chat template, so it can't be asked about pictures. Choose "
             "its instruct variant, or put a chat_template.jinja into its folder."
         )
-
-
-def _prepared_by(family: Family) -> tuple[tuple[str, ...], ...]:
-    """Of each of these at least one file must be there."""
-    if family in (Family.CHAT, Family.EMBEDDING):
-        return (TOKENIZER_FILES,)
-    return (PROCESSOR_FILES,) if family in PREPARES else (PROCESSOR_FILES, TOKENIZER_FILES)
 
 
 def _has_chat_template(folder: Path) -> bool:

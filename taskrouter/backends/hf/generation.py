@@ -83,16 +83,16 @@ class StopText:
 
 
 class Watcher:
-    """A stopping criterion that sees every token: it emits the text, and says when to stop.
+    """Sees every token of one text: emits what can be shown, and says when it is ``over``, and why.
 
-    ``generate`` calls it after each token with all of them. Some decoding loops look one token late, so what comes
-    after the end is ignored.
+    Some decoding loops look one token late, so what comes after the end is ignored.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         *,
+        most: int,
         ends: frozenset[int],
         stops: Sequence[str],
         stop: threading.Event,
@@ -100,19 +100,27 @@ class Watcher:
     ) -> None:
         self._detokenizer = Detokenizer(tokenizer)
         self._text = StopText(stops)
+        self._most = most
         self._ends = ends
         self._stop = stop
         self._emit = emit
-        self._over = False
+        self.over = False
         self.tokens = 0
         self.reason = "length"
 
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        import torch
-
-        if not self._over:
-            self._see(int(input_ids[0, -1]))
-        return torch.full((input_ids.shape[0],), self._over, dtype=torch.bool, device=input_ids.device)
+    def see(self, token: int) -> None:
+        """Add a token."""
+        if self.over:
+            return
+        self.tokens += 1
+        if token in self._ends:
+            self.over, self.reason = True, "stop"
+            return
+        self._show(self._text.push(self._detokenizer.push(token)))
+        if self._text.hit:
+            self.over, self.reason = True, "stop"
+        elif self._stop.is_set() or self.tokens >= self._most:
+            self.over = True
 
     def finish(self) -> None:
         """Emit what was held back."""
@@ -120,24 +128,13 @@ class Watcher:
         if self._text.hit:
             self.reason = "stop"
 
-    def _see(self, token: int) -> None:
-        self.tokens += 1
-        if token in self._ends:
-            self._over, self.reason = True, "stop"
-            return
-        self._show(self._text.push(self._detokenizer.push(token)))
-        if self._text.hit:
-            self._over, self.reason = True, "stop"
-        elif self._stop.is_set():
-            self._over = True
-
     def _show(self, piece: str) -> None:
         if piece:
             self._emit(piece)
 
 
 class Sampling:
-    """Draws the next token from its own random numbers, as a logits processor under greedy decoding.
+    """Draws one text's next tokens from its own random numbers: turns its scores so that the largest is the one drawn.
 
     Adding Gumbel noise to log-probabilities and taking the largest is drawing from them (the Gumbel-max trick). Torch's
     global generator, which every thread of the process shares, stays out of it: a seed gives the same text
@@ -155,7 +152,8 @@ class Sampling:
         else:
             self._random.manual_seed(seed)
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
+    def drawn(self, scores: Any) -> Any:
+        """The scores (texts × tokens) with noise, for greedy decoding to choose from."""
         import torch
 
         scores = scores.float() / self._temperature

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
-from taskrouter.backends.hf.examine import PREPARES, Checkpoint, Family
+from taskrouter.backends.hf.examine import Checkpoint
 from taskrouter.backends.hf.failures import load_error
+from taskrouter.backends.hf.families import PREPARES, Family
+from taskrouter.backends.hf.prepare import pictures_and_text, sam2_processor
 from taskrouter.backends.hf.quiet import quiet
 from taskrouter.backends.hf.recipe import Recipe, read_recipe
 from taskrouter.backends.hf.stopping import Stop, stoppable
@@ -31,7 +33,8 @@ LOAD_LOCK = threading.Lock()
 class Parts:
     """A loaded checkpoint: the module, what prepares its input (tokenizer or processor), and what it takes.
 
-    ``recipe``: how one that embeds makes a vector of a text.
+    ``recipe``: how one that embeds makes a vector of a text. ``pieces``: of a long input, how many are worked on at a
+    time.
     """
 
     module: Any
@@ -40,6 +43,7 @@ class Parts:
     storages: tuple[StorageRef, ...]
     measured: Footprint
     recipe: Recipe | None = None
+    pieces: int = 1
 
 
 def load_parts(
@@ -114,7 +118,7 @@ def _load(
     grown = {each: _reserved(each) - before[each] for each in on_gpu}
     measured = _measure(bytes_by_device(storages), grown, cache_bytes=checkpoint.cache_bytes)
     recipe = read_recipe(request.label, checkpoint.folder) if checkpoint.family is Family.EMBEDDING else None
-    return Parts(module, processor, devices[0], storages, measured, recipe)
+    return Parts(module, processor, devices[0], storages, measured, recipe, request.pieces)
 
 
 def _optional(request: ModelRequest, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -168,9 +172,12 @@ def _check_whole(request: ModelRequest, module: Any, info: Mapping[str, Any]) ->
 def _processor(request: ModelRequest, checkpoint: Checkpoint) -> Any:
     import transformers
 
-    return getattr(transformers, PREPARES.get(checkpoint.family, "AutoProcessor")).from_pretrained(
-        checkpoint.folder, local_files_only=True, trust_remote_code=request.trust_remote_code
-    )
+    if checkpoint.family is Family.POINTED and checkpoint.config.get("model_type") != "sam":
+        return sam2_processor(checkpoint.folder)
+    how = {"local_files_only": True, "trust_remote_code": request.trust_remote_code}
+    if checkpoint.family not in PREPARES:
+        return pictures_and_text(checkpoint.folder, **how)
+    return getattr(transformers, PREPARES[checkpoint.family]).from_pretrained(checkpoint.folder, **how)
 
 
 def _measure(stored: Charges, reserved: Charges, *, cache_bytes: int) -> Footprint:

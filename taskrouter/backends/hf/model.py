@@ -1,27 +1,36 @@
-"""A loaded Transformers model: its verbs, run one at a time in a thread of its own."""
+"""A loaded Transformers model: its verbs, run in a thread of its own, those that came meanwhile together."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from taskrouter.backends.hf.arena import Arena, why_not, why_stays
+from taskrouter.backends.hf.batching import Call, work_on
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.classify import classify
 from taskrouter.backends.hf.complete import complete
+from taskrouter.backends.hf.depth import depth
 from taskrouter.backends.hf.detect import detect
-from taskrouter.backends.hf.embed import embed
+from taskrouter.backends.hf.embed import embed, run_vectors
 from taskrouter.backends.hf.examine import Checkpoint
-from taskrouter.backends.hf.failures import call_error, forget_frames, out_of_memory
+from taskrouter.backends.hf.families import BATCHED
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, give_back, storages_of
-from taskrouter.backends.hf.threads import Worker
+from taskrouter.backends.hf.passes import run_passes
+from taskrouter.backends.hf.rows import run_texts
+from taskrouter.backends.hf.segment import segment
+from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, storages_of
+from taskrouter.backends.hf.threads import Job, Worker
+from taskrouter.backends.hf.track import track
 from taskrouter.backends.hf.transcribe import transcribe
 from taskrouter.backends.sleep import told
-from taskrouter.errors import ModelDied, SleepFailed, TaskRouterError, UnsupportedVerb
+from taskrouter.errors import ModelDied, SleepFailed, UnsupportedVerb
 from taskrouter.media.limits import MediaLimits
 from taskrouter.types import Footprint, ModelKey, ModelRequest
 from taskrouter.verbs import STREAMING_VERBS, ChatChunk
@@ -52,7 +61,7 @@ class TransformersModel:
             }
         )
         self._arena: Arena | None = None
-        self._worker = Worker(f"taskrouter:{request.label}")
+        self._worker = Worker(f"taskrouter:{request.label}", most=request.batch)
 
     @property
     def measured(self) -> Footprint | None:
@@ -79,7 +88,8 @@ class TransformersModel:
         if verb in STREAMING_VERBS:
             raise UnsupportedVerb(f"{self._label}: {verb} answers in pieces; use stream().")
         stop = threading.Event()
-        return await self._worker.run(self._operation(verb, request, stop, _ignore), stop)
+        outcome = self._queue(verb, request, stop, _ignore)
+        return await self._worker.result(outcome, stop)
 
     async def stream(self, verb: str, request: Any) -> AsyncIterator[Any]:
         """Answer in pieces; closed or cancelled, it ends when the thread has stopped working on it."""
@@ -95,7 +105,7 @@ class TransformersModel:
             except RuntimeError:  # the loop was closed under us: nobody listens any more
                 stop.set()
 
-        outcome = self._worker.submit(self._operation(verb, request, stop, emit), stop)
+        outcome = self._queue(verb, request, stop, emit)
         outcome.add_done_callback(lambda _: emit(None))
         try:
             while (piece := await pieces.get()) is not None:
@@ -111,6 +121,10 @@ class TransformersModel:
         """Wait for ever: a model in this process lives as long as the process."""
         never: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         return await never
+
+    def rested(self) -> Future[None]:
+        """Settled once its thread has let go of the weights."""
+        return self._worker.rested()
 
     def sleep(self) -> tuple[int, tuple[StorageRef, ...]]:
         """Move the weights to host RAM: the bytes that takes, and weak references to what must now die.
@@ -148,32 +162,28 @@ class TransformersModel:
             arena.close()
         return () if parts is None else (*self._kept, *parts.storages)
 
-    def _operation(
-        self, verb: str, request: Any, stop: threading.Event, emit: Callable[[str], None]
-    ) -> Callable[[], Any]:
+    def _queue(self, verb: str, request: Any, stop: threading.Event, emit: Callable[[str], None]) -> Future[Any]:
         if verb not in self.verbs:
             raise UnsupportedVerb(f"{self._label} can't {verb}: it can {', '.join(sorted(self.verbs))}.")
         self._ready()
+        group = _RUNNERS.get(verb, run_passes) if self._family in BATCHED else None
+        return self._worker.put(Asked(verb, request, emit), self._work, group, stop)
 
-        def work() -> Any:
-            try:
-                if verb in _OF_MEDIA:
-                    answer = _OF_MEDIA[verb]
-                    return answer(self._ready(), self._family, request, request.limits or self._limits, stop)
-                if verb in _OF_TEXT:
-                    return _OF_TEXT[verb](self._ready(), request, self._context, stop)
-                limits = request.limits or self._limits
-                return chat(self._ready(), self._family, request, self._context, limits, stop, emit)
-            except TaskRouterError as error:
-                forget_frames(error, note=False)
-                raise
-            except Exception as error:
-                failure = call_error(error, self._label)
-                if out_of_memory(error):
-                    give_back(collect=True)
-                raise failure from error
+    def _work(self, jobs: Sequence[Job]) -> None:
+        run = _RUNNERS.get(jobs[0].asked.verb, run_passes)
+        calls = [Call(job, self._label, functools.partial(self._answer, job.asked, job.stop)) for job in jobs]
+        work_on(calls, lambda waiting: run(self._ready(), waiting))
 
-        return work
+    def _answer(self, asked: Asked, stop: threading.Event) -> Any:
+        """The answer, or the steps to it."""
+        verb, request = asked.verb, asked.request
+        if verb in _OF_MEDIA:
+            limits = request.limits or self._limits
+            return _OF_MEDIA[verb](self._ready(), self._family, request, limits, stop)
+        if verb in _OF_TEXT:
+            return _OF_TEXT[verb](self._ready(), request, self._context, stop)
+        limits = request.limits or self._limits
+        return chat(self._ready(), self._family, request, self._context, limits, stop, asked.emit)
 
     def _ready(self) -> Parts:
         if self._parts is None:
@@ -183,7 +193,31 @@ class TransformersModel:
         return self._parts
 
 
-_OF_MEDIA: Mapping[str, Callable[..., Any]] = {"classify": classify, "detect": detect, "transcribe": transcribe}
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One operation as it was asked for; pieces of its answer go to ``emit``."""
+
+    verb: str
+    request: Any
+    emit: Callable[[str], None]
+
+
+_RUNNERS: Mapping[str, Callable[[Parts, Sequence[Call]], None]] = {
+    "chat": run_texts,
+    "stream_chat": run_texts,
+    "generate": run_texts,
+    "embed": run_vectors,
+}
+"""What meets the wants of calls, several at a time (of others: passes); those of one runner go together."""
+
+_OF_MEDIA: Mapping[str, Callable[..., Any]] = {
+    "classify": classify,
+    "depth": depth,
+    "detect": detect,
+    "segment": segment,
+    "track": track,
+    "transcribe": transcribe,
+}
 """What answers about a picture or a sound: ``(parts, family, request, limits, stop)``."""
 
 _OF_TEXT: Mapping[str, Callable[..., Any]] = {"generate": complete, "embed": embed}

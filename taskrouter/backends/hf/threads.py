@@ -11,8 +11,10 @@ import asyncio
 import atexit
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -79,17 +81,33 @@ def _abandon(outcome: Future[T], take: Callable[[T], None]) -> None:
     outcome.add_done_callback(drop)
 
 
+@dataclass(slots=True, eq=False)
+class Job:
+    """An operation in a worker's queue: who works on it settles ``outcome``, soon once ``stop`` is set.
+
+    ``work`` is given the job, with those after it in the queue that are of its ``group`` (``None``: always alone).
+    """
+
+    asked: Any
+    work: Callable[[Sequence[Job]], None]
+    group: Hashable | None
+    outcome: Future[Any]
+    stop: threading.Event
+
+
 class Worker:
-    """One daemon thread that runs a model's operations, one at a time.
+    """One daemon thread that runs a model's operations in the order they came.
+
+    It waits for nothing but the first of them: those of one group that have come meanwhile, ``most`` of them, are
+    worked on together. So nobody waits for others to come, and nobody is overtaken.
 
     It keeps no reference to an operation or its result once that has ended, so that nothing of a model stays alive
     here.
     """
 
-    def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any], threading.Event] | None] = (
-            queue.SimpleQueue()
-        )
+    def __init__(self, name: str, most: int = 1) -> None:
+        self._most = most
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -99,14 +117,23 @@ class Worker:
         Cancelled: one that hasn't begun is dropped; for one that has, ``stop`` is set, and the cancellation is raised
         once the work has ended.
         """
-        outcome = self.submit(work, stop)
+        return await self.result(self.submit(work, stop), stop)
+
+    async def result(self, outcome: Future[T], stop: threading.Event) -> T:
+        """What was queued comes to; cancelled, as ``run`` says."""
         await self.finished(outcome, stop)
         return _result(outcome)
 
     def submit(self, work: Callable[[], T], stop: threading.Event) -> Future[T]:
-        """Queue ``work``; the future is settled by the worker's thread."""
-        outcome: Future[T] = Future()
-        self._jobs.put((outcome, work, stop))
+        """Queue ``work``, which is done alone; the future is settled by the worker's thread."""
+        return self.put(None, lambda jobs: jobs[0].outcome.set_result(work()), None, stop)
+
+    def put(
+        self, asked: Any, work: Callable[[Sequence[Job]], None], group: Hashable | None, stop: threading.Event
+    ) -> Future[Any]:
+        """Queue what may be worked on together with others; the future is settled by the worker's thread."""
+        outcome: Future[Any] = Future()
+        self._jobs.put(Job(asked, work, group, outcome, stop))
         return outcome
 
     async def finished(self, outcome: Future[T], stop: threading.Event) -> None:
@@ -125,20 +152,39 @@ class Worker:
         if cancelled is not None:
             raise cancelled
 
+    def rested(self) -> Future[None]:
+        """Settled once what is queued by now has run, and nothing of it is held here.
+
+        An operation itself is settled while it still has hold of the module, if only for a moment.
+        """
+        return self.submit(lambda: None, threading.Event())
+
     def close(self) -> None:
         """End the thread once what is queued has run."""
         self._jobs.put(None)
 
     def _serve(self) -> None:
-        while True:
-            job = self._jobs.get()
-            if job is None:
-                return
-            outcome, work, stop = job
+        early: deque[Job | None] = deque()  # what was taken from the queue, and doesn't go with the one before it
+        while (job := early.popleft() if early else self._jobs.get()) is not None:
+            jobs = [job, *self._followers(job, early)]
             del job
-            if outcome.set_running_or_notify_cancel():
-                _settle(outcome, work, stop)
-            del outcome, work, stop
+            jobs = [each for each in jobs if each.outcome.set_running_or_notify_cancel()]
+            if jobs:
+                _work(jobs)
+            del jobs
+
+    def _followers(self, job: Job, early: deque[Job | None]) -> list[Job]:
+        found: list[Job] = []
+        while job.group is not None and len(found) < self._most - 1 and not early:
+            try:
+                following = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if following is None or following.group != job.group:
+                early.append(following)
+            else:
+                found.append(following)
+        return found
 
 
 _running: dict[Future[Any], threading.Event] = {}
@@ -154,6 +200,20 @@ def _settle(outcome: Future[T], work: Callable[[], T], stop: threading.Event) ->
         outcome.set_result(result)
     finally:
         del _running[outcome]
+
+
+def _work(jobs: list[Job]) -> None:
+    for job in jobs:
+        _running[job.outcome] = job.stop
+    try:
+        jobs[0].work(jobs)
+    except BaseException as error:  # noqa: BLE001  whatever ended the work is the callers' to see
+        for job in jobs:
+            if not job.outcome.done():
+                job.outcome.set_exception(error)
+    finally:
+        for job in jobs:
+            del _running[job.outcome]
 
 
 @atexit.register

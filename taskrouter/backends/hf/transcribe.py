@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from taskrouter.backends.hf.calling import Stopped, interruptible, place
-from taskrouter.backends.hf.examine import Family
+from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
 from taskrouter.media.audio import load_audio
@@ -53,7 +53,7 @@ def transcribe(
                 feature_extractor=extractor,
                 **place(parts.module),
             )
-            heard = listen({"raw": samples, "sampling_rate": rate}, **how)
+            heard = listen({"raw": samples, "sampling_rate": rate}, batch_size=parts.pieces, **how)
     except Stopped:
         return Transcript("")
     segments = tuple(_segment(piece, duration_s) for piece in heard.get("chunks", ()))

@@ -1,11 +1,10 @@
-"""Writing text, token by token, after a prompt: what chat and completion share.
+"""What is to be written: a prompt, a text that comes after it, and the settings of both; chat and completion share it.
 
 Greedy unless ``temperature`` (or ``top_p``) asks for sampling.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -26,31 +25,62 @@ UNBOUNDED_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads, how many tokens that is, and how many the answer may have."""
+    """What the model reads, how many tokens that is, how many the answer may have, and how many the memory is for."""
 
     inputs: Mapping[str, Any]
     tokens: int
     answer_tokens: int
+    room: int
 
 
-def write(
-    parts: Parts, request: Request, prompt: Prompt, stop: threading.Event, emit: Callable[[str], None]
-) -> tuple[str, str, Usage]:
-    """The text that comes after a prompt, why it ended, and its tokens; each piece is given to ``emit`` as it comes.
+class Text:
+    """A text to be written after a prompt: how it is drawn, and how far it has come.
 
-    Blocks until all of it is there, or ``stop`` is set.
+    Each piece is given to ``emit`` as it comes; once ``stop`` is set it is over with the next token.
     """
-    pieces: list[str] = []
 
-    def show(piece: str) -> None:
-        pieces.append(piece)
-        emit(piece)
+    __slots__ = ("_pieces", "_watcher", "prompt", "sampling", "tokens")
 
-    watcher = Watcher(tokenizer(parts), ends=_ends(parts), stops=request.stop, stop=stop, emit=show)
-    if not stop.is_set():
-        _generate(parts, request, prompt, watcher)
-        watcher.finish()
-    return "".join(pieces), watcher.reason, Usage(prompt.tokens, watcher.tokens)
+    def __init__(
+        self, parts: Parts, request: Request, prompt: Prompt, stop: threading.Event, emit: Callable[[str], None]
+    ) -> None:
+        pieces: list[str] = []
+
+        def show(piece: str) -> None:
+            pieces.append(piece)
+            emit(piece)
+
+        self.prompt = prompt
+        self.sampling = _sampling(parts, request)
+        self.tokens: list[int] = []
+        self._pieces = pieces
+        self._watcher = Watcher(
+            tokenizer(parts), most=prompt.answer_tokens, ends=ends(parts), stops=request.stop, stop=stop, emit=show
+        )
+
+    @property
+    def span(self) -> int:
+        """Tokens of the prompt and of what is written."""
+        return self.prompt.tokens + len(self.tokens)
+
+    @property
+    def most(self) -> int:
+        """The most that ``span`` may become."""
+        return self.prompt.tokens + self.prompt.answer_tokens
+
+    @property
+    def over(self) -> bool:
+        return self._watcher.over
+
+    def see(self, token: int) -> None:
+        """Write a token."""
+        self.tokens.append(token)
+        self._watcher.see(token)
+
+    def ended(self) -> tuple[str, str, Usage]:
+        """The whole of it, why it ended, and its tokens."""
+        self._watcher.finish()
+        return "".join(self._pieces), self._watcher.reason, Usage(self.prompt.tokens, self._watcher.tokens)
 
 
 def tokenizer(parts: Parts) -> Any:
@@ -73,55 +103,20 @@ def fitting(parts: Parts, request: Request, context: int | None, inputs: Mapping
         on_device(inputs, parts),
         tokens,
         min(request.max_tokens or left, left),
+        tokens + left,
     )
 
 
-def _generate(parts: Parts, request: Request, prompt: Prompt, watcher: Watcher) -> None:
-    import torch
-
-    with torch.inference_mode():
-        parts.module.generate(
-            **prompt.inputs,
-            generation_config=_settings(parts, request, prompt.answer_tokens),
-            logits_processor=_sampling(parts, request),
-            stopping_criteria=_criteria(watcher),
-        )
-
-
-def _criteria(watcher: Watcher) -> Any:
-    import transformers
-
-    return transformers.StoppingCriteriaList([watcher])
-
-
-def _sampling(parts: Parts, request: Request) -> Any:
-    import transformers
-
+def _sampling(parts: Parts, request: Request) -> Sampling | None:
     temperature = request.temperature
     if temperature is None and request.top_p is not None:
         temperature = 1.0
-    processors = transformers.LogitsProcessorList()
-    if temperature:
-        processors.append(
-            Sampling(temperature=temperature, top_p=request.top_p, seed=request.seed, device=parts.device)
-        )
-    return processors
+    if not temperature:
+        return None
+    return Sampling(temperature=temperature, top_p=request.top_p, seed=request.seed, device=parts.device)
 
 
-def _settings(parts: Parts, request: Request, answer_tokens: int) -> Any:
-    """The model's own generation settings, less its sampling: that is the caller's to choose."""
-    settings = copy.deepcopy(parts.module.generation_config)
-    settings.do_sample = False
-    settings.num_beams = 1
-    for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "max_length", "min_length"):
-        setattr(settings, name, None)
-    settings.max_new_tokens = answer_tokens
-    if settings.pad_token_id is None:
-        settings.pad_token_id = next(iter(sorted(_ends(parts))), 0)
-    return settings
-
-
-def _ends(parts: Parts) -> frozenset[int]:
+def ends(parts: Parts) -> frozenset[int]:
     """The tokens that end an answer, as the model or else its tokenizer names them."""
     named = parts.module.generation_config.eos_token_id
     if named is None:

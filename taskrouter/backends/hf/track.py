@@ -1,0 +1,64 @@
+"""``track``: what any detector finds in a video's frames, with one id per object over all of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from math import ceil
+from typing import Any
+
+from taskrouter.backends.hf.association import Association
+from taskrouter.backends.hf.batching import Steps
+from taskrouter.backends.hf.detect import looking_for
+from taskrouter.backends.hf.families import Family
+from taskrouter.backends.hf.loading import Parts
+from taskrouter.errors import MediaTooLarge
+from taskrouter.media.limits import MediaLimits, opened
+from taskrouter.media.need import need
+from taskrouter.media.video import load_video
+from taskrouter.verbs import TrackRequest
+
+AT_ONCE = 8
+"""Frames that are held at a time: as many as media.max_pixels allows, however large they are."""
+_EARLIEST_S = 1e-6
+
+
+def track(parts: Parts, family: Family, request: TrackRequest, limits: MediaLimits, stop: threading.Event) -> Steps:
+    """Follow objects through a video: wants a pass of the module for each frame, returns tracks.
+
+    Raises ``BadInput`` or ``MediaTooLarge``.
+    """
+    need("scipy.optimize", what="tracking")
+    look = looking_for(parts, family, request.labels, request.threshold)
+    objects = Association(request.fps)
+    for frame, time_s in _frames(_kept(request.video, limits), limits, request.fps):
+        objects.look((yield from look(frame)), time_s)
+    return objects.tracks()
+
+
+def _frames(source: Any, limits: MediaLimits, fps: float) -> Iterator[tuple[Any, float]]:
+    """Frames and their seconds, a few read at a time."""
+    length = min(AT_ONCE, limits.max_frames) / fps
+    start, seconds, part = 0.0, None, 0
+    while seconds is None or start < seconds - _EARLIEST_S:
+        clip = load_video(source, limits, fps=fps, start_s=start, end_s=start + length)
+        if seconds is None:
+            seconds = clip.seconds
+            looks = ceil(seconds * fps - _EARLIEST_S)
+            if looks > limits.max_frames:
+                raise MediaTooLarge(
+                    f"the video lasts {seconds:.1f} s: {looks:,} frames at {fps:g} a second, and media.max_frames "
+                    f"allows {limits.max_frames:,}: ask for fewer fps, cut it, or raise the limit."
+                )
+        yield from zip(clip.frames, clip.times_s, strict=True)
+        part += 1
+        start = part * length
+
+
+def _kept(source: Any, limits: MediaLimits) -> Any:
+    """A source that can be read again and again: a path, or all its bytes."""
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and ":" not in source[:10]):
+        return source
+    with opened(source, limits, what="video") as file:
+        return file.file.read()

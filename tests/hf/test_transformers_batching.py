@@ -1,0 +1,298 @@
+"""Calls of one model that come while it works are worked on together: fewer passes, the same answers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskrouter import ModelManager
+from taskrouter.backends.base import LoadedModel
+from taskrouter.backends.hf import passes
+from taskrouter.backends.transformers import TransformersBackend
+from taskrouter.errors import BadInput, CallFailed
+from taskrouter.types import CPU
+from taskrouter.verbs import ChatRequest, ClassifyRequest, DetectRequest, EmbedRequest, GenerateRequest
+
+from .checkpoints import CHARGES, CONTEXT, request, say
+from .families import DETECTORS, sentence_bert
+from .test_transformers_classify import picture
+
+pytestmark = pytest.mark.anyio
+
+TOGETHER = 8
+
+
+class Door:
+    """Stands before a module: notes how many rows and tokens each pass has, and holds the pass that a test names."""
+
+    def __init__(self, module: Any, *, hold_at: int = 1) -> None:
+        self.rows: list[int] = []
+        self.tokens: list[int] = []
+        self.reached, self.go = threading.Event(), threading.Event()
+        self._hold_at = hold_at
+        self._hook = module.register_forward_pre_hook(self._pass, with_kwargs=True)
+
+    def _pass(self, _: Any, __: Any, inputs: dict[str, Any]) -> None:
+        first = next(inputs[name] for name in ("input_ids", "pixel_values", "input_values") if name in inputs)
+        self.rows.append(first.shape[0])
+        mask = inputs.get("attention_mask")
+        self.tokens.append(mask.numel() if mask is not None else 0)
+        if len(self.rows) == self._hold_at:
+            self.reached.set()
+            self.go.wait(30)
+
+    def open(self) -> None:
+        self.go.set()
+        self._hook.remove()
+
+
+async def together(model: LoadedModel, verb: str, requests: Sequence[Any]) -> tuple[list[Any], Door]:
+    """Answers of requests that all came while the model was at work on something else, and what it did for them."""
+    door, something_else = Door(model.raw, hold_at=0), threading.Event()
+    model._worker.submit(lambda: something_else.wait(30), threading.Event())  # type: ignore[attr-defined]
+    tasks = [asyncio.create_task(model.call(verb, each)) for each in requests]
+    await asyncio.sleep(0)
+    something_else.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    door.open()
+    return answers, door
+
+
+@pytest.fixture
+async def model(backend: TransformersBackend, chat_folder: Path) -> AsyncIterator[LoadedModel]:
+    loaded = await backend.load(request(chat_folder, batch=TOGETHER), (CPU,), CHARGES)
+    yield loaded
+    assert await backend.unload(loaded, timeout_s=5) == {}
+
+
+def varied() -> list[ChatRequest]:
+    """Prompts of other lengths, drawn in other ways, ended in other ways."""
+    return [
+        say("w1", max_tokens=9),
+        say("w1", "w2", "w3", "w4", "w5", "w6", max_tokens=3),
+        say("w7", "w8", max_tokens=12, temperature=1.0, seed=3),
+        say("w9", "w10", "w11", max_tokens=12, temperature=0.7, top_p=0.8, seed=4),
+        say("w2", "w2", max_tokens=12, stop=("w1", "w3")),
+    ]
+
+
+async def test_answers_written_together_are_those_written_alone(model: LoadedModel) -> None:
+    requests = varied()
+    alone = [await model.call("chat", each) for each in requests]
+    answers, door = await together(model, "chat", requests)
+    assert answers == alone
+    assert door.rows == [5] * 12  # one pass a token, as many as the longest has
+
+
+async def test_completions_go_together_too(model: LoadedModel) -> None:
+    requests = [GenerateRequest(" ".join(["w5"] * size), max_tokens=4) for size in (1, 2, 7)]
+    alone = [await model.call("generate", each) for each in requests]
+    answers, door = await together(model, "generate", requests)
+    assert answers == alone
+    assert max(door.rows) == 3
+
+
+async def test_nobody_waits_for_another_to_come(model: LoadedModel) -> None:
+    door = Door(model.raw, hold_at=0)
+    await model.call("chat", say("w1", max_tokens=2))
+    assert door.rows == [1, 1]
+    door.open()
+
+
+async def test_who_is_done_goes_while_others_are_still_written(model: LoadedModel) -> None:
+    door = Door(model.raw, hold_at=1)
+    busy = asyncio.create_task(model.call("chat", say("w1", max_tokens=1)))
+    await asyncio.to_thread(door.reached.wait, 30)
+    short = asyncio.create_task(model.call("chat", say("w1", max_tokens=2)))
+    long = asyncio.create_task(model.call("chat", say("w2", max_tokens=20)))
+    await asyncio.sleep(0)
+    later = Door(model.raw, hold_at=6)
+    door.open()
+    await busy
+    assert (await short).usage.completion_tokens == 2
+    await asyncio.to_thread(later.reached.wait, 30)
+    assert not long.done()
+    later.open()
+    assert (await long).usage.completion_tokens == 20
+
+
+async def test_pieces_of_a_stream_that_is_written_with_others_are_its_answer(model: LoadedModel) -> None:
+    streamed = say("w4", "w5", max_tokens=6)
+    alone = await model.call("chat", streamed)
+    door = Door(model.raw)
+    busy = asyncio.create_task(model.call("chat", say("w1", max_tokens=1)))
+    await asyncio.to_thread(door.reached.wait, 30)
+
+    async def listen() -> str:
+        return "".join([chunk.text async for chunk in model.stream("stream_chat", streamed)])
+
+    tasks = [asyncio.create_task(listen()), asyncio.create_task(listen())]
+    await asyncio.sleep(0)
+    door.open()
+    await busy
+    assert await asyncio.gather(*tasks) == [alone.text] * 2
+
+
+async def test_a_caller_who_goes_away_leaves_the_others_as_they_are(model: LoadedModel) -> None:
+    stays = say("w2", "w3", max_tokens=20)
+    alone = await model.call("chat", stays)
+    door = Door(model.raw)
+    busy = asyncio.create_task(model.call("chat", say("w1", max_tokens=1)))
+    await asyncio.to_thread(door.reached.wait, 30)
+    goes = asyncio.create_task(model.call("chat", say("w1", max_tokens=100)))
+    kept = asyncio.create_task(model.call("chat", stays))
+    await asyncio.sleep(0)
+    later = Door(model.raw, hold_at=5)
+    door.open()
+    await busy
+    await asyncio.to_thread(later.reached.wait, 30)
+    goes.cancel()
+    await asyncio.sleep(0)
+    later.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await goes
+    assert not kept.done()  # the lease of who went away ends now, not with the batch
+    assert await kept == alone
+    later.open()
+
+
+async def test_all_that_are_written_together_take_no_more_memory_than_one_may(model: LoadedModel) -> None:
+    requests = [say(*["w3"] * 9, *[f"w{n}"]) for n in range(10, 15)]  # written to the end of the context
+    alone = [await model.call("chat", each) for each in requests]
+    answers, door = await together(model, "chat", requests)
+    assert answers == alone
+    assert all(answer.usage.total_tokens == CONTEXT for answer in answers)
+    assert max(door.rows) == 5
+    assert max(size for rows, size in zip(door.rows, door.tokens, strict=True) if rows > 1) <= CONTEXT
+
+
+async def test_where_padding_would_be_counted_only_prompts_of_one_length_go_together(model: LoadedModel) -> None:
+    model.raw.generation_config.repetition_penalty = 1.5
+    requests = [say("w1", max_tokens=6), say("w2", max_tokens=6), say("w1", "w2", "w3", max_tokens=6)]
+    alone = [await model.call("chat", each) for each in requests]
+    answers, door = await together(model, "chat", requests)
+    assert answers == alone
+    assert sorted(door.rows) == [1] * 6 + [2] * 6
+
+
+async def test_a_bad_request_among_good_ones_is_refused_alone(model: LoadedModel) -> None:
+    bad = ChatRequest(messages=({"role": "narrator", "content": "w1"},))
+    answers, _ = await together(model, "chat", [say("w1", max_tokens=3), bad, say("w2", max_tokens=3)])
+    assert [type(answer).__name__ for answer in answers] == ["ChatAnswer", "BadInput", "ChatAnswer"]
+
+
+async def test_what_runs_out_of_memory_together_is_done_alone(model: LoadedModel) -> None:
+    requests = [say("w1", "w2", max_tokens=7), say("w3", max_tokens=7)]
+    alone = [await model.call("chat", each) for each in requests]
+    forward = model.raw.forward
+
+    def small(*args: Any, **inputs: Any) -> Any:
+        if inputs["input_ids"].shape[0] > 1 and inputs["attention_mask"].shape[1] > 6:
+            raise MemoryError("can't allocate memory")  # stands for a device that is full, after some tokens
+        return forward(*args, **inputs)
+
+    model.raw.forward = small
+    answers, door = await together(model, "chat", requests)
+    del model.raw.forward
+    assert answers == alone
+    assert 2 in door.rows
+    assert door.rows[-1] == 1
+
+
+async def test_what_fails_alone_too_fails_for_its_caller_only(model: LoadedModel) -> None:
+    forward = model.raw.forward
+
+    def fussy(*args: Any, **inputs: Any) -> Any:
+        if (inputs["input_ids"] == 12).any():  # the seventh word
+            raise RuntimeError("no sevens")
+        return forward(*args, **inputs)
+
+    model.raw.forward = fussy
+    answers, _ = await together(model, "chat", [say("w1", max_tokens=1), say("w7", max_tokens=1)])
+    del model.raw.forward
+    assert isinstance(answers[1], CallFailed)
+    assert "no sevens" in str(answers[1])
+    assert answers[0].usage.completion_tokens == 1
+
+
+async def test_texts_of_several_calls_are_read_together(backend: TransformersBackend, tmp_path: Path) -> None:
+    sentence_bert(tmp_path / "embed")
+    model = await backend.load(request(tmp_path / "embed", batch=TOGETHER), (CPU,), CHARGES)
+    requests = [EmbedRequest(("w1 w2", "w3")), EmbedRequest(("w4 w5 w6 w7",)), EmbedRequest(("w8", "w9", "w10"))]
+    alone = [await model.call("embed", each) for each in requests]
+    answers, door = await together(model, "embed", requests)
+    assert door.rows == [6]
+    for answer, expected in zip(answers, alone, strict=True):
+        assert answer.usage == expected.usage
+        for mine, theirs in zip(answer.vectors, expected.vectors, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-5)
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_pictures_of_several_calls_are_seen_in_one_pass(backend: TransformersBackend, image_folder: Path) -> None:
+    model = await backend.load(request(image_folder, batch=TOGETHER), (CPU,), CHARGES)
+    requests = [ClassifyRequest(picture().resize((20 + n, 30)), top_k=3) for n in range(4)]
+    alone = [await model.call("classify", each) for each in requests]
+    bad = ClassifyRequest(b"no picture")
+    answers, door = await together(model, "classify", [*requests, bad])
+    assert door.rows == [4]
+    assert isinstance(answers.pop(), BadInput)
+    for answer, expected in zip(answers, alone, strict=True):
+        assert [each.label for each in answer] == [each.label for each in expected]
+        assert [each.score for each in answer] == pytest.approx([each.score for each in expected], abs=1e-5)
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_objects_of_several_pictures_are_found_in_one_pass(backend: TransformersBackend, tmp_path: Path) -> None:
+    DETECTORS["rt_detr"](tmp_path / "rt")
+    model = await backend.load(request(tmp_path / "rt", batch=TOGETHER), (CPU,), CHARGES)
+    requests = [DetectRequest(picture().resize((40 + 9 * n, 30)), threshold=0.0) for n in range(3)]
+    alone = [await model.call("detect", each) for each in requests]
+    answers, door = await together(model, "detect", requests)
+    assert door.rows == [3]
+    for answer, expected in zip(answers, alone, strict=True):
+        assert len(answer) == len(expected)
+        assert [each.score for each in answer] == pytest.approx([each.score for each in expected], abs=1e-5)
+        assert answer[0].box == pytest.approx(expected[0].box, abs=1e-2)
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_no_more_is_stacked_than_the_memory_booked_allows(
+    backend: TransformersBackend, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await backend.load(request(image_folder, batch=TOGETHER), (CPU,), CHARGES)
+    monkeypatch.setattr(passes, "working_bytes", lambda _: passes.PICTURES_TAKE * 3 * (3 * 32 * 32 * 4) - 1)
+    _, door = await together(model, "classify", [ClassifyRequest(picture())] * 5)
+    assert door.rows == [2, 2, 1]
+    await backend.unload(model, timeout_s=5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "option", "slots"), [("", "", 8), ("max_batch_size: 3", "", 3), ("", "max_concurrency: 2", 2)]
+)
+async def test_as_many_callers_get_a_lease_as_may_be_answered_together(
+    chat_folder: Path, tmp_path: Path, keys: str, option: str, slots: int
+) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        f"tasks: {{t: {{kind: chat, selected: m, options: {{m: {{model_id: '{chat_folder}', framework: transformers,"
+        f" {option}}}}}}}}}\ninference: {{{keys}}}\n"
+    )
+    async with ModelManager(file) as manager:
+        model = await manager.load_model("t")
+        async with manager.lease("t") as lease:
+            door = Door(lease.raw)
+        tasks = [asyncio.create_task(model.chat(f"w{n}", max_tokens=4)) for n in range(10)]
+        await asyncio.to_thread(door.reached.wait, 30)
+        await asyncio.sleep(0.05)
+        assert [each.leases for each in manager.statistics().models.values()] == [slots]
+        door.go.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer.usage and answer.usage.completion_tokens for answer in answers] == [4] * 10
+        assert 1 < max(door.rows) <= slots
+        door.open()
