@@ -64,4 +64,4 @@ async def main() -> None:
     await ours()
     mine, base = await in_turns(ours, all_of_it, rounds=ROUNDS)
     what = f"{COUNT} frames of {SECONDS // 60} minutes ({WIDTH} × {HEIGHT}, {len(video) / 2**20:.1f} MiB)"
-    show("pictures of a video", [Row(what, mine * 1e3, "ms", "decoding all of it", base * 1e3, "≤ 0.1 ×")])
+    show("pictures of a video", [Row(what, mine * 1e3, "ms", "decoding all of it", base * 1e3, "reported")])
