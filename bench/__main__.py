@@ -18,6 +18,8 @@ BENCHES = (
     "activations",
     "policies",
     "simulate",
+    "answering",
+    "frames",
 )
 
 
