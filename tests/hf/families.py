@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -576,6 +577,33 @@ def _qwen(folder: Path, name: str, kind: Any, vision: dict[str, Any]) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(told))
 
 
+def smolvlm(folder: Path) -> None:
+    """Pictures and text to text, by Idefics3's younger brother."""
+    import json
+
+    import transformers
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    marks = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+    tokenizer = _chatting(marks)
+    config = transformers.SmolVLMConfig(
+        text_config=_text(transformers.LlamaConfig, tokenizer),
+        vision_config={**SMALL, "image_size": SIDE, "patch_size": 16},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"), scale_factor=2, tie_word_embeddings=False,
+        pad_token_id=0,
+    )  # fmt: skip
+    save(transformers.SmolVLMForConditionalGeneration(config), folder)
+    tokenizer.chat_template = _TEMPLATE
+    tokenizer.save_pretrained(folder)
+    longest = {"longest_edge": SIDE}
+    pictures = SmolVLMImageProcessorPil(size=longest, max_image_size=longest, do_image_splitting=False)
+    told = {"image_seq_len": (SIDE // 16) ** 2 // 4, "processor_class": "SmolVLMProcessor"}
+    # The class that would write these files needs torchvision.
+    (folder / "preprocessor_config.json").write_text(pictures.to_json_string())
+    (folder / "processor_config.json").write_text(json.dumps(told))
+
+
 TALKERS: Mapping[str, Callable[[Path], None]] = {
-    "idefics3": idefics3, "llava": llava, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl
+    "idefics3": idefics3, "llava": llava, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl,
+    **({"smolvlm": smolvlm} if importlib.util.find_spec("num2words") else {}),
 }  # fmt: skip

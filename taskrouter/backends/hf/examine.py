@@ -22,6 +22,7 @@ from taskrouter.backends.hf.arguments import (
     check_dtype,
 )
 from taskrouter.backends.hf.families import (
+    ALSO_NEEDS,
     COMPLETES,
     LACKS,
     NEEDS,
@@ -101,7 +102,7 @@ def _examine(request: ModelRequest) -> Checkpoint:
     else:
         architecture, family = _family(request, config)
     _refuse_idle_keys(request, family)
-    require_packages(NEEDS[family])
+    require_packages((*NEEDS[family], *ALSO_NEEDS.get(str(config.get("model_type")), ())))
     _check_files(request, folder, family)
     verbs = VERBS[family]
     if family is Family.CHAT and not _has_chat_template(folder):
