@@ -13,7 +13,7 @@ from taskrouter.backends.hf import segment as segment_module
 from taskrouter.backends.hf.regions import region
 from taskrouter.backends.hf.segment import segment
 from taskrouter.backends.transformers import TransformersBackend
-from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
+from taskrouter.errors import BadInput, MediaTooLarge, MissingDependency, UnsupportedInput
 from taskrouter.media.limits import MediaLimits
 from taskrouter.types import CPU
 from taskrouter.verbs import Box, Point, Region, SegmentRequest
@@ -226,3 +226,17 @@ async def test_points_to_a_model_that_takes_none_are_refused_and_nobody_gone_is_
 
 def test_a_mask_of_nothing_has_a_box_of_no_size() -> None:
     assert region("cup", 0.5, np.zeros((3, 4), np.bool_)).box == Box(0, 0, 0, 0)
+
+
+async def test_what_reads_no_picture_without_torchvision_is_told_before_anything_is_loaded(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    import importlib.util
+
+    segformer(tmp_path / "segformer")
+    config = tmp_path / "segformer" / "preprocessor_config.json"
+    config.write_text(config.read_text().replace("SegformerImageProcessor", "Sam3ImageProcessor"))
+    if importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is here")
+    with pytest.raises(MissingDependency, match="what prepares its pictures needs torchvision"):
+        await backend.preflight(request(tmp_path / "segformer"))

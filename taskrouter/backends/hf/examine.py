@@ -26,11 +26,13 @@ from taskrouter.backends.hf.families import (
     COMPLETES,
     LACKS,
     NEEDS,
+    PREPARES,
     VERBS,
     Family,
     known_architectures,
     prepared_by,
 )
+from taskrouter.backends.hf.prepare import check_pictures
 from taskrouter.backends.hf.recipe import RECIPE, read_recipe
 from taskrouter.errors import CheckpointMissing, MissingDependency, ModelUnavailable, PreflightFailed
 from taskrouter.memory.checkpoint import Weights, read_config, read_json, read_weights
@@ -104,6 +106,8 @@ def _examine(request: ModelRequest) -> Checkpoint:
     _refuse_idle_keys(request, family)
     require_packages((*NEEDS[family], *ALSO_NEEDS.get(str(config.get("model_type")), ())))
     _check_files(request, folder, family)
+    if PREPARES.get(family) == "AutoImageProcessor" and family is not Family.POINTED and "auto_map" not in config:
+        check_pictures(request.label, folder)
     verbs = VERBS[family]
     if family is Family.CHAT and not _has_chat_template(folder):
         verbs &= COMPLETES

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from taskrouter.errors import MissingDependency
 from taskrouter.memory.checkpoint import read_json
 
 _OWN = ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
@@ -39,6 +40,21 @@ def pictures_and_text(folder: Path, **how: Any) -> Any:
     if names[-1:] != ["video_processor"]:
         return transformers.AutoProcessor.from_pretrained(folder, **how)
     return _without_videos(kind, names[:-1]).from_pretrained(folder, **how)
+
+
+def check_pictures(label: str, folder: Path) -> None:
+    """See that Transformers' class for a checkpoint's pictures can be had here. Raises ``MissingDependency``."""
+    import transformers
+
+    try:
+        transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (ImportError, ValueError) as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        raise MissingDependency(
+            f"{label}: what prepares its pictures needs torchvision, which is not installed: `pip install "
+            "torchvision`, or choose another model."
+        ) from error
 
 
 def _without_videos(kind: Any, names: list[str]) -> Any:
