@@ -176,6 +176,24 @@ class _Sam2Scaling:
         return {**scaled, "pixel_values": self.pixels}
 
 
+@pytest.mark.parametrize("name", POINTED)
+async def test_a_point_stays_where_it_is_in_half_precision(
+    backend: TransformersBackend, tmp_path: Path, name: str
+) -> None:
+    import torch
+
+    POINTED[name](tmp_path / name)
+    model = await backend.load(request(tmp_path / name, dtype="bfloat16"), (CPU,), CHARGES)
+    told: list[Any] = []
+    hook = model.raw.register_forward_pre_hook(lambda _, __, how: told.append(how["input_points"]), with_kwargs=True)
+    (found,) = await model.call("segment", SegmentRequest(picture(), points=((Point(101.3, 41.7),),)))
+    hook.remove()
+    assert sound(found)
+    assert told[0].dtype == torch.float32
+    assert told[0][0, 0, 0, 0].item() == pytest.approx(101.3 * 64 / WIDE, abs=1e-3)
+    assert await backend.unload(model, timeout_s=5) == {}
+
+
 async def test_the_checkpoint_for_videos_answers_about_pictures_the_same(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:
