@@ -30,7 +30,7 @@ def track(
 
     Returns nothing of use once ``stop`` is set.
     """
-    need("scipy.optimize", what="tracking")
+    need("scipy.optimize", what="objects through a video")
     look = looking_for(parts, family, request.labels, request.threshold)
     objects = Association(request.fps)
     for frame, time_s in _frames(_kept(request.video, limits), limits, request.fps):
