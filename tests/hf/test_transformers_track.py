@@ -15,7 +15,7 @@ import PIL.ImageDraw
 import pytest
 
 from taskrouter.backends.hf.association import Association, overlap
-from taskrouter.backends.hf.track import track
+from taskrouter.backends.hf.track import _frames, track
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.media.limits import MediaLimits
@@ -24,6 +24,7 @@ from taskrouter.samples.renderers.drawing import OVERSAMPLING, background, finis
 from taskrouter.types import CPU
 from taskrouter.verbs import Box, Detection, Track, TrackRequest
 from tests.media.files import encoded
+from tests.media.test_media_video import film as encode_film
 
 from .checkpoints import CHARGES, request
 from .families import owlv2
@@ -137,6 +138,14 @@ async def test_any_words_are_followed_where_the_model_takes_them(backend: Transf
     with pytest.raises(BadInput, match="no labels of its own"):
         await model.call("track", TrackRequest(moving(0.3)))
     await backend.unload(model, timeout_s=5)
+
+
+def test_a_picture_is_looked_at_once_however_many_a_second_are_asked_for() -> None:
+    film = encode_film(2)
+    times = [time_s for _, time_s in _frames(film, MediaLimits(), 30)]
+    assert times == pytest.approx([place / 10 for place in range(20)])
+    assert len(list(_frames(film, MediaLimits(), 5))) == 10
+    assert [time_s for _, time_s in _frames(film, MediaLimits(), 0.4)] == [0.0]
 
 
 def at(x: float, y: float = 0.0, *, label: str = "a", score: float = 0.9, side: float = 10.0) -> Detection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from taskrouter.backends.hf.association import Association
@@ -43,7 +43,7 @@ def track(
 def _frames(source: Any, limits: MediaLimits, fps: float) -> Iterator[tuple[Any, float]]:
     """Frames and their seconds, a few read at a time."""
     length = min(AT_ONCE, limits.max_frames) / fps
-    start, seconds, part = 0.0, None, 0
+    start, seconds, part, before = 0.0, None, 0, -inf
     while seconds is None or start < seconds - _EARLIEST_S:
         clip = load_video(source, limits, fps=fps, start_s=start, end_s=start + length)
         if seconds is None:
@@ -54,7 +54,10 @@ def _frames(source: Any, limits: MediaLimits, fps: float) -> Iterator[tuple[Any,
                     f"the video lasts {seconds:.1f} s: {looks:,} frames at {fps:g} a second, and media.max_frames "
                     f"allows {limits.max_frames:,}: ask for fewer fps, cut it, or raise the limit."
                 )
-        yield from zip(clip.frames, clip.times_s, strict=True)
+        for frame, time_s in zip(clip.frames, clip.times_s, strict=True):
+            if time_s > before:  # of a video with fewer a second each is looked at once
+                yield frame, time_s
+                before = time_s
         part += 1
         start = part * length
 
