@@ -20,6 +20,9 @@ from taskrouter.verbs import Track, TrackRequest
 
 AT_ONCE = 8
 """Frames that are held at a time: as many as media.max_pixels allows, however large they are."""
+MOST_AT_ONCE = 64
+ALL_PIXELS = 64_000_000
+"""So many frames of so many pixels in all, where they are smaller."""
 _EARLIEST_S = 1e-6
 
 
@@ -42,24 +45,30 @@ def track(
 
 def _frames(source: Any, limits: MediaLimits, fps: float) -> Iterator[tuple[Any, float]]:
     """Frames and their seconds, a few read at a time."""
-    length = min(AT_ONCE, limits.max_frames) / fps
-    start, seconds, part, before = 0.0, None, 0, -inf
-    while seconds is None or start < seconds - _EARLIEST_S:
-        clip = load_video(source, limits, fps=fps, start_s=start, end_s=start + length)
-        if seconds is None:
+    looks, done, seconds, before = min(AT_ONCE, limits.max_frames), 0, inf, -inf
+    while (start := done / fps) < seconds - _EARLIEST_S:
+        clip = load_video(source, limits, fps=fps, start_s=start, end_s=(done + looks) / fps)
+        if not done:
             seconds = clip.seconds
-            looks = ceil(seconds * fps - _EARLIEST_S)
-            if looks > limits.max_frames:
-                raise MediaTooLarge(
-                    f"the video lasts {seconds:.1f} s: {looks:,} frames at {fps:g} a second, and media.max_frames "
-                    f"allows {limits.max_frames:,}: ask for fewer fps, cut it, or raise the limit."
-                )
+            _check_looks(seconds, fps, limits)
         for frame, time_s in zip(clip.frames, clip.times_s, strict=True):
             if time_s > before:  # of a video with fewer a second each is looked at once
                 yield frame, time_s
                 before = time_s
-        part += 1
-        start = part * length
+        done += looks
+        # Small ones are read more at a time: each reading begins at the keyframe before it.
+        size = clip.frames[0].width * clip.frames[0].height
+        room = min(ALL_PIXELS, AT_ONCE * limits.max_pixels) // size
+        looks = min(max(AT_ONCE, room), MOST_AT_ONCE, limits.max_frames)
+
+
+def _check_looks(seconds: float, fps: float, limits: MediaLimits) -> None:
+    looks = ceil(seconds * fps - _EARLIEST_S)
+    if looks > limits.max_frames:
+        raise MediaTooLarge(
+            f"the video lasts {seconds:.1f} s: {looks:,} frames at {fps:g} a second, and media.max_frames allows "
+            f"{limits.max_frames:,}: ask for fewer fps, cut it, or raise the limit."
+        )
 
 
 def _kept(source: Any, limits: MediaLimits) -> Any:
