@@ -26,18 +26,15 @@ from tests.media.test_media_video import FILM
 
 from .checkpoints import CHARGES, request
 from .families import (
-    DEPTHS,
     DETECTORS,
-    LABELLERS,
-    POINTED,
-    TALKERS,
-    WATCHERS,
     ZERO_SHOT_CLASSIFIERS,
     ZERO_SHOT_DETECTORS,
     sentence_bert,
     wav2vec2_ctc,
     whisper,
 )
+from .families_seeing import DEPTHS, LABELLERS, POINTED, WATCHERS
+from .families_talking import TALKERS
 from .test_transformers_classify import picture
 from .test_transformers_transcribe import recording
 

@@ -19,7 +19,7 @@ from taskrouter.types import CPU
 from taskrouter.verbs import Box, Point, Region, SegmentRequest
 
 from .checkpoints import CHARGES, request
-from .families import LABELLERS, POINTED, sam2, segformer
+from .families_seeing import LABELLERS, POINTED, sam2, segformer
 from .test_transformers_detect import HIGH, WIDE, picture
 
 pytestmark = pytest.mark.anyio
