@@ -1,4 +1,4 @@
-"""Transformers in this process: chat, and classification of images and audio.
+"""Transformers in this process: chat, embeddings, and what is seen or heard in pictures, videos and sounds.
 
 Models are loaded one at a time by daemon threads, called in a thread of their own each, and given back when unloaded:
 the storages are seen dead, not merely let go. Nothing heavy is imported here; ``preflight`` and ``load`` import

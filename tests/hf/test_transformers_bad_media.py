@@ -21,7 +21,8 @@ from tests.media.test_media_image import bomb
 from tests.media.test_media_video import FILM, film
 
 from .checkpoints import audio_checkpoint, image_checkpoint
-from .families import TALKERS, wav2vec2_ctc
+from .families import wav2vec2_ctc
+from .families_talking import TALKERS
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
