@@ -19,6 +19,8 @@ BENCHES = (
     "activations",
     "policies",
     "simulate",
+    "answering",
+    "frames",
 )
 
 

@@ -367,9 +367,8 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class TrackRequest:
-    """A tracking call: ``video`` is a path, bytes, a file object or a ``data:`` URL, looked at ``fps`` times a second.
-
-    The rest is as in ``DetectRequest``.
+    """A tracking call: ``video`` is a path, bytes, a file object or a ``data:`` URL, looked at ``fps`` times a second;
+    or its pictures, so many a second. The rest is as in ``DetectRequest``.
     """
 
     video: Any

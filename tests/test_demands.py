@@ -9,7 +9,7 @@ import pytest
 
 from taskrouter.demands import demands_of, kinds_of, least_tokens, surely_longer
 from taskrouter.memory.senses import lacks
-from taskrouter.verbs import ChatRequest, EmbedRequest, GenerateRequest, TranscribeRequest
+from taskrouter.verbs import ChatRequest, EmbedRequest, GenerateRequest, Picture, TranscribeRequest
 
 SIGHT = {"image", "video"}
 
@@ -109,3 +109,8 @@ def test_no_model_that_sees_or_hears_is_taken_for_one_that_does_not(tmp_path: Pa
     known = {name for name in texts if missing(name) == SIGHT | {"audio"}}
     assert (blind, deaf, known) == (set(), set(), texts)
     assert len(seeing) > 20
+
+
+def test_a_picture_to_embed_is_a_demand_and_a_text_is_none() -> None:
+    assert demands_of(EmbedRequest(("a text", Picture(b"")))) == {"image"}
+    assert demands_of(EmbedRequest(("a text",))) == frozenset()

@@ -67,6 +67,7 @@ SHOWN_BY = {
     "media.max_bytes": "test_the_limits_of_the_file_reach_every_call",
     "media.max_pixels": "test_the_limits_of_the_file_reach_every_call",
     "media.max_seconds": "test_the_limits_of_the_file_reach_every_call",
+    "media.max_frames": "test_the_limits_of_the_file_reach_every_call",
     "media.remote": "test_the_limits_of_the_file_reach_every_call",
     "media.allowed_hosts": "test_the_limits_of_the_file_reach_every_call",
 }
@@ -106,7 +107,7 @@ def test_the_limits_of_the_file_reach_every_call(tmp_path: Path, monkeypatch: py
         return (Label("a", 1.0),)
 
     monkeypatch.setattr(FakeModel, "call", remember)
-    media = {"roots": ["pictures"], "max_bytes": "3MiB", "max_pixels": 77, "max_seconds": 5}
+    media = {"roots": ["pictures"], "max_bytes": "3MiB", "max_pixels": 77, "max_seconds": 5, "max_frames": 6}
     media |= {"remote": True, "allowed_hosts": ["media.example"]}
     option = {"model_id": "m", "framework": "fake", "vram_gb": 1, "engine_args": {"bytes": "1GiB"}}
     file = tmp_path / "models.yaml"
@@ -118,7 +119,7 @@ def test_the_limits_of_the_file_reach_every_call(tmp_path: Path, monkeypatch: py
 
     asyncio.run(main())
     limits = asked[0].limits
-    assert (limits.max_bytes, limits.max_pixels, limits.max_seconds) == (3 << 20, 77, 5.0)
+    assert (limits.max_bytes, limits.max_pixels, limits.max_seconds, limits.max_frames) == (3 << 20, 77, 5.0, 6)
     assert (limits.remote, limits.allowed_hosts) == (True, ("media.example",))
     assert limits.roots == (str((tmp_path / "pictures").resolve()),)
 

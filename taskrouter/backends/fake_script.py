@@ -22,7 +22,8 @@ The settings of ``engine_args`` (all optional)::
     lacks                      what its preflight says it can't take: a list of image, audio, video, document, tools
     context                    the most tokens it takes, as its preflight says
     answer                     what it answers instead of its own: a text for chat, generate, transcribe; labels for
-                               classify (one, a list from best to worst, or a mapping to scores); anything for the rest
+                               classify (one, a list from best to worst, or a mapping to scores); rows for depth; things
+                               for detect, segment and track
 """
 
 from __future__ import annotations

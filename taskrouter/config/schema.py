@@ -176,6 +176,7 @@ class MediaConfig(Section):
     max_bytes: Size = Field(512 << 20, description="Largest input.")
     max_pixels: Count = Field(40_000_000, description="Largest image, in pixels.")
     max_seconds: Annotated[Real, Field(gt=0)] = Field(3600.0, description="Longest audio or video.")
+    max_frames: Count = Field(1024, description="Most pictures of one video, or of one conversation.")
 
 
 class TelemetryConfig(Section):

@@ -74,6 +74,7 @@ class Configured:
             max_bytes=catalog.media.max_bytes,
             max_pixels=catalog.media.max_pixels,
             max_seconds=catalog.media.max_seconds,
+            max_frames=catalog.media.max_frames,
             roots=catalog.media_roots,
             remote=catalog.media.remote,
             allowed_hosts=tuple(catalog.media.allowed_hosts),

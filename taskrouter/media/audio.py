@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Play lists and the like make the demuxer open other files and URLs: of this list, only real containers.
-_CONTAINERS = "aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,wav,w64"
+_CONTAINERS = (
+    "aac,ac3,aiff,amr,ape,asf,au,avi,caf,dsf,dts,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,nut,ogg,"
+    "tak,tta,voc,w64,wav,wv"
+)
 # Encoders pad the first and the last packet, so what is decoded is never exactly what is declared.
 _SLACK_S = 0.1
 _MOST_CHANNELS = 32
@@ -68,7 +71,7 @@ def _decode(source: Opened, limits: MediaLimits, rate: int) -> NDArray[np.float3
             if not container.streams.audio:
                 raise BadInput(f"{source.name} has no sound in it: give an audio file, or a video with sound.")
             if container.duration:
-                _check_seconds(container.duration / av.time_base, source.name, limits)
+                _check_seconds(container.duration / av.time_base - _SLACK_S, source.name, limits)
             samples, seconds, damage = _decode_stream(container, source.name, limits, rate)
             declared = declared_seconds(container, source.file)
             form = container.format.name
@@ -95,23 +98,53 @@ def _decode_stream(
 ) -> tuple[NDArray[np.float32], float, Exception | None]:
     """Decode the first sound track; returns its samples, the seconds read, and what stopped it early, if anything."""
     import av
-    import numpy as np
 
-    # Not to "mono" there: libswresample adds channels at 0.7 each, and a loud stereo file would clip.
-    resampler = av.AudioResampler(format="fltp", rate=rate)
-    parts: list[NDArray[np.float32]] = []
-    seconds, damage = 0.0, None
+    mono = _Mono(rate)
+    heard, seconds, damage = 0, 0.0, None
     try:
         for frame in container.decode(container.streams.audio[0]):
-            seconds += frame.samples / frame.sample_rate
-            _check_seconds(seconds, name, limits)
-            parts.extend(piece.to_ndarray().mean(axis=0) for piece in resampler.resample(frame))
-        parts.extend(piece.to_ndarray().mean(axis=0) for piece in resampler.resample(None))
+            heard += frame.samples
+            seconds = heard / frame.sample_rate
+            _check_seconds(seconds - _SLACK_S, name, limits)
+            mono.take(frame)
+        mono.take(None)
     except MediaTooLarge:
         raise
-    except (av.error.FFmpegError, EOFError, ValueError, OverflowError) as error:
+    except (av.error.FFmpegError, EOFError, ValueError, ArithmeticError) as error:
         damage = error
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32), seconds, damage
+    return mono.sound(), seconds, damage
+
+
+class _Mono:
+    """Decoded frames, of whatever form, become the samples of one channel at one rate."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._form: tuple[str, str, int] | None = None
+        self._resampler: Any = None
+        # Grown in place: pieces to be joined at the end would be there twice, which counts for an hour of sound.
+        self._samples = bytearray()
+
+    def take(self, frame: Any | None) -> None:
+        """One frame more, or the end. A broadcast may go from mono to stereo and back: each form has a resampler."""
+        import av
+
+        if frame is not None and self._form != (form := (frame.layout.name, frame.format.name, frame.sample_rate)):
+            self._push(None)
+            # Not to "mono" there: libswresample adds channels at 0.7 each, and a loud stereo file would clip. Nor to
+            # planes ("fltp"): PyAV reads past the list of them where there are 8 or more.
+            self._form, self._resampler = form, av.AudioResampler(format="flt", rate=self._rate)
+        self._push(frame)
+
+    def _push(self, frame: Any | None) -> None:
+        for piece in self._resampler.resample(frame) if self._resampler is not None else ():
+            channels = piece.to_ndarray().reshape(piece.samples, -1)
+            self._samples += channels.mean(axis=1).tobytes()
+
+    def sound(self) -> NDArray[np.float32]:
+        import numpy as np
+
+        return np.frombuffer(self._samples, np.float32)
 
 
 def _reason(error: BaseException) -> str:
@@ -135,13 +168,12 @@ def _from_array(source: Any, limits: MediaLimits, rate: int, source_rate: int) -
         samples = np.asarray(source)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadInput(f"{type(source).__name__} can't be read as an array of samples: {error}.") from error
-    if samples.ndim == 2 and min(samples.shape) <= _MOST_CHANNELS:
-        wide = _as_float(samples)
-        samples = wide.mean(axis=int(np.argmin(samples.shape)), dtype=np.float32)
-    if samples.ndim != 1:
+    if samples.ndim != 1 and not (samples.ndim == 2 and min(samples.shape) <= _MOST_CHANNELS):
         shape = "×".join(map(str, samples.shape)) or "no"
         raise BadInput(f"an array of shape {shape} is no sound: give samples, or channels × samples.")
-    _check_seconds(len(samples) / source_rate, "the audio array", limits)
+    _check_seconds(max(samples.shape) / source_rate, "the audio array", limits)
+    if samples.ndim == 2:
+        samples = np.asarray(_as_float(samples).mean(axis=int(np.argmin(samples.shape)), dtype=np.float32))
     sound = np.ascontiguousarray(_as_float(samples))
     return sound if source_rate == rate or not sound.size else _resample(sound, source_rate, rate)
 
@@ -151,7 +183,10 @@ def _as_float(samples: NDArray[Any]) -> NDArray[np.float32]:
 
     if np.issubdtype(samples.dtype, np.signedinteger):
         full = float(np.iinfo(samples.dtype).max) + 1
-        return (samples / full).astype(np.float32)
+        # Float32 holds 16 bits exactly; more are divided before they are rounded, not after.
+        precise = np.dtype(np.float32 if samples.dtype.itemsize <= 2 else np.float64)
+        scaled: NDArray[np.float32] = np.divide(samples, full, dtype=precise).astype(np.float32, copy=False)
+        return scaled
     if np.issubdtype(samples.dtype, np.floating):
         return samples.astype(np.float32)
     raise BadInput(f"a sound of {samples.dtype} isn't understood: give float samples from -1 to 1, or signed integers.")

@@ -18,7 +18,11 @@ _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, ArithmeticError, AttributeError,
     NotImplementedError, struct.error, zlib.error, UserWarning,
 )  # fmt: skip
+# Of the many that Pillow knows, those for pictures as people have them. Some of the others run programs (EPS) or hold
+# files within, whose size is told only as they are decoded (ICO, ICNS).
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "QOI")
 _ORIENTATION = 0x0112
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 
 
 def load_image(source: Any, limits: MediaLimits | None = None) -> Image:
@@ -37,9 +41,7 @@ def load_image(source: Any, limits: MediaLimits | None = None) -> Image:
     if isinstance(source, PIL.Image.Image):
         return _decoded(source, "the image", limits)
     if hasattr(source, "__array__"):
-        picture = _from_array(source)
-        _check_pixels(picture.size, "the image", limits)
-        return _rgb(picture)
+        return _rgb(_from_array(source, limits))
     with opened(source, limits, what="image") as file:
         return _decoded(_identified(file), file.name, limits)
 
@@ -49,7 +51,7 @@ def _identified(source: Opened) -> Image:
     import PIL.Image
 
     try:
-        return PIL.Image.open(source.file)
+        return PIL.Image.open(source.file, formats=_FORMATS)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise MediaTooLarge(f"{source.name} has more pixels than Pillow opens: {error} Give a smaller one.") from error
     except PIL.UnidentifiedImageError as error:
@@ -62,6 +64,7 @@ def _identified(source: Opened) -> Image:
 
 def _decoded(picture: Image, name: str, limits: MediaLimits) -> Image:
     _check_pixels(picture.size, name, limits)
+    _check_tiles(picture, name, limits)
     try:
         picture.load()
         return _rgb(_upright(picture))
@@ -82,6 +85,16 @@ def _check_pixels(size: tuple[int, int], name: str, limits: MediaLimits) -> None
             f"{name} has {width} × {height} = {width * height:,} pixels, and media.max_pixels allows "
             f"{limits.max_pixels:,}: give a smaller one, or raise the limit."
         )
+
+
+def _check_tiles(picture: Image, name: str, limits: MediaLimits) -> None:
+    """A TIFF's tiles are decoded whole, however small the picture is that they are cut from."""
+    tags = getattr(picture, "tag_v2", {})
+    try:
+        tile = int(tags.get(_TILE_WIDTH) or 1), int(tags.get(_TILE_HEIGHT) or 1)
+    except _DAMAGE as error:
+        raise _damaged(name, error) from error
+    _check_pixels(tile, f"a tile of {name}", limits)
 
 
 def _upright(picture: Image) -> Image:
@@ -127,16 +140,16 @@ def _from_wide(picture: Image) -> Image:
     import numpy as np
     import PIL.Image
 
-    levels = np.nan_to_num(np.asarray(picture).astype(np.float64))
+    levels = np.nan_to_num(np.asarray(picture).astype(np.float32), copy=False)
     highest = levels.max()
     if picture.mode.startswith("I;16") or highest > 255:
-        levels = levels / 257
+        levels /= 257
     elif picture.mode == "F" and highest <= 1:
-        levels = levels * 255
-    return PIL.Image.fromarray(np.clip(levels.round(), 0, 255).astype(np.uint8))
+        levels *= 255
+    return PIL.Image.fromarray(levels.round(out=levels).clip(0, 255, out=levels).astype(np.uint8))
 
 
-def _from_array(source: Any) -> Image:
+def _from_array(source: Any, limits: MediaLimits) -> Image:
     import numpy as np
     import PIL.Image
 
@@ -151,6 +164,7 @@ def _from_array(source: Any) -> Image:
         pixels = pixels[:, :, 0]
     if not pixels.size or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in {3, 4})):
         raise BadInput(f"an array of shape {shape} is no picture: give height × width, or with 1, 3 or 4 channels.")
+    _check_pixels((pixels.shape[1], pixels.shape[0]), "the image", limits)
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
     elif pixels.dtype == np.uint16:

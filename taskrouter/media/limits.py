@@ -62,6 +62,7 @@ def opened(source: Any, limits: MediaLimits, *, what: str) -> Iterator[Opened]:
     what can't be opened and ``MediaTooLarge`` for what is over ``max_bytes``.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
+        _check_size(memoryview(source).nbytes, f"the {what}", limits)
         yield _in_memory(bytes(source), f"the {what}", limits)
     elif isinstance(source, str) and source[:5].lower() == "data:":
         yield _in_memory(_decode_data_url(source, limits, what), f"the {what} in the data: URL", limits)
@@ -75,7 +76,7 @@ def opened(source: Any, limits: MediaLimits, *, what: str) -> Iterator[Opened]:
         yield _in_memory(_drain(source, limits, what), f"the {what}", limits)
     else:
         raise BadInput(
-            f"{type(source).__name__} is nothing an {what} can be read from: "
+            f"{type(source).__name__} is nothing that {what} can be read from: "
             "give a path, bytes, a binary file object, a data: URL or an array."
         )
 
@@ -103,7 +104,7 @@ def _checked_path(source: str | os.PathLike[str], limits: MediaLimits, what: str
     """Follow links, and see that the path is allowed before anything is said about what is there."""
     text = os.fspath(source)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise BadInput(f"{text!r} is no path: give the path of an {what} file.")
+        raise BadInput(f"{text!r} is no path: give the path of a file.")
     if _URL.match(text):
         raise BadInput(
             f"{text.split('?')[0]!r} is a URL, and only local files are read: "

@@ -104,7 +104,7 @@ def _checked(url: str, limits: MediaLimits, what: str) -> SplitResult:
     except ValueError as error:
         raise BadInput(f"{_shown(url)} is no URL: {error}.") from error
     if parts.scheme not in _PORTS or not parts.hostname or port == 0:
-        raise BadInput(f"{_shown(url)} can't be fetched: give an http or https URL of an {what}.")
+        raise BadInput(f"{_shown(url)} can't be fetched: give an http or https URL.")
     if parts.username is not None or parts.password is not None:
         raise BadInput(f"{_shown(url)} holds a name or a password: give a URL without one.")
     if not url.isascii() or any(sign <= " " or sign == "\x7f" for sign in url):

@@ -8,24 +8,24 @@ shorter, decoding on is quicker. Files whose seeking lies are read through from 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil, inf, isfinite
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
-from taskrouter.errors import BadInput, MediaTooLarge
-from taskrouter.media.limits import MediaLimits, opened
+from taskrouter.errors import BadInput
+from taskrouter.media.image import load_image
+from taskrouter.media.limits import MediaLimits, Opened, opened
 from taskrouter.media.need import need
+from taskrouter.media.wanted import EARLIEST_S, Wanted, check_frames, check_seconds, check_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Play lists and the like make the demuxer open other files and URLs: of this list, only real containers.
-_CONTAINERS = "asf,avi,flac,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,mpegvideo,nut,ogg,wav"
-_CLIP_PIXELS = 8
-"""All pictures together may have so many times the pixels that one may have."""
+_CONTAINERS = "asf,avi,flac,flv,gif,ivf,matroska,mov,mp3,mpeg,mpegts,nut,ogg,wav"
 _SLACK_S = 1.0
 """What a header promises beyond the last picture; more is a file cut short."""
-_EARLIEST_S = 1e-6
 _MOST_IN_VAIN = 8
 """After so many seeks that won nothing a file is decoded on."""
 
@@ -51,37 +51,96 @@ def load_video(
     start_s: float = 0.0,
     end_s: float | None = None,
     side: int | None = None,
+    source_fps: float | None = None,
 ) -> Clip:
     """Read pictures of a video: ``count`` of them, evenly spread, or ``fps`` a second; by default all that there are.
 
-    ``source`` is a path, bytes, a binary file object or a ``data:`` URL of any container and codec that PyAV reads.
-    ``start_s`` and ``end_s`` bound the stretch they are taken from; ``count`` of it are the first of as many equal
-    parts, and fewer where it has fewer. ``side`` scales down what is longer, in pixels. Turned as the file says.
-    Blocks while it reads and decodes. Raises ``BadInput`` for what is no video, is damaged, or has no such stretch,
-    ``MediaTooLarge`` for what is over a limit, ``MissingDependency`` where PyAV isn't installed.
+    ``source`` is a path, bytes, a binary file object or a ``data:`` URL of a container and codec that PyAV reads; or
+    the pictures themselves: an array (frames × what ``load_image`` takes), or a list of what ``load_image`` takes.
+    ``source_fps`` is their rate, by default ``fps``, or else one a second; files bring their own. ``start_s`` and
+    ``end_s`` bound the stretch they are taken from; ``count`` of it are the first of as many equal parts, and fewer
+    where it has fewer. ``side`` scales down what is longer, in pixels. Turned as the file says. Blocks while it reads
+    and decodes. Raises ``BadInput`` for what is no video, is damaged, or has no such stretch, ``MediaTooLarge`` for
+    what is over a limit, ``MissingDependency`` where PyAV isn't installed.
     """
     need("av", "PIL.Image", what="video")
     import av
 
-    if count is not None and fps is not None:
-        raise BadInput("give either a count of frames or fps, not both.")
-    if (count is not None and count < 1) or (fps is not None and not (isfinite(fps) and fps > 0)):
-        raise BadInput(f"{count if fps is None else fps} frames make no sense: give a number above 0.")
     limits = limits or MediaLimits()
+    wanted = Wanted(count, fps, start_s, end_s)
+    if isinstance(source, (list, tuple)) or hasattr(source, "__array__"):
+        return _of_pictures(source, wanted, limits, side, source_fps or fps or 1.0)
     with opened(source, limits, what="video") as file:
         try:
-            with av.open(file.file, metadata_errors="replace", options={"format_whitelist": _CONTAINERS}) as container:
+            with _container(file, limits) as container:
                 reader = _Reader(container, file.name, limits, side)
-                wanted = reader.times(count, fps, start_s, end_s)
-                frames, times = reader.read(wanted)
+                frames, times = reader.read(reader.times(wanted))
                 return Clip(tuple(frames), tuple(times), reader.seconds)
-        except (av.error.FFmpegError, EOFError, ValueError, OverflowError, OSError) as error:
+        except (av.error.FFmpegError, EOFError, ValueError, ArithmeticError, OSError) as error:
             if isinstance(error, BadInput):
                 raise
             raise BadInput(
                 f"{file.name} can't be decoded as video, or is damaged ({getattr(error, 'strerror', None) or error}): "
                 "give an MP4, MOV, MKV, WebM or AVI file."
             ) from error
+
+
+def _of_pictures(source: Any, wanted: Wanted, limits: MediaLimits, side: int | None, rate: float) -> Clip:
+    """A video that is given as its pictures; only those that are wanted are looked at."""
+    name = "the video"
+    try:
+        total = len(source)
+    except TypeError:
+        total = 0
+    if not total or not (rate > 0 and rate < inf):
+        raise BadInput(f"{name} has {total} pictures, {rate:g} of them a second: give some, and a rate above 0.")
+    seconds = total / rate
+    check_seconds(seconds, name, limits)
+    number = total if wanted.everything else wanted.how_many(name, seconds, rate)
+    check_frames(min(number, total), 0, name, limits)
+    times = [place / rate for place in range(total)] if wanted.everything else wanted.times(number, seconds, rate)
+    places = sorted({min(int(at * rate + EARLIEST_S), total - 1) for at in times})
+    frames: list[Image] = []
+    pixels = 0
+    for place in places:
+        picture = load_image(source[place], limits)
+        if side and max(picture.size) > side:
+            picture.thumbnail((side, side))
+        pixels += picture.width * picture.height
+        check_frames(len(places), pixels, name, limits)
+        frames.append(picture)
+    return Clip(tuple(frames), tuple(place / rate for place in places), seconds)
+
+
+@contextmanager
+def _container(source: Opened, limits: MediaLimits) -> Iterator[Any]:
+    """The file, open. Opening decodes its first picture, whose size nobody here has seen: the decoder is told a bound.
+
+    Where that leaves the size unknown, the file is asked for it with no decoder at hand. Some codecs allocate wider
+    than they show, so the decoder's bound is twice ours.
+    """
+    import av
+
+    def opening(**options: str) -> Any:
+        source.file.seek(0)
+        options |= {"format_whitelist": _CONTAINERS}
+        return av.open(source.file, metadata_errors="replace", options=options)
+
+    bound = str(2 * limits.max_pixels)
+    with opening(max_pixels=bound) as container:
+        codec = next((stream.codec_context for stream in container.streams.video), None)
+        if codec is None or codec.width:
+            if codec is not None:
+                codec.options = {"max_pixels": bound}
+            yield container
+            return
+    with opening(codec_whitelist="none") as container:
+        for stream in container.streams.video[:1]:
+            check_size(stream.codec_context.width, stream.codec_context.height, source.name, limits)
+    raise BadInput(
+        f"{source.name} has no picture that can be decoded: it is damaged, or its pictures are larger than it says "
+        "and than media.max_pixels allows."
+    )
 
 
 class _Reader:
@@ -99,19 +158,11 @@ class _Reader:
             raise BadInput(f"{name} is in a codec that isn't known here: convert it to H.264, VP9 or AV1.")
         stream.thread_type = "AUTO"
         width, height = stream.codec_context.width, stream.codec_context.height
+        check_size(width, height, name, limits)
         self.pixels = _pixels(width, height, side)
-        if width * height > limits.max_pixels:
-            raise MediaTooLarge(
-                f"{name} has pictures of {width} × {height} pixels, and media.max_pixels allows "
-                f"{limits.max_pixels:,}: give a smaller one, or raise the limit."
-            )
         self.first = self._first()
         self.seconds = self._seconds()
-        if self.seconds > limits.max_seconds:
-            raise MediaTooLarge(
-                f"{name} lasts {self.seconds:.0f} s, longer than the {limits.max_seconds:g} that media.max_seconds "
-                "allows: cut it into pieces, or raise the limit."
-            )
+        check_seconds(self.seconds, name, limits)
 
     def _first(self) -> float:
         """When its first picture is on the screen, on the file's own clock: what was cut out begins late."""
@@ -139,38 +190,18 @@ class _Reader:
 
     # --- which -------------------------------------------------------------------------------------------------------
 
-    def times(self, count: int | None, fps: float | None, start_s: float, end_s: float | None) -> list[float] | None:
+    def times(self, wanted: Wanted) -> list[float] | None:
         """Seconds from the beginning at which a picture is wanted; ``None``: all."""
-        end = self.seconds if end_s is None else min(end_s, self.seconds)
-        if not (isfinite(start_s) and start_s >= 0) or (end_s is not None and not end_s > start_s):
-            raise BadInput(
-                f"from {start_s} s to {'its end' if end_s is None else f'{end_s} s'} is no stretch of a video."
-            )
-        if start_s and start_s >= self.seconds:
-            raise BadInput(f"{self.name} lasts {self.seconds:.1f} s: there is nothing at {start_s:g} s.")
-        if count is None and fps is None:
-            if not start_s and end_s is None:
-                self._check_frames(self.stream.frames)
-                return None
-            fps = float(self.stream.average_rate or self.stream.guessed_rate or 25)
-        length = end - start_s
-        number = count if count is not None else max(1, ceil(length * (fps or 1.0) - _EARLIEST_S))
+        if wanted.everything:
+            self._check_frames(self.stream.frames)
+            return None
+        rate = float(self.stream.average_rate or self.stream.guessed_rate or 25)
+        number = wanted.how_many(self.name, self.seconds, rate)
         self._check_frames(number)
-        step = length / number if fps is None else 1 / fps
-        return [start_s + place * step for place in range(number)]
+        return wanted.times(number, self.seconds, rate)
 
     def _check_frames(self, number: int) -> None:
-        most = self.limits.max_frames
-        if number > most:
-            raise MediaTooLarge(
-                f"{number:,} frames of {self.name} were asked for, and media.max_frames allows {most:,}: ask for "
-                "fewer, or raise the limit."
-            )
-        if number * self.pixels > _CLIP_PIXELS * self.limits.max_pixels:
-            raise MediaTooLarge(
-                f"{number:,} frames of {self.name} would have {number * self.pixels:,} pixels together, more than "
-                f"{_CLIP_PIXELS} × media.max_pixels: ask for fewer, or scale them down."
-            )
+        check_frames(number, number * self.pixels, self.name, self.limits)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -178,11 +209,13 @@ class _Reader:
         """The pictures that are on the screen at these times, each once, and when each came there."""
         frames: list[Image] = []
         times: list[float] = []
+        pixels = 0
         for frame, at in self._all() if wanted is None else self._at(wanted):
             if times and at <= times[-1]:
                 continue
-            if wanted is None:
-                self._check_frames(len(frames) + 1)
+            check_size(frame.width, frame.height, self.name, self.limits)  # a later one may be larger
+            pixels += _pixels(frame.width, frame.height, self.side)
+            check_frames(len(frames) + 1, pixels, self.name, self.limits)
             frames.append(_upright(frame, self.side))
             times.append(at)
         if not frames:
@@ -190,8 +223,13 @@ class _Reader:
         return frames, times
 
     def _all(self) -> Iterator[tuple[Any, float]]:
+        """Its pictures from here on, each later than the one before: a damaged file may go back, and so for ever."""
+        last = -inf
         for frame in self.container.decode(self.stream):
-            yield frame, self._time(frame)
+            at = self._time(frame)
+            if at > last:
+                last = at
+                yield frame, at
 
     def _time(self, frame: Any) -> float:
         return max(float(frame.time or 0.0) - self.first, 0.0)
@@ -203,10 +241,10 @@ class _Reader:
         seeks, in_vain = True, 0
         keyframe, apart = 0.0, inf  # the last one seen, and how far it stood from the one before
         for target in wanted:
-            while coming is not None and coming[1] <= target + _EARLIEST_S:
+            while coming is not None and coming[1] <= target + EARLIEST_S:
                 if seeks and target - coming[1] > apart:
                     entered, decoding = self._enter(target)
-                    if entered is None or entered[1] > target + _EARLIEST_S:
+                    if entered is None or entered[1] > target + EARLIEST_S:
                         # Its index lies: from here on the file is read through.
                         seeks, (coming, decoding) = False, self._enter(0.0)
                         continue

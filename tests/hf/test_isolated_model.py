@@ -36,7 +36,8 @@ from taskrouter.types import CPU, GIB, Charges, ModelRequest
 from taskrouter.verbs import ChatRequest, ClassifyRequest, DepthRequest, EmbedRequest, GenerateRequest
 
 from .checkpoints import request, say, seen
-from .families import depth_anything, sentence_bert
+from .families import sentence_bert
+from .families_seeing import depth_anything
 
 CHARGES: Charges = {CPU: GIB}
 Main = Callable[[], Coroutine[Any, Any, None]]

@@ -15,7 +15,7 @@ from taskrouter.types import CPU
 from taskrouter.verbs import Depth, DepthRequest
 
 from .checkpoints import CHARGES, request
-from .families import DEPTHS, depth_anything, dpt, glpn
+from .families_seeing import DEPTHS, depth_anything, dpt, glpn
 from .gone import passes_for_nobody
 from .test_transformers_detect import HIGH, WIDE, picture
 

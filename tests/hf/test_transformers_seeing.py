@@ -26,7 +26,7 @@ from taskrouter.verbs import ChatRequest
 from tests.media.test_media_video import FILM
 
 from .checkpoints import CHARGES, request
-from .families import TALKERS
+from .families_talking import TALKERS
 from .test_transformers_classify import picture
 
 pytestmark = pytest.mark.anyio

@@ -11,13 +11,13 @@ import pytest
 from taskrouter.backends.hf import segment as segment_module
 from taskrouter.backends.hf.regions import region
 from taskrouter.backends.transformers import TransformersBackend
-from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
+from taskrouter.errors import BadInput, MediaTooLarge, MissingDependency, UnsupportedInput
 from taskrouter.media.limits import MediaLimits
 from taskrouter.types import CPU
 from taskrouter.verbs import Box, Point, Region, SegmentRequest
 
 from .checkpoints import CHARGES, request
-from .families import LABELLERS, POINTED, sam2, segformer
+from .families_seeing import LABELLERS, POINTED, sam2, segformer
 from .gone import passes_for_nobody
 from .test_transformers_detect import HIGH, WIDE, picture
 
@@ -58,12 +58,15 @@ async def test_regions_are_those_of_transformers_own_pipeline(
     assert mine
     assert all(map(sound, mine))
 
-    def key(label: Any, score: Any, mask: Any) -> tuple[str, float, int]:
-        return str(label), round(score or 0.0, 4), int(np.asarray(mask).astype(bool).sum())
+    def told(label: Any, score: Any, mask: Any) -> tuple[str, float, int]:
+        return str(label), float(score or 0.0), int(np.asarray(mask).astype(bool).sum())
 
-    assert sorted(key(each.label, each.score, each.mask) for each in mine) == sorted(
-        key(each["label"], each["score"], each["mask"]) for each in theirs
-    )
+    ours = sorted(told(each.label, each.score, each.mask) for each in mine)
+    others = sorted(told(each["label"], each["score"], each["mask"]) for each in theirs)
+    for our, other in zip(ours, others, strict=True):
+        assert our[0] == other[0]
+        assert our[1] == pytest.approx(other[1], abs=1e-4)
+        assert our[2] == pytest.approx(other[2], abs=HIGH * WIDE / 500)  # the CPU may add up in another order
 
 
 def _any(name: str) -> float | None:
@@ -175,6 +178,24 @@ class _Sam2Scaling:
         return {**scaled, "pixel_values": self.pixels}
 
 
+@pytest.mark.parametrize("name", POINTED)
+async def test_a_point_stays_where_it_is_in_half_precision(
+    backend: TransformersBackend, tmp_path: Path, name: str
+) -> None:
+    import torch
+
+    POINTED[name](tmp_path / name)
+    model = await backend.load(request(tmp_path / name, dtype="bfloat16"), (CPU,), CHARGES)
+    told: list[Any] = []
+    hook = model.raw.register_forward_pre_hook(lambda _, __, how: told.append(how["input_points"]), with_kwargs=True)
+    (found,) = await model.call("segment", SegmentRequest(picture(), points=((Point(101.3, 41.7),),)))
+    hook.remove()
+    assert sound(found)
+    assert told[0].dtype == torch.float32
+    assert told[0][0, 0, 0, 0].item() == pytest.approx(101.3 * 64 / WIDE, abs=1e-3)
+    assert await backend.unload(model, timeout_s=5) == {}
+
+
 async def test_the_checkpoint_for_videos_answers_about_pictures_the_same(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:
@@ -223,3 +244,17 @@ async def test_points_to_a_model_that_takes_none_are_refused_and_nobody_gone_is_
 
 def test_a_mask_of_nothing_has_a_box_of_no_size() -> None:
     assert region("cup", 0.5, np.zeros((3, 4), np.bool_)).box == Box(0, 0, 0, 0)
+
+
+async def test_what_reads_no_picture_without_torchvision_is_told_before_anything_is_loaded(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    import importlib.util
+
+    segformer(tmp_path / "segformer")
+    config = tmp_path / "segformer" / "preprocessor_config.json"
+    config.write_text(config.read_text().replace("SegformerImageProcessor", "Sam3ImageProcessor"))
+    if importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is here")
+    with pytest.raises(MissingDependency, match="what prepares its pictures needs torchvision"):
+        await backend.preflight(request(tmp_path / "segformer"))

@@ -14,14 +14,17 @@ import PIL.ImageDraw
 import pytest
 
 from taskrouter.backends.hf.association import Association, overlap
+from taskrouter.backends.hf.track import _frames
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import BadInput, MediaTooLarge
+from taskrouter.media import load_video
 from taskrouter.media.limits import MediaLimits
 from taskrouter.samples import sample_dir
 from taskrouter.samples.renderers.drawing import OVERSAMPLING, background, finished, outline, paint
 from taskrouter.types import CPU
 from taskrouter.verbs import Box, Detection, Track, TrackRequest
 from tests.media.files import encoded
+from tests.media.test_media_video import film as encode_film
 
 from .checkpoints import CHARGES, request
 from .families import owlv2
@@ -80,9 +83,14 @@ async def followed(backend: TransformersBackend, *asked: TrackRequest) -> list[t
 async def test_objects_keep_their_ids_along_their_paths(backend: TransformersBackend, tmp_path: Path) -> None:
     film = moving()
     (tmp_path / "film.mp4").write_bytes(film)
-    found, stars = await followed(
-        backend, TrackRequest(str(tmp_path / "film.mp4")), TrackRequest(film, labels=("star",), fps=5)
+    pictures = load_video(film, fps=10).frames
+    found, stars, again = await followed(
+        backend,
+        TrackRequest(str(tmp_path / "film.mp4")),
+        TrackRequest(film, labels=("star",), fps=5),
+        TrackRequest(pictures),
     )
+    assert again == found
     assert [each.id for each in found] == [1, 2, 3]
     assert {each.label for each in found} == {"circle", "star", "square"}
     paths = {key[0]: (key[2], path) for key, path in PATHS.items()}
@@ -134,6 +142,15 @@ async def test_any_words_are_followed_where_the_model_takes_them(backend: Transf
     with pytest.raises(BadInput, match="no labels of its own"):
         await model.call("track", TrackRequest(moving(0.3)))
     await backend.unload(model, timeout_s=5)
+
+
+def test_a_picture_is_looked_at_once_however_many_a_second_are_asked_for() -> None:
+    film = encode_film(8)
+    times = [time_s for _, time_s in _frames(film, MediaLimits(), 30)]
+    assert times == pytest.approx([place / 10 for place in range(80)])
+    tight = MediaLimits(max_pixels=64 * 32, max_frames=40)  # no more at a time than may be held
+    assert len(list(_frames(film, tight, 5))) == 40
+    assert [time_s for _, time_s in _frames(film, MediaLimits(), 0.2)] == [0.0, 5.0]
 
 
 def at(x: float, y: float = 0.0, *, label: str = "a", score: float = 0.9, side: float = 10.0) -> Detection:

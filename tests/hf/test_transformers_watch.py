@@ -16,7 +16,7 @@ from tests.media.files import encoded
 from tests.media.test_media_video import FILM, film
 
 from .checkpoints import CHARGES, request
-from .families import WATCHERS, videomae
+from .families_seeing import WATCHERS, videomae
 
 pytestmark = pytest.mark.anyio
 

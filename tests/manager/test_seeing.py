@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from taskrouter.errors import BadInput, UnsupportedInput
 from taskrouter.manager.inputs import inputs_of
 from taskrouter.manager.pointing import boxes_of, points_of
-from taskrouter.verbs import Box, Depth, Picture, Point, Region, Sighting, Track
+from taskrouter.verbs import Box, Depth, EmbedRequest, Picture, Point, Region, SegmentRequest, Sighting, Track
 
 from .stage import Stage, play
 
@@ -67,6 +68,20 @@ def test_a_picture_for_a_model_of_texts_is_refused_before_it_is_loaded(tmp_path:
         assert len(one.vectors) == 1
 
     play(seeing(tmp_path), main)
+
+
+def test_answers_cross_processes_whole() -> None:
+    mask = np.asarray([[True, False]])
+    far = pickle.loads(pickle.dumps(Depth(np.asarray([[1.5]], np.float32), "m")))
+    assert (far.values.tolist(), far.unit) == ([[1.5]], "m")
+    part = pickle.loads(pickle.dumps(Region("cup", 0.5, Box(0, 0, 1, 1), mask)))
+    assert (part.label, part.box, part.mask.tolist()) == ("cup", Box(0, 0, 1, 1), [[True, False]])
+    for plain in (
+        Track(1, "cup", (Sighting(0, 0.0, Box(0, 0, 1, 1), 0.5),)),
+        SegmentRequest("a.png", ((Point(1, 2),),), (Box(0, 0, 1, 1),)),
+        EmbedRequest(("a", Picture(b"b"))),
+    ):
+        assert pickle.loads(pickle.dumps(plain)) == plain
 
 
 def test_blocking_answers_the_same(tmp_path: Path) -> None:

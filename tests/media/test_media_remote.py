@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from taskrouter.errors import BadInput, MediaTooLarge
-from taskrouter.media import load_image, remote
+from taskrouter.media import load_audio, load_image, load_video, remote
 from taskrouter.media.limits import MediaLimits
 from taskrouter.media.remote import fetch, is_public
+
+from .seeds import FILMS, SOUNDS
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 OPEN = MediaLimits(remote=True, max_bytes=10_000)
@@ -84,6 +86,12 @@ def test_a_picture_is_read_from_a_url(site: Site) -> None:
     picture = load_image(site.url("/a/p.png?token=x#part"), OPEN)
     assert (picture.size, picture.getpixel((0, 0))) == ((5, 3), (255, 0, 0))
     assert site.asked == [("/a/p.png?token=x", f"127.0.0.1:{site.port}")]
+
+
+def test_sounds_and_videos_are_read_from_urls_too(site: Site) -> None:
+    site.answers["/sound"], site.answers["/film"] = gives(SOUNDS["wav"]()), gives(FILMS["mp4"]())
+    assert len(load_audio(site.url("/sound"), OPEN, sampling_rate=16_000)) == 4_800
+    assert load_video(site.url("/film"), OPEN, count=2).times_s == (0.0, 0.5)
 
 
 def test_nothing_is_fetched_where_the_file_does_not_say_so(site: Site) -> None:

@@ -17,6 +17,8 @@ LEAST_OVERLAP = 0.2
 """Intersection over union: an expected and a found box with less are not the same object."""
 SAME_THING = 0.7
 """Two boxes of one frame that overlap so much are one object, found twice."""
+MOST_BOXES = 100
+"""Of one frame the surest so many are looked at."""
 OTHER_LABEL = 0.15
 """What another label takes off an overlap: it may be a mistake, but the right one is better."""
 LOST_S = 1.0
@@ -89,6 +91,8 @@ def _apart(found: Iterable[Detection]) -> list[Detection]:
     """Of boxes that mean one thing the surest."""
     kept: list[Detection] = []
     for each in sorted(found, key=lambda one: -one.score):
+        if len(kept) == MOST_BOXES:
+            break
         if all(overlap(each.box, other.box) < SAME_THING for other in kept):
             kept.append(each)
     return kept

@@ -22,15 +22,18 @@ from taskrouter.backends.hf.arguments import (
     check_dtype,
 )
 from taskrouter.backends.hf.families import (
+    ALSO_NEEDS,
     COMPLETES,
     LACKS,
     NEEDS,
+    PREPARES,
     VERBS,
     Family,
     known_architectures,
     prepared_by,
 )
 from taskrouter.backends.hf.gguf import gguf_config
+from taskrouter.backends.hf.prepare import check_pictures
 from taskrouter.backends.hf.quantization import GGUF, check_stored, check_wanted, share_of, stored_in
 from taskrouter.backends.hf.quiet import import_torchao
 from taskrouter.backends.hf.recipe import RECIPE, read_recipe
@@ -104,8 +107,10 @@ def _examine(request: ModelRequest) -> Checkpoint:
     else:
         architecture, family = _family(request, config)
     _refuse_idle_keys(request, family)
-    require_packages(NEEDS[family])
+    require_packages((*NEEDS[family], *ALSO_NEEDS.get(str(config.get("model_type")), ())))
     _check_files(request, folder, family)
+    if PREPARES.get(family) == "AutoImageProcessor" and family is not Family.POINTED and "auto_map" not in config:
+        check_pictures(request.label, folder)
     verbs = VERBS[family]
     if family is Family.CHAT and not _has_chat_template(folder):
         verbs &= COMPLETES

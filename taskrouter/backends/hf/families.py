@@ -91,6 +91,9 @@ NEEDS: Mapping[Family, tuple[str, ...]] = {
 }
 """The packages it can't do without."""
 
+ALSO_NEEDS: Mapping[str, tuple[str, ...]] = {"smolvlm": ("num2words",)}
+"""What some model types need beside."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 PREPARES: Mapping[Family, str] = {

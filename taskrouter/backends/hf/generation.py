@@ -6,13 +6,16 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+_WINDOW = 8
+"""Tokens that are decoded together; more for a character that is made of more."""
+
 
 class Detokenizer:
     """Turns tokens into text pieces whose concatenation is the answer.
 
     Tokens are decoded together with the ones before them, since spaces and multi-byte characters depend on
     neighbours; a piece ending in an unfinished character is held back. Only the last few tokens are decoded again
-    each time.
+    each time, and what came out of them the time before is remembered.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -20,6 +23,7 @@ class Detokenizer:
         self._tokens: list[int] = []
         self._start = 0
         self._read = 0
+        self._before = ""  # the text of the tokens from start to read
 
     def push(self, token: int) -> str:
         """Add a token; returns the text it completes, often one word, sometimes nothing."""
@@ -31,11 +35,14 @@ class Detokenizer:
         return self._take(last=True)
 
     def _take(self, *, last: bool) -> str:
-        before = self._decode(self._tokens[self._start : self._read])
-        now = self._decode(self._tokens[self._start :])
+        before, now = self._before, self._decode(self._tokens[self._start :])
         if len(now) <= len(before) or (now.endswith("\ufffd") and not last):
             return ""
-        self._start, self._read = self._read, len(self._tokens)
+        self._before = now
+        if len(self._tokens) - self._start > _WINDOW:
+            # The last piece's tokens stay: what comes next is decoded with them.
+            self._start, self._before = self._read, self._decode(self._tokens[self._read :])
+        self._read = len(self._tokens)
         return now[len(before) :]
 
     def _decode(self, tokens: list[int]) -> str:

@@ -47,7 +47,8 @@ def pointed_at(parts: Parts, request: SegmentRequest, limits: MediaLimits, stop:
             if stop.is_set():
                 return ()
             one = not isinstance(each, Box) and len(each) == 1
-            asked = on_device(seen.asked(each), parts)
+            # In half a precision a point would be pixels away from where it is.
+            asked = {name: tensor.to(parts.device) for name, tensor in seen.asked(each).items()}
             found = parts.module(image_embeddings=looked, multimask_output=one, **asked)
             scores = found.iou_scores[0, 0].float()
             best = int(scores.argmax())

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from taskrouter.errors import MissingDependency
 from taskrouter.memory.checkpoint import read_json
 
 _OWN = ("do_resize", "do_rescale", "do_normalize", "rescale_factor")
@@ -34,12 +36,43 @@ def pictures_and_text(folder: Path, **how: Any) -> Any:
     import transformers
 
     kind = None if importlib.util.find_spec("torchvision") else _class_named(folder)
-    if kind is None or "video_processor" not in kind.get_attributes():
+    names = [] if kind is None else kind.get_attributes()
+    if names[-1:] != ["video_processor"]:
         return transformers.AutoProcessor.from_pretrained(folder, **how)
-    left = [name for name in kind.get_attributes() if name != "video_processor"]
-    # By the same name: some of Transformers looks at it.
-    lesser: Any = type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: list(left))})
-    return lesser.from_pretrained(folder, **how)
+    return _without_videos(kind, names[:-1]).from_pretrained(folder, **how)
+
+
+def check_pictures(label: str, folder: Path) -> None:
+    """See that Transformers' class for a checkpoint's pictures can be had here. Raises ``MissingDependency``."""
+    import transformers
+
+    try:
+        transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (ImportError, ValueError) as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        raise MissingDependency(
+            f"{label}: what prepares its pictures needs torchvision, which is not installed: `pip install "
+            "torchvision`, or choose another model."
+        ) from error
+
+
+def _without_videos(kind: Any, names: list[str]) -> Any:
+    """This class of processor with these parts only."""
+
+    class Lesser(kind):  # type: ignore[misc]
+        video_processor = SimpleNamespace(num_frames=None, fps=None)  # what SmolVLM's asks even about pictures
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return list(names)
+
+        @classmethod
+        def _get_arguments_from_pretrained(cls, *args: Any, **kwargs: Any) -> list[Any]:
+            return [*super()._get_arguments_from_pretrained(*args, **kwargs), None]
+
+    Lesser.__name__ = kind.__name__  # some of Transformers looks at it
+    return Lesser
 
 
 def _class_named(folder: Path) -> Any:

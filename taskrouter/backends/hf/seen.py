@@ -33,7 +33,7 @@ def with_pictures(
     Blocks while it reads; of no use once ``stop`` is set. Raises ``BadInput`` for what can't be read, ``MediaTooLarge``
     for what is over a limit alone or together, ``UnsupportedInput`` for parts of other kinds.
     """
-    pixels = 0
+    pixels = number = 0
     read = []
     for index, message in enumerate(messages):
         parts: list[dict[str, Any]] = []
@@ -42,6 +42,12 @@ def with_pictures(
                 return []
             parts.append(part)
             if part["type"] == "image":
+                number += 1
+                if number > limits.max_frames:
+                    raise MediaTooLarge(
+                        f"the conversation has more than the {limits.max_frames:,} pictures, those of videos among "
+                        "them, that media.max_frames allows: give fewer, or raise the limit."
+                    )
                 pixels += part["image"].width * part["image"].height
                 if pixels > _ALL_PIXELS * limits.max_pixels:
                     raise MediaTooLarge(
@@ -65,7 +71,8 @@ def _parts(where: str, content: Any, limits: MediaLimits) -> Iterator[dict[str, 
         elif kind == "image_url":
             yield {"type": "image", "image": load_image(_source(where, part, kind), limits)}
         elif kind == "video_url":
-            clip = load_video(_source(where, part, kind), limits, count=VIDEO_FRAMES, side=LONGEST_SIDE)
+            count = min(VIDEO_FRAMES, limits.max_frames)
+            clip = load_video(_source(where, part, kind), limits, count=count, side=LONGEST_SIDE)
             yield from ({"type": "image", "image": frame} for frame in clip.frames)
         else:
             raise UnsupportedInput(f"{where} has a part of type {kind!r}; this model takes text, images and videos.")

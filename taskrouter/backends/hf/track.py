@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from taskrouter.backends.hf.association import Association
@@ -21,6 +21,9 @@ from taskrouter.verbs import TrackRequest
 
 AT_ONCE = 8
 """Frames that are held at a time: as many as media.max_pixels allows, however large they are."""
+MOST_AT_ONCE = 64
+ALL_PIXELS = 64_000_000
+"""So many frames of so many pixels in all, where they are smaller."""
 _EARLIEST_S = 1e-6
 
 
@@ -29,7 +32,7 @@ def track(parts: Parts, family: Family, request: TrackRequest, limits: MediaLimi
 
     Raises ``BadInput`` or ``MediaTooLarge``.
     """
-    need("scipy.optimize", what="tracking")
+    need("scipy.optimize", what="objects through a video")
     look = looking_for(parts, family, request.labels, request.threshold)
     objects = Association(request.fps)
     for frame, time_s in _frames(_kept(request.video, limits), limits, request.fps):
@@ -39,26 +42,37 @@ def track(parts: Parts, family: Family, request: TrackRequest, limits: MediaLimi
 
 def _frames(source: Any, limits: MediaLimits, fps: float) -> Iterator[tuple[Any, float]]:
     """Frames and their seconds, a few read at a time."""
-    length = min(AT_ONCE, limits.max_frames) / fps
-    start, seconds, part = 0.0, None, 0
-    while seconds is None or start < seconds - _EARLIEST_S:
-        clip = load_video(source, limits, fps=fps, start_s=start, end_s=start + length)
-        if seconds is None:
+    looks, done, seconds, before = min(AT_ONCE, limits.max_frames), 0, inf, -inf
+    while (start := done / fps) < seconds - _EARLIEST_S:
+        clip = load_video(source, limits, fps=fps, start_s=start, end_s=(done + looks) / fps)
+        if not done:
             seconds = clip.seconds
-            looks = ceil(seconds * fps - _EARLIEST_S)
-            if looks > limits.max_frames:
-                raise MediaTooLarge(
-                    f"the video lasts {seconds:.1f} s: {looks:,} frames at {fps:g} a second, and media.max_frames "
-                    f"allows {limits.max_frames:,}: ask for fewer fps, cut it, or raise the limit."
-                )
-        yield from zip(clip.frames, clip.times_s, strict=True)
-        part += 1
-        start = part * length
+            _check_looks(seconds, fps, limits)
+        for frame, time_s in zip(clip.frames, clip.times_s, strict=True):
+            if time_s > before:  # of a video with fewer a second each is looked at once
+                yield frame, time_s
+                before = time_s
+        done += looks
+        # Small ones are read more at a time: each reading begins at the keyframe before it.
+        size = clip.frames[0].width * clip.frames[0].height
+        room = min(ALL_PIXELS, AT_ONCE * limits.max_pixels) // size
+        looks = min(max(AT_ONCE, room), MOST_AT_ONCE, limits.max_frames)
+
+
+def _check_looks(seconds: float, fps: float, limits: MediaLimits) -> None:
+    looks = ceil(seconds * fps - _EARLIEST_S)
+    if looks > limits.max_frames:
+        raise MediaTooLarge(
+            f"the video lasts {seconds:.1f} s: {looks:,} frames at {fps:g} a second, and media.max_frames allows "
+            f"{limits.max_frames:,}: ask for fewer fps, cut it, or raise the limit."
+        )
 
 
 def _kept(source: Any, limits: MediaLimits) -> Any:
-    """A source that can be read again and again: a path, or all its bytes."""
-    if isinstance(source, os.PathLike) or (isinstance(source, str) and ":" not in source[:10]):
+    """A source that can be read again and again: a path, the pictures themselves, or all its bytes."""
+    if isinstance(source, (os.PathLike, list, tuple)) or hasattr(source, "__array__"):
+        return source
+    if isinstance(source, str) and ":" not in source[:10]:
         return source
     with opened(source, limits, what="video") as file:
         return file.file.read()
