@@ -82,10 +82,12 @@ async def test_one_that_is_killed_fails_its_calls_with_its_last_words_and_costs_
         dead = asyncio.ensure_future(model.wait_dead())
         pieces = model.stream("stream_chat", say("w1", max_tokens=100))
         await anext(pieces)
+        os.kill(model.info["pid"], signal.SIGSTOP)  # or it may be done before it is killed
         waiting = asyncio.ensure_future(model.call("chat", say("w1", max_tokens=100)))
         await seen(lambda: len(model.process._calls) == 2)
         # As a segmentation fault is: the stack goes to the log.
         os.kill(model.info["pid"], signal.SIGSEGV)
+        os.kill(model.info["pid"], signal.SIGCONT)
         with pytest.raises(ModelDied, match=r"its process was killed by SIGSEGV"):
             async for _ in pieces:
                 pass
@@ -116,10 +118,10 @@ async def test_one_that_hangs_is_killed_within_its_bound_and_so_is_one_that_does
         dead = asyncio.ensure_future(silent.wait_dead())
         await asyncio.sleep(2.5)
         assert not dead.done(), "it answers, and is idle"
-        asked = [asyncio.ensure_future(each.call("chat", say("w1", max_tokens=100))) for each in (silent, stubborn)]
-        await seen(lambda: bool(silent.process._calls and stubborn.process._calls))
         for model in (silent, stubborn):
             os.kill(model.info["pid"], signal.SIGSTOP)
+        asked = [asyncio.ensure_future(each.call("chat", say("w1", max_tokens=100))) for each in (silent, stubborn)]
+        await seen(lambda: bool(silent.process._calls and stubborn.process._calls))
         asked[1].cancel()
         assert "has been silent for 2 s (engines.transformers.hang_timeout_s)" in str(await dead)
         with pytest.raises(ModelDied, match="has been silent"):

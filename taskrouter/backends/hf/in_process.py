@@ -1,4 +1,4 @@
-"""Transformers in this process, the manager's or a model's own (``isolated``): chat, embeddings, what is seen or heard in media.
+"""Transformers in this process (the manager's, or a model's own): chat, embeddings, what is seen or heard in media.
 
 Models are loaded one at a time by daemon threads, called in a thread of their own each, and given back when unloaded:
 the storages are seen dead, not merely let go. Nothing heavy is imported here; ``preflight`` and ``load`` import
