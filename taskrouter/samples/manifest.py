@@ -43,6 +43,7 @@ DEMO = {"image_classification": "shapes", "audio_classification": "tones", "clai
 SAMPLES = {
     **DEMO,
     "object_detection": "scenes",
+    "text_embedding": "phrases",
 }
 """The sample that does each task."""
 SCENE = MEDIA / "scene.png"
