@@ -107,8 +107,8 @@ def test_the_media_files_are_what_their_script_renders(tmp_path: Path) -> None:
     for file in (MEDIA / name for name in rendered):
         fresh = tmp_path / file.name
         if file.suffix == ".wav":
-            shipped, rendered = (load_audio(path, sampling_rate=tones.RATE) for path in (file, fresh))
-            assert np.allclose(shipped, rendered, atol=1e-3)
+            shipped, again = (load_audio(path, sampling_rate=tones.RATE) for path in (file, fresh))
+            assert np.allclose(shipped, again, atol=1e-3)
         else:
             with Image.open(file) as one, Image.open(fresh) as other:
                 # Codecs and resampling differ a little from one Pillow to the next.

@@ -76,7 +76,7 @@ def render(rng: np.random.Generator, split: Split = "train", *, count: int | Non
 def _dressed(rng: np.random.Generator, sound: Sound) -> Sound:
     """With silence around it, in noise, louder or softer."""
     loud = float(sound.std())
-    padded = np.pad(sound, [_BLOCK * int(rng.uniform(0, 0.4) * RATE / _BLOCK) for _ in range(2)])
+    padded: NDArray[np.floating] = np.pad(sound, [_BLOCK * int(rng.uniform(0, 0.4) * RATE / _BLOCK) for _ in range(2)])
     if rng.random() < 0.7:
         padded = padded + noise(rng, len(padded)) * loud * 10 ** (-rng.uniform(5, 35) / 20)
     return np.asarray(padded * (rng.uniform(0.1, 0.95) / float(np.abs(padded).max())), dtype=np.float32)

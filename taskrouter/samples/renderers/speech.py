@@ -59,7 +59,7 @@ class Speaker:
         failed = self._library.espeak_Synth(said, len(said), 0, 0, 0, _UTF8, None, None)
         if failed or not self._pieces:
             raise RuntimeError(f"espeak-ng said nothing of {text!r} with {voice}.")
-        return np.concatenate(self._pieces).astype(np.float32) / _FULL_SCALE
+        return np.asarray(np.concatenate(self._pieces) / _FULL_SCALE, dtype=np.float32)
 
     def _hear(self, samples: Any, count: int, _: Any) -> int:
         if samples and count > 0:
