@@ -274,7 +274,7 @@ RECIPES: Mapping[str, Recipe] = {
     "scenes": Recipe(build_scenes, scenes_batch, steps=4500, batch_size=8, learning_rate=1.5e-3, weight_decay=1e-4),
     "tones": Recipe(build_tones, tones_batch, steps=1600, batch_size=32, learning_rate=1.5e-3),
     "claims": Recipe(build_claims, claims_batch, steps=5200, batch_size=48, learning_rate=3e-3),
-    "digits": Recipe(build_digits, digits_batch, steps=2600, batch_size=16, learning_rate=1.5e-3),
+    "digits": Recipe(build_digits, digits_batch, steps=6000, batch_size=24, learning_rate=1.5e-3),
     "phrases": Recipe(
         build_phrases,
         phrases_batch,

@@ -2,7 +2,7 @@
 
 Every eighth family of espeak-ng's voices is kept out of training, with all its members (``iven`` to ``iven4`` sound
 alike): a held-out utterance is spoken by one of those alone, and nothing is done to it. What training hears is also
-stretched, buried in noise and set in silence. All is drawn from the generator that is passed in.
+stretched, now and then whispered, buried in noise and set in silence. All is drawn from the generator passed in.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MOST = 5
 _SLOWEST, _QUICKEST = 110, 220
 """Words a minute."""
 _PITCHES = (15, 85)
+_WHISPERED = 0.1
 _BLOCK = 256
 """Samples: lengths are whole numbers of these, so that a spectrum is quick to have."""
 
@@ -70,7 +71,22 @@ def render(rng: np.random.Generator, split: Split = "train", *, count: int | Non
     if split == "held-out":
         return Utterance(" ".join(words), _resampled(said, stretch))
     sound = _resampled(said, stretch * np.exp(rng.uniform(np.log(0.78), np.log(1.28))))
+    if rng.random() < _WHISPERED:
+        sound = _whispered(rng, sound)
     return Utterance(" ".join(words), _dressed(rng, sound))
+
+
+def _whispered(rng: np.random.Generator, sound: Sound) -> Sound:
+    """The same without a voice: how loud each band is for some milliseconds is kept, the phases are left to chance."""
+    half = _BLOCK // 4
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(sound, half), 2 * half)[::half]
+    window = np.hanning(2 * half + 1)[:-1]
+    loud = np.abs(np.fft.rfft(frames * window))
+    breath = np.fft.irfft(loud * np.exp(1j * rng.uniform(0, 2 * np.pi, loud.shape))) * window
+    whole = np.zeros((len(frames) + 1, half))
+    whole[:-1] += breath[:, :half]
+    whole[1:] += breath[:, half:]
+    return np.asarray(whole.reshape(-1)[half : half + len(sound)], dtype=np.float32)
 
 
 def _dressed(rng: np.random.Generator, sound: Sound) -> Sound:
