@@ -40,7 +40,8 @@ def _offline_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_few_steps_of_training_lower_the_loss_and_survive_being_saved(name: str, tmp_path: Path) -> None:
     if name == "digits":
         pytest.importorskip("espeakng_loader", reason="espeak-ng speaks what this sample learns from")
-    recipe = dataclasses.replace(RECIPES[name], batch_size=8)
+    # What phrases learns from is the other sentences of a batch: of eight there are too few.
+    recipe = dataclasses.replace(RECIPES[name], batch_size=48 if name == "phrases" else 8)
     model, processor, losses = train(recipe, seed=7, steps=16)
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     save(recipe, model, processor, tmp_path)
