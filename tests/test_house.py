@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import taskrouter
+from taskrouter.samples import SAMPLES
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "transformers", "numpy", "PIL", "av", "anthropic", "openai", "google.genai", "starlette", "fastapi",
@@ -27,6 +28,7 @@ def test_importing_taskrouter_pulls_in_nothing_heavy_and_is_quick() -> None:
 import json, sys, time
 start = time.process_time()
 import taskrouter
+from taskrouter.samples import SAMPLES
 seconds = time.process_time() - start
 print(json.dumps([seconds, [name for name in {HEAVY!r} if name in sys.modules]]))
 """
@@ -65,7 +67,7 @@ def test_the_wheel_holds_the_samples_and_the_types(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "taskrouter/py.typed" in names
-    for sample in ("shapes", "tones", "claims"):
+    for sample in SAMPLES.values():
         assert f"taskrouter/samples/{sample}/model.safetensors" in names
     assert not [name for name in names if name.startswith(("tests/", "bench/"))]
 

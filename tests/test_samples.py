@@ -15,7 +15,7 @@ from PIL import Image
 from taskrouter.config import Frameworks, load_catalog
 from taskrouter.media import load_audio, load_image
 from taskrouter.samples import DEMO, SAMPLES, DemoInput, demo_config, demo_inputs, sample_dir
-from taskrouter.samples.manifest import MEDIA
+from taskrouter.samples.manifest import MEDIA, SPOKEN
 from taskrouter.samples.render import render_media
 from taskrouter.samples.renderers import claims, lexicon, shapes, tones
 
@@ -34,9 +34,9 @@ def test_importing_the_samples_loads_no_library() -> None:
 # --- the checkpoints --------------------------------------------------------------------------------------------------
 
 
-def test_the_checkpoints_take_less_than_seven_megabytes_together() -> None:
-    files = [file for name in SAMPLES.values() for file in sample_dir(name).iterdir()]
-    assert sum(file.stat().st_size for file in files) < 7 * MB
+def test_the_checkpoints_take_less_than_sixteen_megabytes_together() -> None:
+    files = [file for name in SAMPLES.values() for file in sample_dir(name).rglob("*")]
+    assert sum(file.stat().st_size for file in files) < 16 * MB
 
 
 def test_the_checkpoints_of_the_demo_are_of_one_size_so_that_a_budget_can_hold_two_but_not_three() -> None:
@@ -47,7 +47,7 @@ def test_the_checkpoints_of_the_demo_are_of_one_size_so_that_a_budget_can_hold_t
 
 @pytest.mark.parametrize("name", SAMPLES.values())
 def test_a_checkpoint_holds_safetensors_and_no_other_weights(name: str) -> None:
-    suffixes = {file.suffix for file in sample_dir(name).iterdir()}
+    suffixes = {file.suffix for file in sample_dir(name).rglob("*") if file.is_file()}
     assert ".safetensors" in suffixes
     assert suffixes <= {".safetensors", ".json", ".jinja", ".md"}
 
@@ -102,12 +102,13 @@ def test_an_answer_is_right_whatever_the_order_of_its_lines() -> None:
 
 def test_the_media_files_are_what_their_script_renders(tmp_path: Path) -> None:
     render_media(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in MEDIA.iterdir()}
-    for file in MEDIA.iterdir():
+    rendered = {file.name for file in MEDIA.iterdir()} - {SPOKEN.name}
+    assert {file.name for file in tmp_path.iterdir()} == rendered
+    for file in (MEDIA / name for name in rendered):
         fresh = tmp_path / file.name
         if file.suffix == ".wav":
-            shipped, rendered = (load_audio(path, sampling_rate=tones.RATE) for path in (file, fresh))
-            assert np.allclose(shipped, rendered, atol=1e-3)
+            shipped, again = (load_audio(path, sampling_rate=tones.RATE) for path in (file, fresh))
+            assert np.allclose(shipped, again, atol=1e-3)
         else:
             with Image.open(file) as one, Image.open(fresh) as other:
                 # Codecs and resampling differ a little from one Pillow to the next.

@@ -25,6 +25,8 @@ AUTO = {
     "scenes": transformers.AutoModelForObjectDetection,
     "tones": transformers.AutoModelForAudioClassification,
     "claims": transformers.AutoModelForCausalLM,
+    "digits": transformers.AutoModelForCTC,
+    "phrases": transformers.AutoModel,
 }
 
 
@@ -36,14 +38,18 @@ def _offline_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_few_steps_of_training_lower_the_loss_and_survive_being_saved(name: str, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPES[name], batch_size=8)
+    if name == "digits":
+        pytest.importorskip("espeakng_loader", reason="espeak-ng speaks what this sample learns from")
+    # What phrases learns from is the other sentences of a batch: of eight there are too few.
+    recipe = dataclasses.replace(RECIPES[name], batch_size=48 if name == "phrases" else 8)
     model, processor, losses = train(recipe, seed=7, steps=16)
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
-    save(model, processor, tmp_path)
+    save(recipe, model, processor, tmp_path)
     loaded = AUTO[name].from_pretrained(tmp_path).eval()
     inputs = recipe.batch(np.random.default_rng(8), 3, processor)
     with torch.inference_mode():
-        assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
+        for one, other in zip(*(told(**inputs).to_tuple() for told in (model, loaded)), strict=True):
+            assert not isinstance(one, torch.Tensor) or torch.equal(one, other)
 
 
 def test_a_seed_trains_the_same_model() -> None:

@@ -1,7 +1,8 @@
 """How often a sample is right on data it never saw: ``python -m taskrouter.samples.evaluate NAME [--folder DIR]``.
 
 The checkpoint is loaded by the Auto classes and asked as any other model is. A claims answer counts only when all of
-it is right, letter by letter; scenes are measured by average precision.
+it is right, letter by letter; scenes are measured by average precision, digits by word error (which needs espeak-ng,
+``pip install espeakng-loader``), phrases by retrieval at 1.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import numpy as np
 from taskrouter.samples.manifest import sample_dir
 from taskrouter.samples.precision import average_precision, look
 from taskrouter.samples.renderers import claims, shapes, tones
+from taskrouter.samples.retrieval import held_out, missed
+from taskrouter.samples.word_error import heard, word_error
+from taskrouter.samples.word_error import held_out as spoken
 
 HELD_OUT_SEED = 90_000
 """Far from any seed a sample is trained or demonstrated with."""
@@ -85,6 +89,31 @@ _ASK: Mapping[str, Callable[[np.random.Generator, int, Path], Iterator[Mistake]]
 }
 
 
+def _scenes(count: int, folder: Path) -> str:
+    seen = look(count, folder, seed=HELD_OUT_SEED)
+    figures = ", ".join(f"AP{int(100 * least)} {average_precision(*seen, least):.3f}" for least in (0.5, 0.75))
+    return f"{figures} on {count:,} held-out pictures"
+
+
+def _digits(count: int, folder: Path) -> str:
+    utterances = spoken(count, seed=HELD_OUT_SEED)
+    wrong = word_error([each.text for each in utterances], heard([each.sound for each in utterances], folder))
+    return f"word error {wrong:.2%} in {count:,} utterances of voices it never heard"
+
+
+def _phrases(count: int, folder: Path) -> str:
+    wrong = missed(held_out(count, seed=HELD_OUT_SEED), folder)
+    return f"retrieval@1 {1 - len(wrong) / count:.3f} among {count:,} held-out sentences"
+
+
+_MEASURED: Mapping[str, Callable[[int, Path], str]] = {
+    "scenes": _scenes,
+    "digits": _digits,
+    "phrases": _phrases,
+}
+"""Where no answer is right or wrong alone."""
+
+
 def _batches(count: int) -> Iterator[int]:
     for start in range(0, count, _BATCH):
         yield min(_BATCH, count - start)
@@ -97,14 +126,13 @@ def _named(model: Any, indices: Any) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the accuracy of one sample and some of its mistakes."""
     parser = argparse.ArgumentParser(prog="python -m taskrouter.samples.evaluate", description=__doc__)
-    parser.add_argument("sample", choices=[*sorted(_ASK), "scenes"])
+    parser.add_argument("sample", choices=sorted([*_ASK, *_MEASURED]))
     parser.add_argument("--folder", type=Path, help="a checkpoint elsewhere (default: the one in the package)")
     parser.add_argument("--count", type=int, default=2000)
     options = parser.parse_args(arguments)
-    if options.sample == "scenes":
-        seen = look(options.count, options.folder or sample_dir("scenes"), seed=HELD_OUT_SEED)
-        figures = ", ".join(f"AP{int(100 * least)} {average_precision(*seen, least):.3f}" for least in (0.5, 0.75))
-        sys.stdout.write(f"scenes: {figures} on {options.count:,} held-out pictures\n")
+    if options.sample in _MEASURED:
+        figure = _MEASURED[options.sample](options.count, options.folder or sample_dir(options.sample))
+        sys.stdout.write(f"{options.sample}: {figure}\n")
         return 0
     wrong = mistakes(options.sample, options.count, folder=options.folder)
     right = 1 - len(wrong) / options.count

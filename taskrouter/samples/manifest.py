@@ -40,11 +40,18 @@ class DemoInput:
 
 DEMO = {"image_classification": "shapes", "audio_classification": "tones", "claim_extraction": "claims"}
 """The sample that does each task of the demo: of one size, so that a budget for two of them has to evict."""
-SAMPLES = {**DEMO, "object_detection": "scenes"}
+SAMPLES = {
+    **DEMO,
+    "object_detection": "scenes",
+    "text_embedding": "phrases",
+}
 """The sample that does each task."""
 SCENE = MEDIA / "scene.png"
 """A picture with several shapes."""
 SCENE_SEED = 100_112
+SPOKEN = MEDIA / "digits.wav"
+"""Some digits, said by a voice that training never heard."""
+SPOKEN_SEED = 110_001
 
 PICTURES = (
     ("red-circle.png", "red circle", (160, 120), 70_001),
@@ -79,7 +86,7 @@ _SENTENCES = (
 
 
 def sample_dir(name: str) -> Path:
-    """The folder of a sample's checkpoint: ``shapes``, ``tones``, ``claims`` or ``scenes``."""
+    """The folder of a sample's checkpoint: one of the names in ``SAMPLES``."""
     return _HERE / name
 
 

@@ -6,13 +6,15 @@ CPU thread.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from taskrouter.samples.recipe_digits import build_digits, digits_batch, listen_for_pitch
+from taskrouter.samples.recipe_phrases import build_phrases, finish_phrases, phrases_batch, phrases_loss
 from taskrouter.samples.renderers import claims, scenes, shapes, tones
 
 Batch = dict[str, Any]
@@ -30,6 +32,10 @@ class Recipe:
     batch_size: int
     learning_rate: float
     weight_decay: float = 0.01
+    loss: Callable[[Any, Batch], Any] = lambda model, batch: model(**batch).loss
+    """What training lowers; most models have it themselves."""
+    finish: Callable[[Path], None] | None = None
+    """Writes what else belongs beside the checkpoint."""
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -146,7 +152,7 @@ def build_tones() -> tuple[Any, Any]:
         **_labels(tones.LABELS),
     )
     model = Wav2Vec2ForSequenceClassification(config)
-    _listen_for_pitch(model.wav2vec2.feature_extractor.conv_layers[0].conv)
+    listen_for_pitch(model.wav2vec2.feature_extractor.conv_layers[0].conv)
     return model, Wav2Vec2FeatureExtractor(sampling_rate=tones.RATE, return_attention_mask=True)
 
 
@@ -158,20 +164,6 @@ def tones_batch(rng: np.random.Generator, count: int, processor: Any) -> Batch:
     sounds = [tones.render(rng, tones.LABELS[target]) for target in targets]
     inputs = processor(sounds, sampling_rate=tones.RATE, padding=True, return_tensors="pt")
     return {**inputs, "labels": torch.from_numpy(targets)}
-
-
-def _listen_for_pitch(conv: Any) -> None:
-    """Start the filters as windowed sinusoids, 40 mel-spaced pitches by 4 phases: from noise it learns far slower."""
-    import torch
-
-    filters, _, width = conv.weight.shape
-    mel = np.linspace(2595 * math.log10(1 + 80 / 700), 2595 * math.log10(1 + 7000 / 700), filters // 4)
-    hertz = 700 * (10 ** (mel / 2595) - 1)
-    time = np.arange(width) / tones.RATE
-    waves = [np.sin(2 * np.pi * f * time + phase * np.pi / 2) for f in hertz for phase in range(4)]
-    kernel = np.stack(waves) * np.hanning(width) * math.sqrt(2 / width)
-    with torch.no_grad():
-        conv.weight.copy_(torch.from_numpy(kernel.astype(np.float32))[:, None, :])
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -282,4 +274,14 @@ RECIPES: Mapping[str, Recipe] = {
     "scenes": Recipe(build_scenes, scenes_batch, steps=4500, batch_size=8, learning_rate=1.5e-3, weight_decay=1e-4),
     "tones": Recipe(build_tones, tones_batch, steps=1600, batch_size=32, learning_rate=1.5e-3),
     "claims": Recipe(build_claims, claims_batch, steps=5200, batch_size=48, learning_rate=3e-3),
+    "digits": Recipe(build_digits, digits_batch, steps=6000, batch_size=24, learning_rate=1.5e-3),
+    "phrases": Recipe(
+        build_phrases,
+        phrases_batch,
+        steps=2200,
+        batch_size=48,
+        learning_rate=2e-3,
+        loss=phrases_loss,
+        finish=finish_phrases,
+    ),
 }

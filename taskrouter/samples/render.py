@@ -8,26 +8,38 @@ from pathlib import Path
 
 import numpy as np
 
-from taskrouter.samples.manifest import MEDIA, PICTURES, SCENE, SCENE_SEED, SOUNDS
-from taskrouter.samples.renderers import scenes, shapes, tones
+from taskrouter.samples.manifest import MEDIA, PICTURES, SCENE, SCENE_SEED, SOUNDS, SPOKEN, SPOKEN_SEED
+from taskrouter.samples.renderers import digits, scenes, shapes, tones
 
 _FULL_SCALE = 32767
 
 
 def render_media(folder: Path) -> None:
-    """Write every picture and sound of the manifest into ``folder``."""
+    """Write every picture and sound of the manifest, but for the spoken one, into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, label, size, seed in PICTURES:
         shapes.render(np.random.default_rng(seed), label, size=size).save(folder / file)
     scenes.render(np.random.default_rng(SCENE_SEED), size=(192, 144)).picture.save(folder / SCENE.name)
     for file, label, seed in SOUNDS:
-        sound = tones.render(np.random.default_rng(seed), label)
-        with wave.open(str(folder / file), "wb") as out:
-            out.setnchannels(1)
-            out.setsampwidth(2)
-            out.setframerate(tones.RATE)
-            out.writeframes((sound * _FULL_SCALE).astype("<i2").tobytes())
+        _write(folder / file, tones.render(np.random.default_rng(seed), label))
+
+
+def render_speech(folder: Path) -> str:
+    """Write the spoken one, and return what it says. Needs espeak-ng."""
+    utterance = digits.render(np.random.default_rng(SPOKEN_SEED), "held-out")
+    _write(folder / SPOKEN.name, utterance.sound)
+    return utterance.text
+
+
+def _write(file: Path, sound: tones.Sound) -> None:
+    with wave.open(str(file), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(tones.RATE)
+        out.writeframes((sound * _FULL_SCALE).astype("<i2").tobytes())
 
 
 if __name__ == "__main__":
-    render_media(Path(sys.argv[1]) if len(sys.argv) > 1 else MEDIA)
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else MEDIA
+    render_media(target)
+    render_speech(target)

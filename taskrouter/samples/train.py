@@ -43,7 +43,7 @@ def train(
     )
     losses: list[float] = []
     for step in range(steps):
-        loss = model(**recipe.batch(rng, recipe.batch_size, processor)).loss
+        loss = recipe.loss(model, recipe.batch(rng, recipe.batch_size, processor))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
@@ -55,10 +55,12 @@ def train(
     return model.eval(), processor, losses
 
 
-def save(model: Any, processor: Any, folder: Path) -> None:
+def save(recipe: Recipe, model: Any, processor: Any, folder: Path) -> None:
     """Write a checkpoint that the Auto classes load."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    if recipe.finish:
+        recipe.finish(folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,8 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
 
     started = time.monotonic()
-    model, processor, _ = train(RECIPES[options.sample], seed=options.seed, steps=options.steps, report=report)
-    save(model, processor, folder)
+    recipe = RECIPES[options.sample]
+    model, processor, _ = train(recipe, seed=options.seed, steps=options.steps, report=report)
+    save(recipe, model, processor, folder)
     sys.stdout.write(f"{options.sample}: {model.num_parameters():,} parameters in {folder}\n")
     return 0
 

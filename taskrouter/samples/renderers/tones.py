@@ -25,7 +25,7 @@ def render(rng: np.random.Generator, label: str | None = None) -> Sound:
     label = label or str(rng.choice(LABELS))
     seconds = rng.uniform(SHORTEST_S, LONGEST_S)
     time = np.arange(int(seconds * RATE), dtype=np.float64) / RATE
-    sound = _noise(rng, len(time)) if label == "noise" else _tone(rng, _pitch(rng, label, time, seconds))
+    sound = noise(rng, len(time)) if label == "noise" else _tone(rng, _pitch(rng, label, time, seconds))
     if label == "beeps":
         sound *= _gate(rng, time)
     edge = np.minimum(time, time[::-1]) / _FADE_S
@@ -73,7 +73,7 @@ def _gate(rng: np.random.Generator, time: Curve) -> Curve:
     return np.clip(np.minimum(where, duty - where) / rate / (_FADE_S / 2), 0, 1)
 
 
-def _noise(rng: np.random.Generator, length: int) -> Curve:
+def noise(rng: np.random.Generator, length: int) -> Curve:
     """Noise from white to brownish, perhaps without its lowest part."""
     spectrum = np.fft.rfft(rng.normal(0, 1, length))
     hertz = np.fft.rfftfreq(length, 1 / RATE)
