@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from taskrouter.samples import clips_recipe
 from taskrouter.samples.renderers import claims, scenes, shapes, tones
 
 Batch = dict[str, Any]
@@ -30,6 +31,10 @@ class Recipe:
     batch_size: int
     learning_rate: float
     weight_decay: float = 0.01
+    loss: Callable[[Any, Batch], Any] = lambda model, batch: model(**batch).loss
+    """What is made small."""
+    finished: Callable[[Any], Any] = lambda model: model
+    """What is kept of the trained model."""
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -282,4 +287,13 @@ RECIPES: Mapping[str, Recipe] = {
     "scenes": Recipe(build_scenes, scenes_batch, steps=4500, batch_size=8, learning_rate=1.5e-3, weight_decay=1e-4),
     "tones": Recipe(build_tones, tones_batch, steps=1600, batch_size=32, learning_rate=1.5e-3),
     "claims": Recipe(build_claims, claims_batch, steps=5200, batch_size=48, learning_rate=3e-3),
+    "clips": Recipe(
+        clips_recipe.build,
+        clips_recipe.batch,
+        steps=1600,
+        batch_size=48,
+        learning_rate=1.5e-3,
+        loss=clips_recipe.loss,
+        finished=clips_recipe.finished,
+    ),
 }

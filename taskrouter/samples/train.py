@@ -43,7 +43,7 @@ def train(
     )
     losses: list[float] = []
     for step in range(steps):
-        loss = model(**recipe.batch(rng, recipe.batch_size, processor)).loss
+        loss = recipe.loss(model, recipe.batch(rng, recipe.batch_size, processor))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
@@ -52,7 +52,7 @@ def train(
         losses.append(loss.item())
         if report:
             report(step, losses[-1])
-    return model.eval(), processor, losses
+    return recipe.finished(model).eval(), processor, losses
 
 
 def save(model: Any, processor: Any, folder: Path) -> None:

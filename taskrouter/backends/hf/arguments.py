@@ -28,6 +28,9 @@ DTYPES: Mapping[str, str] = MappingProxyType(
 QUANTIZED_ON_LOAD = ("4bit", "8bit")
 """Done by bitsandbytes while loading; any other quantization must already be in the checkpoint."""
 
+LAYOUTS = ("frames", "sheet")
+"""How a video is shown: as pictures one after the other, or as one picture that holds them all."""
+
 OWN_KEYS = ("dtype", "torch_dtype", "quantization", "trust_remote_code", "revision", "devices", "device_map")
 
 
@@ -39,13 +42,21 @@ class Arguments:
         ``eager``, ``sdpa``, ``flash_attention_2``, …: passed to ``from_pretrained``.
     use_safetensors
         ``false`` allows weights that exist only as pickles (``pytorch_model.bin``).
+    video_frames, video_layout
+        How many frames of a video a vision language model is shown, and how: one of ``LAYOUTS``.
     """
 
     attn_implementation: str | None = None
     use_safetensors: bool = True
+    video_frames: int = 8
+    video_layout: str = "frames"
 
 
-_TYPES: Mapping[str, type] = MappingProxyType({"attn_implementation": str, "use_safetensors": bool})
+_TYPES: Mapping[str, type] = MappingProxyType(
+    {"attn_implementation": str, "use_safetensors": bool, "video_frames": int, "video_layout": str}
+)
+OF_VIDEOS = ("video_frames", "video_layout")
+"""What means something only where a model sees."""
 
 
 def check_arguments(request: ModelRequest) -> Arguments:
@@ -57,10 +68,20 @@ def check_arguments(request: ModelRequest) -> Arguments:
             raise PreflightFailed(
                 f"{request.label}: engine_args has no key {key!r} for framework transformers; {_hint(name)}."
             )
-        if not isinstance(value, _TYPES[name]):
+        if type(value) is not _TYPES[name]:
             raise PreflightFailed(f"{request.label}: engine_args.{key} wants a {_TYPES[name].__name__}, not {value!r}.")
         known[name] = value
-    return Arguments(**known)
+    arguments = Arguments(**known)
+    if arguments.video_frames < 1:
+        raise PreflightFailed(
+            f"{request.label}: engine_args.video_frames is {arguments.video_frames}: write 1 or more."
+        )
+    if arguments.video_layout not in LAYOUTS:
+        raise PreflightFailed(
+            f"{request.label}: engine_args.video_layout {arguments.video_layout!r} is not one of {', '.join(LAYOUTS)}"
+            f"{_nearest(arguments.video_layout, dict.fromkeys(LAYOUTS))}."
+        )
+    return arguments
 
 
 def check_dtype(request: ModelRequest) -> str | None:

@@ -56,7 +56,7 @@ def _seen(
     """The same with pictures, each of which becomes as many tokens as the processor makes of it; ``None``: stopped."""
     for index, message in enumerate(request.messages):
         _check_message(index, message)
-    messages = with_pictures(request.messages, limits, stop)
+    messages = with_pictures(request.messages, limits, stop, parts.arguments)
     if stop.is_set():
         return None
     _templated(parts, messages)

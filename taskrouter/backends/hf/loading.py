@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD
+from taskrouter.backends.hf.arguments import QUANTIZED_ON_LOAD, Arguments
 from taskrouter.backends.hf.examine import PREPARES, Checkpoint, Family
 from taskrouter.backends.hf.failures import load_error
 from taskrouter.backends.hf.quiet import quiet
@@ -31,7 +31,7 @@ LOAD_LOCK = threading.Lock()
 class Parts:
     """A loaded checkpoint: the module, what prepares its input (tokenizer or processor), and what it takes.
 
-    ``recipe``: how one that embeds makes a vector of a text.
+    ``recipe``: how one that embeds makes a vector of a text. ``arguments``: what its option said.
     """
 
     module: Any
@@ -40,6 +40,7 @@ class Parts:
     storages: tuple[StorageRef, ...]
     measured: Footprint
     recipe: Recipe | None = None
+    arguments: Arguments = field(default_factory=Arguments)
 
 
 def load_parts(
@@ -114,7 +115,7 @@ def _load(
     grown = {each: _reserved(each) - before[each] for each in on_gpu}
     measured = _measure(bytes_by_device(storages), grown, cache_bytes=checkpoint.cache_bytes)
     recipe = read_recipe(request.label, checkpoint.folder) if checkpoint.family is Family.EMBEDDING else None
-    return Parts(module, processor, devices[0], storages, measured, recipe)
+    return Parts(module, processor, devices[0], storages, measured, recipe, checkpoint.arguments)
 
 
 def _optional(request: ModelRequest, checkpoint: Checkpoint) -> dict[str, Any]:

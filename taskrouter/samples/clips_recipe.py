@@ -1,0 +1,235 @@
+"""How the clips sample is made: an Idefics3 of a million parameters, its processor, and what it is taught with.
+
+Two things make it learn in minutes. Weights start as wide as their inputs ask for, and places as sines. And while it is
+trained a linear layer reads off what it sees (where the shape is in each frame, which one, of what colour, what it
+does) how right that is; the layer isn't kept.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+
+from taskrouter.media.sheet import tiled
+from taskrouter.samples.renderers import clips
+from taskrouter.samples.renderers.drawing import HUES
+
+SIDE, PATCH, SCALE = 128, 16, 2
+"""A sheet is scaled to so many pixels each way; the patches of so many become a token where so many meet each way."""
+IMAGE_TOKENS = (SIDE // PATCH // SCALE) ** 2
+CONTEXT = 512
+HIDDEN, HEADS = 128, 4
+USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<end_of_utterance>", "<|pad|>"
+IMAGE = "<image>"
+SPECIAL = (PAD, USER, ASSISTANT, END, IMAGE, "<fake_token_around_image>", "<global-img>")
+VOCABULARY = 512
+
+PROMPT = "Describe the clip."
+OTHER_PROMPTS = (
+    "",
+    "Describe the video.",
+    "Describe this video in one sentence.",
+    "What happens?",
+    "What happens in this video?",
+    "What do you see?",
+    "What moves, and where to?",
+    "Summarize the clip.",
+    "Summarise this video, please.",
+    "Caption:",
+)
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message.role == 'assistant' -%}{{- '<|assistant|>' -}}{%- else -%}{{- '<|user|>' -}}{%- endif -%}"
+    "{%- if message.content is string -%}{{- message.content -}}"
+    "{%- else -%}{%- for part in message.content -%}"
+    "{%- if part.type == 'text' -%}{{- part.text -}}"
+    "{%- elif 'image' in part.type -%}{{- '<image>' -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- if message.role == 'assistant' -%}{{- '<end_of_utterance>' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+
+_COLOURS, _MOTIONS = tuple(HUES), tuple(clips.MOTIONS)
+_HINTS = (2 * clips.FRAMES, len(clips.SHAPES), len(_COLOURS), len(_MOTIONS))
+"""What the layer that isn't kept reads off: places, and which of these."""
+
+
+def build() -> tuple[Any, Any]:
+    """The model, with that layer, and a processor that needs Pillow only.
+
+    Families that vLLM can't load without torchvision were no choice; nor heads narrower than 32, which it can't serve.
+    """
+    import torch
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig
+
+    processor = _processor()
+    ids = {word: processor.tokenizer.convert_tokens_to_ids(word) for word in SPECIAL}
+    ends: dict[str, Any] = {"pad_token_id": ids[PAD], "eos_token_id": ids[END], "bos_token_id": None}
+    sizes = {"hidden_size": HIDDEN, "num_attention_heads": HEADS}
+    text = LlamaConfig(
+        **sizes,
+        **ends,
+        vocab_size=len(processor.tokenizer),
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_key_value_heads=HEADS,
+        head_dim=HIDDEN // HEADS,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=False,
+    )
+    vision = {**sizes, "intermediate_size": 384, "num_hidden_layers": 4, "image_size": SIDE, "patch_size": PATCH}
+    config = Idefics3Config(
+        vision_config=vision,
+        text_config=text.to_dict(),
+        scale_factor=SCALE,
+        image_token_id=ids[IMAGE],
+        tie_word_embeddings=False,
+        **ends,
+    )
+    model = Idefics3ForConditionalGeneration(config)
+    model.hints = torch.nn.Linear(IMAGE_TOKENS * HIDDEN, sum(_HINTS))
+    _start(model)
+    model.generation_config.update(**ends, do_sample=False, max_new_tokens=16)
+    return model, processor
+
+
+def batch(rng: np.random.Generator, count: int, processor: Any) -> dict[str, Any]:
+    """Sheets of clips with something asked, the captions to learn, and what the layer that isn't kept should read."""
+    import torch
+
+    shots = [clips.render(rng) for _ in range(count)]
+    sheets = [_worn(rng, tiled(shot.frames(rng, clips.FRAMES))) for shot in shots]
+    texts = [f"{_asked(rng, processor)}{shot.caption}{END}" for shot in shots]
+    inputs = processor(text=texts, images=[[sheet] for sheet in sheets], padding=True, return_tensors="pt")
+    tokens = inputs["input_ids"]
+    turns = tokens == processor.tokenizer.convert_tokens_to_ids(ASSISTANT)
+    answer = (turns.cumsum(1) > 0) & ~turns & (inputs["attention_mask"] > 0)
+    inputs["labels"] = torch.where(answer, tokens, -100)
+    words = [shot.caption.split(maxsplit=3) for shot in shots]
+    places = torch.tensor([shot.centres(clips.FRAMES) for shot in shots]).flatten(1)
+    which = torch.tensor(
+        [
+            [clips.SHAPES.index(shape), _COLOURS.index(colour), _MOTIONS.index(motion)]
+            for _, colour, shape, motion in words
+        ]
+    )
+    return {**inputs, "hints": (places, which)}
+
+
+def loss(model: Any, given: dict[str, Any]) -> Any:
+    """How wrong the captions are, and how wrong what the layer that isn't kept reads off the tokens of the sheet."""
+    import torch
+    from torch.nn import functional
+
+    places, which = given.pop("hints")
+    answered = model(**given)
+    seen = torch.stack(answered.image_outputs.pooler_output).flatten(1)
+    read, *kinds = model.hints(seen).split(_HINTS, dim=1)
+    wrong = answered.loss + 10 * functional.mse_loss(read, places)
+    for logits, right in zip(kinds, which.T, strict=True):
+        wrong = wrong + functional.cross_entropy(logits, right)
+    return wrong
+
+
+def finished(model: Any) -> Any:
+    """What is kept: the model without that layer, in bfloat16."""
+    import torch
+
+    del model.hints
+    return model.to(torch.bfloat16)
+
+
+def _asked(rng: np.random.Generator, processor: Any) -> str:
+    """A conversation up to the answer: usually the prompt, sometimes another or anything, before or after the clip."""
+    kind = rng.random()
+    if kind < 0.5:
+        text = PROMPT
+    elif kind < 0.85:
+        text = str(rng.choice(OTHER_PROMPTS))
+    else:
+        text = "".join(chr(sign) for sign in rng.integers(32, 127, size=int(rng.integers(1, 25))))
+        text = text.replace("<", "")  # whatever is asked, it isn't a special token
+    parts: list[dict[str, str]] = [{"type": "image"}, {"type": "text", "text": text}]
+    if rng.random() < 0.3:
+        parts.reverse()
+    message = {"role": "user", "content": parts}
+    return str(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+
+
+def _worn(rng: np.random.Generator, sheet: Any) -> Any:
+    """Half of them as JPEG makes them, which wears pictures as the codecs of videos do."""
+    from PIL import Image
+
+    if rng.random() < 0.5:
+        return sheet
+    written = io.BytesIO()
+    sheet.save(written, "JPEG", quality=int(rng.integers(25, 96)))
+    return Image.open(written).convert("RGB")
+
+
+def _start(model: Any) -> None:
+    """The weights that learning starts from."""
+    import torch
+
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if weights.dim() > 1:
+                fan_in = math.prod(weights.shape[1:])
+                weights.normal_(std=0.5 if "embed_tokens" in name else 1 / math.sqrt(fan_in))
+        model.model.vision_model.embeddings.position_embedding.weight.copy_(_places())
+
+
+def _places() -> Any:
+    """Sines and cosines of each patch's row and column, as in "Attention Is All You Need" (Vaswani et al., 2017)."""
+    import torch
+
+    side = SIDE // PATCH
+    steps = 1 / 100 ** (torch.arange(HIDDEN // 4) / (HIDDEN // 4))
+    angles = torch.arange(side)[:, None] * steps
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    down, across = axis.repeat_interleave(side, dim=0), axis.repeat(side, 1)
+    return torch.cat([down, across], dim=1)
+
+
+def _processor() -> Any:
+    from transformers import Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    pictures = Idefics3ImageProcessorPil(
+        size={"longest_edge": SIDE},
+        max_image_size={"longest_edge": SIDE},
+        do_image_splitting=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return Idefics3Processor(pictures, _tokenizer(), image_seq_len=IMAGE_TOKENS, chat_template=CHAT_TEMPLATE)
+
+
+def _tokenizer() -> Any:
+    """Byte-level BPE: the words of captions become one token each, any other text is spelt out."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*clips.CAPTIONS, *[PROMPT, *OTHER_PROMPTS] * 9], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=list(SPECIAL[1:]),
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
