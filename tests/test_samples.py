@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from taskrouter.config import Frameworks, load_catalog
-from taskrouter.media import load_audio, load_image
+from taskrouter.media import load_audio, load_image, load_video
 from taskrouter.samples import DEMO, SAMPLES, DemoInput, demo_config, demo_inputs, sample_dir
 from taskrouter.samples.manifest import MEDIA
 from taskrouter.samples.render import render_media
@@ -34,9 +34,9 @@ def test_importing_the_samples_loads_no_library() -> None:
 # --- the checkpoints --------------------------------------------------------------------------------------------------
 
 
-def test_the_checkpoints_take_less_than_seven_megabytes_together() -> None:
+def test_the_checkpoints_take_less_than_sixteen_megabytes_together() -> None:
     files = [file for name in SAMPLES.values() for file in sample_dir(name).iterdir()]
-    assert sum(file.stat().st_size for file in files) < 7 * MB
+    assert sum(file.stat().st_size for file in files) < 16 * MB
 
 
 def test_the_checkpoints_of_the_demo_are_of_one_size_so_that_a_budget_can_hold_two_but_not_three() -> None:
@@ -108,6 +108,9 @@ def test_the_media_files_are_what_their_script_renders(tmp_path: Path) -> None:
         if file.suffix == ".wav":
             shipped, rendered = (load_audio(path, sampling_rate=tones.RATE) for path in (file, fresh))
             assert np.allclose(shipped, rendered, atol=1e-3)
+        elif file.suffix == ".mp4":
+            shipped, rendered = (np.stack(load_video(path).frames).astype(float) for path in (file, fresh))
+            assert np.abs(shipped - rendered).mean() < 4
         else:
             with Image.open(file) as one, Image.open(fresh) as other:
                 # Codecs and resampling differ a little from one Pillow to the next.

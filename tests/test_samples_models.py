@@ -25,6 +25,7 @@ AUTO = {
     "scenes": transformers.AutoModelForObjectDetection,
     "tones": transformers.AutoModelForAudioClassification,
     "claims": transformers.AutoModelForCausalLM,
+    "clips": transformers.AutoModelForImageTextToText,
 }
 
 
@@ -42,6 +43,7 @@ def test_a_few_steps_of_training_lower_the_loss_and_survive_being_saved(name: st
     save(model, processor, tmp_path)
     loaded = AUTO[name].from_pretrained(tmp_path).eval()
     inputs = recipe.batch(np.random.default_rng(8), 3, processor)
+    inputs.pop("hints", None)  # for what is only trained with
     with torch.inference_mode():
         assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
 

@@ -1,8 +1,8 @@
-"""Four small models that ship with the package, so that everything works offline at once, and what they are shown.
+"""Five small models that ship with the package, so that everything works offline at once, and what they are shown.
 
 ``shapes`` names the coloured shape in a picture, ``tones`` the pattern in a sound, ``claims`` writes out what a
-sentence of a template language claims, ``scenes`` finds every shape in a picture. ``recipes.py`` says how each is
-built, ``train.py`` makes it, ``evaluate.py`` measures it.
+sentence of a template language claims, ``scenes`` finds every shape in a picture, ``clips`` says what moves in a video.
+``recipes.py`` says how each is built, ``train.py`` makes it, ``evaluate.py`` measures it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """How the clips sample is made: an Idefics3 of a million parameters, its processor, and what it is taught with.
 
-Two things make it learn in minutes. Weights start as wide as their inputs ask for, and places as sines. And while it is
+Two things make it learn in minutes. Weights start as wide as their inputs ask for, places as sines, and what looks at
+patches as cosines. And while it is
 trained a linear layer reads off what it sees (where the shape is in each frame, which one, of what colour, what it
 does) how right that is; the layer isn't kept.
 """
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from taskrouter.media.sheet import tiled
 from taskrouter.samples.renderers import clips
 from taskrouter.samples.renderers.drawing import HUES
 
@@ -27,7 +27,6 @@ IMAGE = "<image>"
 SPECIAL = (PAD, USER, ASSISTANT, END, IMAGE, "<fake_token_around_image>", "<global-img>")
 VOCABULARY = 512
 
-PROMPT = "Describe the clip."
 OTHER_PROMPTS = (
     "",
     "Describe the video.",
@@ -103,7 +102,7 @@ def batch(rng: np.random.Generator, count: int, processor: Any) -> dict[str, Any
     import torch
 
     shots = [clips.render(rng) for _ in range(count)]
-    sheets = [_worn(rng, tiled(shot.frames(rng, clips.FRAMES))) for shot in shots]
+    sheets = [_worn(rng, clips.sheet(rng, shot)) for shot in shots]
     texts = [f"{_asked(rng, processor)}{shot.caption}{END}" for shot in shots]
     inputs = processor(text=texts, images=[[sheet] for sheet in sheets], padding=True, return_tensors="pt")
     tokens = inputs["input_ids"]
@@ -148,7 +147,7 @@ def _asked(rng: np.random.Generator, processor: Any) -> str:
     """A conversation up to the answer: usually the prompt, sometimes another or anything, before or after the clip."""
     kind = rng.random()
     if kind < 0.5:
-        text = PROMPT
+        text = clips.PROMPT
     elif kind < 0.85:
         text = str(rng.choice(OTHER_PROMPTS))
     else:
@@ -181,7 +180,9 @@ def _start(model: Any) -> None:
             if weights.dim() > 1:
                 fan_in = math.prod(weights.shape[1:])
                 weights.normal_(std=0.5 if "embed_tokens" in name else 1 / math.sqrt(fan_in))
-        model.model.vision_model.embeddings.position_embedding.weight.copy_(_places())
+        sight = model.model.vision_model.embeddings
+        sight.position_embedding.weight.copy_(_places())
+        sight.patch_embedding.weight.copy_(_waves())
 
 
 def _places() -> Any:
@@ -194,6 +195,28 @@ def _places() -> Any:
     axis = torch.cat([angles.sin(), angles.cos()], dim=1)
     down, across = axis.repeat_interleave(side, dim=0), axis.repeat(side, 1)
     return torch.cat([down, across], dim=1)
+
+
+def _waves() -> Any:
+    """Filters of patches: the slowest two-dimensional cosines (those of JPEG), in colour and in light.
+
+    Steeper ones are made stronger, as pictures have less of them. From noise the shapes are learnt far slower.
+    """
+    import torch
+
+    order = sorted(((u, v) for u in range(PATCH) for v in range(PATCH)), key=lambda uv: (sum(uv), uv))
+    colour = (HIDDEN - HIDDEN // 4) // 2
+    axes = (((1, -1, 0), colour), ((1, 1, -2), colour), ((1, 1, 1), HIDDEN - 2 * colour))
+    wave = (torch.arange(PATCH)[None, :] + 0.5) * torch.arange(PATCH)[:, None] * math.pi / PATCH
+    cosines = wave.cos() * math.sqrt(2 / PATCH)
+    cosines[0] /= math.sqrt(2)
+    filters = []
+    for axis, count in axes:
+        way = torch.tensor(axis, dtype=torch.float32)
+        for u, v in order[:count]:
+            strength = 0.3 * (1 + u + v) / way.norm()
+            filters.append(strength * way[:, None, None] * cosines[v][None, :, None] * cosines[u][None, None, :])
+    return torch.stack(filters)
 
 
 def _processor() -> Any:
@@ -224,7 +247,7 @@ def _tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator([*clips.CAPTIONS, *[PROMPT, *OTHER_PROMPTS] * 9], trainer)
+    backend.train_from_iterator([*clips.CAPTIONS, *[clips.PROMPT, *OTHER_PROMPTS] * 9], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,

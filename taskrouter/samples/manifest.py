@@ -40,11 +40,17 @@ class DemoInput:
 
 DEMO = {"image_classification": "shapes", "audio_classification": "tones", "claim_extraction": "claims"}
 """The sample that does each task of the demo: of one size, so that a budget for two of them has to evict."""
-SAMPLES = {**DEMO, "object_detection": "scenes"}
+SAMPLES = {**DEMO, "object_detection": "scenes", "video_summarization": "clips"}
 """The sample that does each task."""
+_ENGINE_ARGS = {"clips": {"video_frames": 4, "video_layout": "sheet"}}
+"""What options of samples say beside where the model is."""
 SCENE = MEDIA / "scene.png"
 """A picture with several shapes."""
 SCENE_SEED = 100_112
+CLIP = MEDIA / "clip.mp4"
+"""Two seconds of video."""
+CLIP_CAPTION = "a red circle moves right"
+CLIP_SEED = 110_001
 
 PICTURES = (
     ("red-circle.png", "red circle", (160, 120), 70_001),
@@ -79,8 +85,14 @@ _SENTENCES = (
 
 
 def sample_dir(name: str) -> Path:
-    """The folder of a sample's checkpoint: ``shapes``, ``tones``, ``claims`` or ``scenes``."""
+    """The folder of a sample's checkpoint: ``shapes``, ``tones``, ``claims``, ``scenes`` or ``clips``."""
     return _HERE / name
+
+
+def sample_option(name: str) -> dict[str, Any]:
+    """A sample as an option of a task, as ``models.yaml`` would say it."""
+    said = {"engine_args": dict(_ENGINE_ARGS[name])} if name in _ENGINE_ARGS else {}
+    return {"model_id": str(sample_dir(name)), "framework": "transformers", **said}
 
 
 def demo_inputs() -> list[DemoInput]:
@@ -98,7 +110,7 @@ def demo_config() -> dict[str, Any]:
             task: {
                 "kind": "chat" if name == "claims" else task,
                 "selected": name,
-                "options": {name: {"model_id": str(sample_dir(name)), "framework": "transformers"}},
+                "options": {name: sample_option(name)},
             }
             for task, name in DEMO.items()
         }

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from taskrouter.media.sheet import filled, tiled
+from taskrouter.media.video import load_video
 from taskrouter.samples.renderers.drawing import HUES, OVERSAMPLING, background, outline, paint
 
 if TYPE_CHECKING:
@@ -35,14 +37,15 @@ CAPTIONS = tuple(
 )
 FRAMES = 4
 """Frames of a clip that the model sees, side by side in one sheet."""
+PROMPT = "Describe the clip."
 
-_SMALLEST, _LARGEST = 0.13, 0.22
+_SMALLEST, _LARGEST = 0.18, 0.28
 """A shape's radius, by the shorter side."""
 _SHORTEST, _LONGEST = 0.5, 1.0
 """How far it goes, by the room it has."""
 _DRIFT = 0.04
 """How far at most it goes astray, by the shorter side: across its way, or a third of that where it stands still."""
-_TURN = math.pi / 12
+_TURN = math.pi / 18
 _UPRIGHT = {"circle": 0.0, "square": math.pi / 4, "triangle": -math.pi / 2}
 
 Point = tuple[float, float]
@@ -115,8 +118,28 @@ def render(rng: np.random.Generator, caption: str | None = None, *, size: tuple[
         start=(x, y),
         end=(to_x, to_y),
         light=rng.uniform(0.8, 1.1),
-        grain=rng.uniform(0, 12),
+        grain=rng.uniform(0, 10),
     )
+
+
+def sheet(rng: np.random.Generator, shot: Shot) -> Image:
+    """What the model sees of it."""
+    return tiled(shot.frames(rng, FRAMES))
+
+
+def film(rng: np.random.Generator, shot: Shot) -> bytes:
+    """It as an MP4 file of 1 to 3 seconds: H.264 or MPEG-4, more or less worn."""
+    rate = int(rng.integers(8, 26))
+    frames = shot.frames(rng, int(rate * rng.uniform(1, 3)))
+    if rng.random() < 0.5:
+        return encoded(frames, rate=rate, crf=str(int(rng.integers(18, 34))))
+    coarse = str(int(rng.integers(2, 13)))
+    return encoded(frames, rate=rate, codec="mpeg4", qmin=coarse, qmax=coarse)
+
+
+def filmed_sheet(rng: np.random.Generator, shot: Shot) -> Image:
+    """What the model sees of that file."""
+    return tiled(filled(load_video(film(rng, shot), count=FRAMES), FRAMES))
 
 
 def encoded(frames: Iterable[Image], *, rate: int, codec: str = "libx264", **options: str) -> bytes:
