@@ -1,4 +1,4 @@
-"""The clips sample under vLLM: of the same sheets the same checkpoint says the same as in this process, to the letter."""
+"""The clips sample under vLLM: of the same sheets it says the same as in this process, to the letter."""
 
 from __future__ import annotations
 
