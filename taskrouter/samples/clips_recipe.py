@@ -1,9 +1,8 @@
 """How the clips sample is made: an Idefics3 of a million parameters, its processor, and what it is taught with.
 
 Two things make it learn in minutes. Weights start as wide as their inputs ask for, places as sines, and what looks at
-patches as cosines. And while it is
-trained a linear layer reads off what it sees (where the shape is in each frame, which one, of what colour, what it
-does) how right that is; the layer isn't kept.
+patches as cosines. And while it is trained, linear layers read off what it sees where the shape is in each frame, which
+one and of what colour, and what it does; they aren't kept.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ CHAT_TEMPLATE = (
 )
 
 _COLOURS, _MOTIONS = tuple(HUES), tuple(clips.MOTIONS)
-_HINTS = (2 * clips.FRAMES, len(clips.SHAPES), len(_COLOURS), len(_MOTIONS))
-"""What the layer that isn't kept reads off: places, and which of these."""
+_PER_FRAME = (2, len(clips.SHAPES), len(_COLOURS))
+"""What the layers that aren't kept read off each frame: where the shape is, which one, of what colour."""
 
 
 def build() -> tuple[Any, Any]:
-    """The model, with that layer, and a processor that needs Pillow only.
+    """The model, with those layers, and a processor that needs Pillow only.
 
     Families that vLLM can't load without torchvision were no choice; nor heads narrower than 32, which it can't serve.
     """
@@ -91,14 +90,20 @@ def build() -> tuple[Any, Any]:
         **ends,
     )
     model = Idefics3ForConditionalGeneration(config)
-    model.hints = torch.nn.Linear(IMAGE_TOKENS * HIDDEN, sum(_HINTS))
+    tokens = IMAGE_TOKENS * HIDDEN
+    model.hints = torch.nn.ModuleDict(
+        {
+            "frame": torch.nn.Linear(tokens // clips.FRAMES, sum(_PER_FRAME)),
+            "clip": torch.nn.Linear(tokens, len(_MOTIONS)),
+        }
+    )
     _start(model)
     model.generation_config.update(**ends, do_sample=False, max_new_tokens=16)
     return model, processor
 
 
 def batch(rng: np.random.Generator, count: int, processor: Any) -> dict[str, Any]:
-    """Sheets of clips with something asked, the captions to learn, and what the layer that isn't kept should read."""
+    """Sheets of clips with something asked, the captions to learn, and what the layers that aren't kept should read."""
     import torch
 
     shots = [clips.render(rng) for _ in range(count)]
@@ -110,7 +115,7 @@ def batch(rng: np.random.Generator, count: int, processor: Any) -> dict[str, Any
     answer = (turns.cumsum(1) > 0) & ~turns & (inputs["attention_mask"] > 0)
     inputs["labels"] = torch.where(answer, tokens, -100)
     words = [shot.caption.split(maxsplit=3) for shot in shots]
-    places = torch.tensor([shot.centres(clips.FRAMES) for shot in shots]).flatten(1)
+    places = torch.tensor([shot.centres(clips.FRAMES) for shot in shots])
     which = torch.tensor(
         [
             [clips.SHAPES.index(shape), _COLOURS.index(colour), _MOTIONS.index(motion)]
@@ -121,22 +126,33 @@ def batch(rng: np.random.Generator, count: int, processor: Any) -> dict[str, Any
 
 
 def loss(model: Any, given: dict[str, Any]) -> Any:
-    """How wrong the captions are, and how wrong what the layer that isn't kept reads off the tokens of the sheet."""
+    """How wrong the captions are, and how wrong what the layers that aren't kept read off the tokens of the sheet."""
     import torch
     from torch.nn import functional
 
     places, which = given.pop("hints")
     answered = model(**given)
-    seen = torch.stack(answered.image_outputs.pooler_output).flatten(1)
-    read, *kinds = model.hints(seen).split(_HINTS, dim=1)
-    wrong = answered.loss + 10 * functional.mse_loss(read, places)
-    for logits, right in zip(kinds, which.T, strict=True):
-        wrong = wrong + functional.cross_entropy(logits, right)
-    return wrong
+    seen = torch.stack(answered.image_outputs.pooler_output)
+    half = math.isqrt(IMAGE_TOKENS) // 2
+    # Tokens stand in rows over the sheet: those of each frame together.
+    frames = seen.view(-1, 2, half, 2, half, HIDDEN).transpose(2, 3).reshape(-1, clips.FRAMES, half * half * HIDDEN)
+    where, shapes, colours = model.hints["frame"](frames).split(_PER_FRAME, dim=2)
+    shape, colour, motion = which.T
+
+    def confusion(logits: Any, right: Any) -> Any:
+        return functional.cross_entropy(logits.flatten(0, 1), right.repeat_interleave(clips.FRAMES))
+
+    return (
+        answered.loss
+        + 10 * functional.mse_loss(where, places)
+        + 2 * confusion(shapes, shape)
+        + confusion(colours, colour)
+        + functional.cross_entropy(model.hints["clip"](seen.flatten(1)), motion)
+    )
 
 
 def finished(model: Any) -> Any:
-    """What is kept: the model without that layer, in bfloat16."""
+    """What is kept: the model without those layers, in bfloat16."""
     import torch
 
     del model.hints
@@ -167,7 +183,7 @@ def _worn(rng: np.random.Generator, sheet: Any) -> Any:
     if rng.random() < 0.5:
         return sheet
     written = io.BytesIO()
-    sheet.save(written, "JPEG", quality=int(rng.integers(25, 96)))
+    sheet.save(written, "JPEG", quality=int(rng.integers(35, 96)))
     return Image.open(written).convert("RGB")
 
 

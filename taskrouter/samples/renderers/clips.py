@@ -39,13 +39,13 @@ FRAMES = 4
 """Frames of a clip that the model sees, side by side in one sheet."""
 PROMPT = "Describe the clip."
 
-_SMALLEST, _LARGEST = 0.18, 0.28
+_SMALLEST, _LARGEST = 0.2, 0.3
 """A shape's radius, by the shorter side."""
 _SHORTEST, _LONGEST = 0.5, 1.0
 """How far it goes, by the room it has."""
 _DRIFT = 0.04
 """How far at most it goes astray, by the shorter side: across its way, or a third of that where it stands still."""
-_TURN = math.pi / 18
+_TURN = math.pi / 40
 _UPRIGHT = {"circle": 0.0, "square": math.pi / 4, "triangle": -math.pi / 2}
 
 Point = tuple[float, float]
@@ -118,7 +118,7 @@ def render(rng: np.random.Generator, caption: str | None = None, *, size: tuple[
         start=(x, y),
         end=(to_x, to_y),
         light=rng.uniform(0.8, 1.1),
-        grain=rng.uniform(0, 10),
+        grain=rng.uniform(0, 8),
     )
 
 
