@@ -290,7 +290,7 @@ RECIPES: Mapping[str, Recipe] = {
     "clips": Recipe(
         clips_recipe.build,
         clips_recipe.batch,
-        steps=2000,
+        steps=3000,
         batch_size=48,
         learning_rate=1.5e-3,
         loss=clips_recipe.loss,
