@@ -77,7 +77,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     option = sample_option("clips")
     task = {"kind": "chat", "selected": "clips", "options": {"clips": option}}
     file = tmp_path_factory.mktemp("clips") / "models.yaml"
-    file.write_text(yaml.safe_dump({"tasks": {"video_summarization": task}}))
+    media = {"roots": [str(CLIP.parent)]}
+    file.write_text(yaml.safe_dump({"tasks": {"video_summarization": task}, "media": media}))
     with ModelManager(file, machine=StillMachine({"cpu": 4 * GIB})).blocking() as manager:
         yield manager.get_model("video_summarization")
 
