@@ -156,7 +156,11 @@ def finished(model: Any) -> Any:
     import torch
 
     del model.hints
-    return model.to(torch.bfloat16)
+    for (
+        weights
+    ) in model.parameters():  # buffers stay: the angles of places are computed in float32 wherever it is loaded
+        weights.data = weights.data.to(torch.bfloat16)
+    return model
 
 
 def _asked(rng: np.random.Generator, processor: Any) -> str:
