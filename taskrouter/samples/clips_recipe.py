@@ -156,9 +156,7 @@ def finished(model: Any) -> Any:
     import torch
 
     del model.hints
-    for (
-        weights
-    ) in model.parameters():  # buffers stay: the angles of places are computed in float32 wherever it is loaded
+    for weights in model.parameters():  # not the buffers: wherever it is loaded, the angles of places are in float32
         weights.data = weights.data.to(torch.bfloat16)
     return model
 
