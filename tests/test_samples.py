@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from taskrouter.config import Frameworks, load_catalog
-from taskrouter.media import load_audio, load_image
+from taskrouter.media import load_audio, load_image, load_video
 from taskrouter.samples import DEMO, SAMPLES, DemoInput, demo_config, demo_inputs, sample_dir
 from taskrouter.samples.manifest import MEDIA, SPOKEN
 from taskrouter.samples.render import render_media
@@ -109,6 +109,9 @@ def test_the_media_files_are_what_their_script_renders(tmp_path: Path) -> None:
         if file.suffix == ".wav":
             shipped, again = (load_audio(path, sampling_rate=tones.RATE) for path in (file, fresh))
             assert np.allclose(shipped, again, atol=1e-3)
+        elif file.suffix == ".mp4":
+            for one, other in zip(load_video(file).frames, load_video(fresh).frames, strict=True):
+                assert np.abs(np.asarray(one, dtype=float) - np.asarray(other, dtype=float)).mean() < 4
         else:
             with Image.open(file) as one, Image.open(fresh) as other:
                 # Codecs and resampling differ a little from one Pillow to the next.

@@ -1,8 +1,8 @@
 """How often a sample is right on data it never saw: ``python -m taskrouter.samples.evaluate NAME [--folder DIR]``.
 
-The checkpoint is loaded by the Auto classes and asked as any other model is. A claims answer counts only when all of
-it is right, letter by letter; scenes are measured by average precision, digits by word error (which needs espeak-ng,
-``pip install espeakng-loader``), phrases by retrieval at 1.
+The checkpoint is loaded by the Auto classes and asked as any other model is. A claims answer or a caption counts only
+when all of it is right, letter by letter; scenes are measured by average precision, digits by word error (which needs
+espeak-ng, ``pip install espeakng-loader``), phrases by retrieval at 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from taskrouter.samples.manifest import sample_dir
 from taskrouter.samples.precision import average_precision, look
-from taskrouter.samples.renderers import claims, shapes, tones
+from taskrouter.samples.renderers import claims, clips, shapes, tones
 from taskrouter.samples.retrieval import held_out, missed
 from taskrouter.samples.word_error import heard, word_error
 from taskrouter.samples.word_error import held_out as spoken
@@ -82,10 +82,42 @@ def _ask_claims(rng: np.random.Generator, count: int, folder: Path) -> Iterator[
         yield from zip([example.answer for example in examples], answers, strict=True)
 
 
+FILES = 5
+"""Of so many clips one is a real file, which is decoded again."""
+
+
+def _ask_clips(rng: np.random.Generator, count: int, folder: Path) -> Iterator[Mistake]:
+    """Sheets as drawn, and every fifth of frames that a codec has worn and that were found in its file again."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor = AutoProcessor.from_pretrained(folder, padding_side="left")
+    for size in _batches(count):
+        shots = [clips.render(rng, size=_CLIP_SIZES[number % len(_CLIP_SIZES)]) for number in range(size)]
+        sheets = [
+            clips.filmed_sheet(rng, shot) if number % FILES == 0 else clips.sheet(rng, shot)
+            for number, shot in enumerate(shots)
+        ]
+        chats = [
+            [{"role": "user", "content": [{"type": "image", "image": sheet}, {"type": "text", "text": clips.PROMPT}]}]
+            for sheet in sheets
+        ]
+        inputs = processor.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        tokens = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        answers = processor.batch_decode(tokens, skip_special_tokens=True)
+        yield from zip([shot.caption for shot in shots], answers, strict=True)
+
+
+_CLIP_SIZES = ((96, 96), (160, 120), (256, 144), (120, 160), (192, 144), (64, 64), (128, 96))
+"""Of the pictures; every one has its turn among the files."""
+
 _ASK: Mapping[str, Callable[[np.random.Generator, int, Path], Iterator[Mistake]]] = {
     "shapes": _ask_shapes,
     "tones": _ask_tones,
     "claims": _ask_claims,
+    "clips": _ask_clips,
 }
 
 

@@ -44,14 +44,21 @@ SAMPLES = {
     **DEMO,
     "object_detection": "scenes",
     "text_embedding": "phrases",
+    "video_summarization": "clips",
 }
 """The sample that does each task."""
+_ENGINE_ARGS = {"clips": {"video_frames": 4, "video_layout": "sheet"}}
+"""What options of samples say beside where the model is."""
 SCENE = MEDIA / "scene.png"
 """A picture with several shapes."""
 SCENE_SEED = 100_112
 SPOKEN = MEDIA / "digits.wav"
 """Some digits, said by a voice that training never heard."""
 SPOKEN_SEED = 110_001
+CLIP = MEDIA / "clip.mp4"
+"""Two seconds of video."""
+CLIP_CAPTION = "a red circle moves right"
+CLIP_SEED = 110_001
 
 PICTURES = (
     ("red-circle.png", "red circle", (160, 120), 70_001),
@@ -90,6 +97,12 @@ def sample_dir(name: str) -> Path:
     return _HERE / name
 
 
+def sample_option(name: str) -> dict[str, Any]:
+    """A sample as an option of a task, as ``models.yaml`` would say it."""
+    said = {"engine_args": dict(_ENGINE_ARGS[name])} if name in _ENGINE_ARGS else {}
+    return {"model_id": str(sample_dir(name)), "framework": "transformers", **said}
+
+
 def demo_inputs() -> list[DemoInput]:
     """Inputs of all three tasks in turn, so that a budget for two models has to evict."""
     pictures = [DemoInput("image_classification", "classify", str(MEDIA / file), label) for file, label, *_ in PICTURES]
@@ -105,7 +118,7 @@ def demo_config() -> dict[str, Any]:
             task: {
                 "kind": "chat" if name == "claims" else task,
                 "selected": name,
-                "options": {name: {"model_id": str(sample_dir(name)), "framework": "transformers"}},
+                "options": {name: sample_option(name)},
             }
             for task, name in DEMO.items()
         }

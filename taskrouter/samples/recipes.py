@@ -1,7 +1,7 @@
 """What each sample is: its architecture, its processor, and one batch of its training data.
 
-The numbers were chosen so that the three checkpoints are of about one size, and so that each learns in minutes on one
-CPU thread.
+The numbers were chosen so that the three checkpoints of the demo are of about one size, and so that each learns in
+minutes on one CPU thread.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from taskrouter.samples import recipe_clips
 from taskrouter.samples.recipe_digits import build_digits, digits_batch, listen_for_pitch
 from taskrouter.samples.recipe_phrases import build_phrases, finish_phrases, phrases_batch, phrases_loss
 from taskrouter.samples.renderers import claims, scenes, shapes, tones
@@ -36,6 +37,8 @@ class Recipe:
     """What training lowers; most models have it themselves."""
     finish: Callable[[Path], None] | None = None
     """Writes what else belongs beside the checkpoint."""
+    kept: Callable[[Any], Any] = lambda model: model
+    """What is kept of the trained model."""
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -283,5 +286,14 @@ RECIPES: Mapping[str, Recipe] = {
         learning_rate=2e-3,
         loss=phrases_loss,
         finish=finish_phrases,
+    ),
+    "clips": Recipe(
+        recipe_clips.build,
+        recipe_clips.batch,
+        steps=3000,
+        batch_size=48,
+        learning_rate=1.5e-3,
+        loss=recipe_clips.loss,
+        kept=recipe_clips.kept,
     ),
 }

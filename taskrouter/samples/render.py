@@ -8,18 +8,32 @@ from pathlib import Path
 
 import numpy as np
 
-from taskrouter.samples.manifest import MEDIA, PICTURES, SCENE, SCENE_SEED, SOUNDS, SPOKEN, SPOKEN_SEED
-from taskrouter.samples.renderers import digits, scenes, shapes, tones
+from taskrouter.samples.manifest import (
+    CLIP,
+    CLIP_CAPTION,
+    CLIP_SEED,
+    MEDIA,
+    PICTURES,
+    SCENE,
+    SCENE_SEED,
+    SOUNDS,
+    SPOKEN,
+    SPOKEN_SEED,
+)
+from taskrouter.samples.renderers import clips, digits, scenes, shapes, tones
 
 _FULL_SCALE = 32767
 
 
 def render_media(folder: Path) -> None:
-    """Write every picture and sound of the manifest, but for the spoken one, into ``folder``."""
+    """Write every picture, sound and clip of the manifest, but for the spoken one, into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     for file, label, size, seed in PICTURES:
         shapes.render(np.random.default_rng(seed), label, size=size).save(folder / file)
     scenes.render(np.random.default_rng(SCENE_SEED), size=(192, 144)).picture.save(folder / SCENE.name)
+    rng = np.random.default_rng(CLIP_SEED)
+    shot = clips.render(rng, CLIP_CAPTION, size=(160, 120))
+    (folder / CLIP.name).write_bytes(clips.encoded(shot.frames(rng, 24), rate=12, crf="30"))
     for file, label, seed in SOUNDS:
         _write(folder / file, tones.render(np.random.default_rng(seed), label))
 

@@ -52,7 +52,7 @@ def train(
         losses.append(loss.item())
         if report:
             report(step, losses[-1])
-    return model.eval(), processor, losses
+    return recipe.kept(model).eval(), processor, losses
 
 
 def save(recipe: Recipe, model: Any, processor: Any, folder: Path) -> None:

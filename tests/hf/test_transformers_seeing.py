@@ -12,15 +12,16 @@ import pytest
 
 from taskrouter.backends.base import LoadedModel
 from taskrouter.backends.hf import seen
+from taskrouter.backends.hf.arguments import Arguments
 from taskrouter.backends.hf.calling import Stopped
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.prepare import pictures_and_text
-from taskrouter.backends.hf.seen import VIDEO_FRAMES
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import BadInput, ContextTooLong, MediaTooLarge, PreflightFailed, UnsupportedInput
 from taskrouter.media import load_video
 from taskrouter.media.limits import MediaLimits
+from taskrouter.media.sheet import tiled
 from taskrouter.types import CPU
 from taskrouter.verbs import ChatRequest
 from tests.media.test_media_video import FILM
@@ -91,13 +92,29 @@ async def test_a_picture_is_one_however_it_is_given_and_is_looked_at(
 
 async def test_a_video_is_some_of_its_frames(backend: TransformersBackend, tmp_path: Path) -> None:
     model = await loaded(backend, tmp_path, "idefics3")
-    frames = load_video(FILM, count=VIDEO_FRAMES).frames
-    assert len(frames) == VIDEO_FRAMES
+    count = Arguments().video_frames
+    frames = load_video(FILM, count=count).frames
+    assert len(frames) == count == 8
     film = {"type": "video_url", "video_url": {"url": FILM}}
     said = await model.call("chat", ask("w1", film, "w2"))
     assert said == await model.call("chat", ask("w1", *map(image, frames), "w2"))
-    assert said.usage.prompt_tokens > VIDEO_FRAMES * 4
+    assert said.usage.prompt_tokens > count * 4
     await backend.unload(model, timeout_s=5)
+
+
+async def test_an_option_says_how_many_frames_of_a_video_are_shown_and_whether_in_one_sheet(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    TALKERS["idefics3"](tmp_path)
+    film = {"type": "video_url", "video_url": {"url": FILM}}
+    for arguments, pictures in (
+        ({"video_frames": 3}, list(load_video(FILM, count=3).frames)),
+        ({"video-frames": 4, "video-layout": "sheet"}, [tiled(load_video(FILM, count=4).frames)]),
+    ):
+        model = await backend.load(request(tmp_path, engine_args=arguments), (CPU,), CHARGES)
+        said = await model.call("chat", ask("w1", film, "w2"))
+        assert said == await model.call("chat", ask("w1", *map(image, pictures), "w2"))
+        await backend.unload(model, timeout_s=5)
 
 
 async def test_what_it_cannot_look_at_is_refused_and_says_why(backend: TransformersBackend, tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ DTYPES: Mapping[str, str] = MappingProxyType(
 )
 """Spellings of the dtypes a model can be loaded as; ``auto`` is the checkpoint's own."""
 
+LAYOUTS = ("frames", "sheet")
+"""How a video is shown: as pictures one after the other, or as one picture that holds them all."""
+
 OWN_KEYS = ("dtype", "torch_dtype", "quantization", "trust_remote_code", "revision", "devices", "device_map")
 
 
@@ -40,19 +43,32 @@ class Arguments:
         How ``quantization: torchao`` does it: ``int8wo``, ``int8dq`` or ``fp8wo``.
     gguf_file
         Which file ``quantization: gguf`` reads, where there are several.
+    video_frames, video_layout
+        How many frames of a video a vision language model is shown, and how: one of ``LAYOUTS``.
     """
 
     attn_implementation: str | None = None
     use_safetensors: bool = True
     torchao_config: str | None = None
     gguf_file: str | None = None
+    video_frames: int = 8
+    video_layout: str = "frames"
 
 
 _TYPES: Mapping[str, type] = MappingProxyType(
-    {"attn_implementation": str, "use_safetensors": bool, "torchao_config": str, "gguf_file": str}
+    {
+        "attn_implementation": str,
+        "use_safetensors": bool,
+        "torchao_config": str,
+        "gguf_file": str,
+        "video_frames": int,
+        "video_layout": str,
+    }
 )
 _ONLY_WITH: Mapping[str, str] = MappingProxyType({"torchao_config": "torchao", "gguf_file": "gguf"})
 """Keys that would do nothing without this ``quantization``."""
+OF_VIDEOS = ("video_frames", "video_layout")
+"""What means something only where a model sees."""
 
 
 def check_arguments(request: ModelRequest) -> Arguments:
@@ -64,7 +80,7 @@ def check_arguments(request: ModelRequest) -> Arguments:
             raise PreflightFailed(
                 f"{request.label}: engine_args has no key {key!r} for framework transformers; {_hint(name)}."
             )
-        if not isinstance(value, _TYPES[name]):
+        if type(value) is not _TYPES[name]:
             raise PreflightFailed(f"{request.label}: engine_args.{key} wants a {_TYPES[name].__name__}, not {value!r}.")
         if name in _ONLY_WITH and request.quantization != _ONLY_WITH[name]:
             raise PreflightFailed(
@@ -72,7 +88,17 @@ def check_arguments(request: ModelRequest) -> Arguments:
                 "model_id, or remove it."
             )
         known[name] = value
-    return Arguments(**known)
+    arguments = Arguments(**known)
+    if arguments.video_frames < 1:
+        raise PreflightFailed(
+            f"{request.label}: engine_args.video_frames is {arguments.video_frames}: write 1 or more."
+        )
+    if arguments.video_layout not in LAYOUTS:
+        raise PreflightFailed(
+            f"{request.label}: engine_args.video_layout {arguments.video_layout!r} is not one of {', '.join(LAYOUTS)}"
+            f"{_nearest(arguments.video_layout, dict.fromkeys(LAYOUTS))}."
+        )
+    return arguments
 
 
 def check_dtype(request: ModelRequest) -> str | None:

@@ -55,7 +55,7 @@ def _seen(
     """The same with pictures, each of which becomes as many tokens as the processor makes of it."""
     for index, message in enumerate(request.messages):
         _check_message(index, message)
-    messages = with_pictures(request.messages, limits, stop)
+    messages = with_pictures(request.messages, limits, stop, parts.arguments)
     if stop.is_set():
         raise Stopped
     _templated(parts, messages)

@@ -16,6 +16,7 @@ from typing import Any
 
 from taskrouter.backends.hf.arguments import (
     DTYPES,
+    OF_VIDEOS,
     Arguments,
     check_arguments,
     check_context,
@@ -174,6 +175,12 @@ def _refuse_idle_keys(request: ModelRequest, family: Family) -> None:
         raise PreflightFailed(
             f"{request.label}: max_context bounds the text of a chat model, and {request.model_id} is none. "
             "Remove max_context."
+        )
+    idle = [key for key in request.engine_args if key.replace("-", "_") in OF_VIDEOS]
+    if idle and family is not Family.VISION:
+        raise PreflightFailed(
+            f"{request.label}: engine_args.{idle[0]} says how a vision language model is shown videos, and "
+            f"{request.model_id} is none. Remove {idle[0]}."
         )
 
 

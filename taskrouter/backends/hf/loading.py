@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from taskrouter.backends.hf.arguments import Arguments
 from taskrouter.backends.hf.examine import Checkpoint
 from taskrouter.backends.hf.failures import load_error
 from taskrouter.backends.hf.families import PREPARES, Family
@@ -36,7 +37,7 @@ class Parts:
     """A loaded checkpoint: the module, what prepares its input (tokenizer or processor), and what it takes.
 
     ``recipe``: how one that embeds makes a vector of a text. ``pieces``: of a long input, how many are worked on at a
-    time.
+    time. ``arguments``: what its option said.
     """
 
     module: Any
@@ -46,6 +47,7 @@ class Parts:
     measured: Footprint
     recipe: Recipe | None = None
     pieces: int = 1
+    arguments: Arguments = field(default_factory=Arguments)
 
 
 def load_parts(
@@ -133,7 +135,9 @@ def _load(
     grown = {each: _reserved(each) - before[each] for each in on_gpu}
     measured = _measure(bytes_by_device(storages), grown, cache_bytes=checkpoint.cache_bytes)
     recipe = read_recipe(request.label, checkpoint.folder) if checkpoint.family is Family.EMBEDDING else None
-    return Parts(module, processor, devices[0], storages, measured, recipe, request.pieces)
+    return Parts(
+        module, processor, devices[0], storages, measured, recipe, pieces=request.pieces, arguments=checkpoint.arguments
+    )
 
 
 def _optional(request: ModelRequest, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,43 +1,46 @@
 """The pictures and videos of a conversation: found in its content parts, read, and handed to the model's processor.
 
-A video goes as some of its frames, evenly spread, each a picture: so every model that takes several pictures takes
-videos, and none of Transformers' video readers is needed.
+A video goes as some of its frames, evenly spread, each a picture or all in one: so every model that takes pictures
+takes videos, and none of Transformers' video readers is needed.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from taskrouter.backends.hf.arguments import Arguments
 from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
 from taskrouter.media.image import load_image
 from taskrouter.media.limits import MediaLimits
+from taskrouter.media.sheet import columns, filled, tiled
 from taskrouter.media.video import load_video
 
-VIDEO_FRAMES = 8
-"""Pictures of each video that a model is shown."""
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LONGEST_SIDE = 1536
-"""Frames are scaled down to so many pixels; processors make less of them."""
+"""Frames, or the sheet of them, are scaled down to about so many pixels; processors make less of them."""
 
 _ALL_PIXELS = 8
 """All pictures of a conversation together may have so many times the pixels that one may have."""
 
 
 def with_pictures(
-    messages: Sequence[Mapping[str, Any]], limits: MediaLimits, stop: threading.Event
+    messages: Sequence[Mapping[str, Any]], limits: MediaLimits, stop: threading.Event, arguments: Arguments
 ) -> list[dict[str, Any]]:
     """Messages whose contents are lists of parts as processors take them: texts, and pictures that are read.
 
-    Blocks while it reads; of no use once ``stop`` is set. Raises ``BadInput`` for what can't be read, ``MediaTooLarge``
-    for what is over a limit alone or together, ``UnsupportedInput`` for parts of other kinds.
+    ``arguments`` say how videos are shown. Blocks while it reads; of no use once ``stop`` is set. Raises ``BadInput``
+    for what can't be read, ``MediaTooLarge`` for what is over a limit alone or together, ``UnsupportedInput`` for parts
+    of other kinds.
     """
     pixels = number = 0
     read = []
     for index, message in enumerate(messages):
         parts: list[dict[str, Any]] = []
-        for part in _parts(f"message {index}", message.get("content"), limits):
+        for part in _parts(f"message {index}", message.get("content"), limits, arguments):
             if stop.is_set():
                 return []
             parts.append(part)
@@ -58,7 +61,7 @@ def with_pictures(
     return read
 
 
-def _parts(where: str, content: Any, limits: MediaLimits) -> Iterator[dict[str, Any]]:
+def _parts(where: str, content: Any, limits: MediaLimits, arguments: Arguments) -> Iterator[dict[str, Any]]:
     if isinstance(content, str):
         yield {"type": "text", "text": content}
         return
@@ -71,11 +74,19 @@ def _parts(where: str, content: Any, limits: MediaLimits) -> Iterator[dict[str, 
         elif kind == "image_url":
             yield {"type": "image", "image": load_image(_source(where, part, kind), limits)}
         elif kind == "video_url":
-            count = min(VIDEO_FRAMES, limits.max_frames)
-            clip = load_video(_source(where, part, kind), limits, count=count, side=LONGEST_SIDE)
-            yield from ({"type": "image", "image": frame} for frame in clip.frames)
+            source = _source(where, part, kind)
+            yield from ({"type": "image", "image": picture} for picture in _shown(source, limits, arguments))
         else:
             raise UnsupportedInput(f"{where} has a part of type {kind!r}; this model takes text, images and videos.")
+
+
+def _shown(source: Any, limits: MediaLimits, arguments: Arguments) -> Sequence[Image]:
+    places = arguments.video_frames
+    count = min(places, limits.max_frames)
+    if arguments.video_layout == "frames":
+        return load_video(source, limits, count=count, side=LONGEST_SIDE).frames
+    # A sheet has all its places filled, so that where a frame stands says when it is.
+    return [tiled(filled(load_video(source, limits, count=count, side=LONGEST_SIDE // columns(places)), places))]
 
 
 def _source(where: str, part: Mapping[str, Any], kind: str) -> Any:
