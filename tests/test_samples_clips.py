@@ -125,7 +125,6 @@ def test_what_is_only_trained_with_is_not_in_the_file() -> None:
     assert {name for name in built if not name.startswith("hints.")} == names
 
 
-@pytest.mark.xfail(strict=True, reason="95.25 %, and the floor is 97: a longer training is due")
 @pytest.mark.slow
 def test_captions_of_held_out_clips_are_exactly_right_as_often_as_the_card_says() -> None:
     count = 400
