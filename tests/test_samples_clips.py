@@ -59,7 +59,7 @@ def test_it_is_seen_where_it_is_in_the_frames_of_a_file() -> None:
     rng = np.random.default_rng(1)
     for codec, options in (("libx264", {"crf": "28"}), ("mpeg4", {"qmin": "6", "qmax": "6"})):
         shot = clips.render(rng, "a blue circle moves left", size=(160, 120))
-        file = clips.encoded(shot.frames(rng, 36), rate=18, codec=codec, **options)
+        file = clips.encoded(shot.frames(rng, 36), rate=18, codec=codec, options=options)
         clip = load_video(file, count=clips.FRAMES)
         assert clip.seconds == pytest.approx(2)
         for frame, (x, y) in zip(clip.frames, shot.centres(clips.FRAMES), strict=True):

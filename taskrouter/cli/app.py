@@ -100,15 +100,20 @@ def demo(
         str | None,
         typer.Option(metavar="URL", help="Also send the traces to this collector, such as http://localhost:4318."),
     ] = None,
+    report: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the report on the video is written.")] = Path(
+        "video_report"
+    ),
     as_json: Json = False,
 ) -> int:
     """Run pictures, sounds and sentences through three models, of which only two fit in memory at a time.
+
+    Then a video: what is said in it, what is seen and what happens, by three more; a report and a picture are written.
 
     Uses an NVIDIA GPU where there is one, else the CPU and RAM. Needs no network. Exit code 1: an answer was wrong.
     """
     from taskrouter.cli.demo import demo as show
 
-    return show(budget=budget, otlp=otlp, as_json=as_json)
+    return show(budget=budget, otlp=otlp, as_json=as_json, report=report)
 
 
 @app.command(epilog=EPILOG)

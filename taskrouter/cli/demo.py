@@ -26,6 +26,7 @@ from taskrouter.cli.journal import Journal
 from taskrouter.cli.needs import Needs, find_needs, offline
 from taskrouter.cli.outcome import Outcome, Question, print_end, print_outcome, summary_of
 from taskrouter.cli.printing import amount, note, print_json, waiting
+from taskrouter.cli.video_report import NAME, in_the_middle, write_report
 from taskrouter.config import load_catalog, parse_size
 from taskrouter.errors import BadInput, TaskRouterError
 from taskrouter.manager import Machine, ModelManager, ThisMachine
@@ -38,23 +39,24 @@ ORDER = (0, 1, 0, 2, 2, 1, 1, 0, 0, 2, 2, 1)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is shown: a configuration (without a budget), and the questions."""
+    """What is shown: a configuration (without a budget), and the questions; ``video``: what a report is written of."""
 
     config: dict[str, Any]
     questions: Sequence[Question]
+    video: Path | None = None
 
 
-def demo(*, budget: str | None, otlp: str | None, as_json: bool) -> int:
+def demo(*, budget: str | None, otlp: str | None, as_json: bool, report: Path) -> int:
     """Run the samples. Raises ``BadInput`` for a ``budget`` that is no size, or an ``otlp`` that is no address."""
     with offline():
-        return asyncio.run(show(sample_plan(), budget=budget, otlp=otlp, as_json=as_json))
+        return asyncio.run(show(sample_plans(), budget=budget, otlp=otlp, as_json=as_json, report=report))
 
 
-def sample_plan() -> Plan:
-    """The samples, in turns."""
-    from taskrouter.samples.manifest import demo_config, demo_inputs
+def sample_plans() -> list[Plan]:
+    """The samples in turns; then a video, and all that is made of it."""
+    from taskrouter.samples.manifest import VIDEO, demo_config, demo_inputs, report_config, report_inputs
 
-    return Plan(demo_config(), in_turns(demo_inputs()))
+    return [Plan(demo_config(), in_turns(demo_inputs())), Plan(report_config(), report_inputs(), VIDEO)]
 
 
 def in_turns(questions: Iterable[Question]) -> list[Question]:
@@ -68,23 +70,31 @@ def in_turns(questions: Iterable[Question]) -> list[Question]:
 
 
 async def show(
-    plan: Plan,
+    plans: Sequence[Plan],
     *,
     budget: str | None,
     otlp: str | None,
     as_json: bool,
+    report: Path,
     registry: Registry | None = None,
     machine: Machine | None = None,
 ) -> int:
-    """Run a plan and print it; the exit code says whether every answer was right."""
+    """Run plans and print them; the exit code says whether every answer was right. Reports go to the folder named."""
     given = _size(budget) if budget is not None else None
     provider = _provider(otlp)
+    played = []
     try:
-        with tempfile.TemporaryDirectory(prefix="taskrouter-demo-") as folder:
-            stage = await set_up(plan, Path(folder), given, registry or Registry(), machine or ThisMachine())
-            return await _play(plan, stage, provider, as_json=as_json)
+        for plan in plans:
+            with tempfile.TemporaryDirectory(prefix="taskrouter-demo-") as folder:
+                stage = await set_up(plan, Path(folder), given, registry or Registry(), machine or ThisMachine())
+                played.append(await _play(plan, stage, provider, report, as_json=as_json))
     finally:
         await asyncio.to_thread(provider.shutdown)
+    ok = all(data["ok"] for data in played)
+    if as_json:
+        first, *others = played
+        print_json({**first, "ok": ok, **({NAME: others[0]} if others else {})})
+    return Exit.OK if ok else Exit.NO
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,7 @@ def choose_device(machine: Machine) -> DeviceId:
 
 def _folders(plan: Plan) -> list[str]:
     """The folders of the questions' files, which the demo's own file must allow."""
-    files = [Path(question.input) for question in plan.questions if question.verb == "classify"]
+    files = [Path(question.input) for question in plan.questions if question.is_file]
     return sorted({str(file.parent) for file in files}) or ["."]
 
 
@@ -165,7 +175,7 @@ def _provider(otlp: str | None) -> TracerProvider:
     return TracerProvider(sampler=ALWAYS_ON, shutdown_on_exit=False)
 
 
-async def _play(plan: Plan, stage: Stage, provider: TracerProvider, *, as_json: bool) -> int:
+async def _play(plan: Plan, stage: Stage, provider: TracerProvider, report: Path, *, as_json: bool) -> dict[str, Any]:
     started = time.monotonic()
     manager = ModelManager(stage.file, registry=stage.registry, machine=stage.machine, tracer_provider=provider)
     catalog = manager.catalog
@@ -173,6 +183,8 @@ async def _play(plan: Plan, stage: Stage, provider: TracerProvider, *, as_json: 
     journal = Journal(provider, {str(key): option for key, option in options.items()})
     async with manager:
         if not as_json:
+            if plan.video is not None:
+                print(f"\nA report on {plan.video.name}: what is said, what is seen, what happens.")
             print_opening(stage, options)
         outcomes = []
         for number, question in enumerate(plan.questions, 1):
@@ -180,35 +192,59 @@ async def _play(plan: Plan, stage: Stage, provider: TracerProvider, *, as_json: 
             outcomes.append(outcome)
             if not as_json:
                 print_outcome(outcome, number, len(plan.questions))
+        written = [] if plan.video is None else await asyncio.to_thread(write_report, plan.video, outcomes, report)
+        if not as_json:
+            for path in written:
+                print(f"\nwritten   {path}" if path is written[0] else f"          {path}")
         budget = judged(manager.budget(stage.needs.known), catalog, stage.needs)
     seconds = time.monotonic() - started
     summary = summary_of(outcomes, seconds)
     ok = summary["right"] == summary["asked"]
-    if as_json:
-        machine = {"device": stage.device, "budget_bytes": stage.budget}
-        inputs = [outcome.data() for outcome in outcomes]
-        print_json({"ok": ok, **machine, "inputs": inputs, "budget": budget_data(budget), **summary})
-    else:
+    if not as_json:
         print_end(budget, summary)
-    return Exit.OK if ok else Exit.NO
+    machine = {"device": stage.device, "budget_bytes": stage.budget}
+    files = {"written": [str(path) for path in written]} if written else {}
+    inputs = [outcome.data() for outcome in outcomes]
+    return {"ok": ok, **machine, "inputs": inputs, "budget": budget_data(budget), **summary, **files}
 
 
 async def _ask(manager: ModelManager, question: Question, journal: Journal) -> Outcome:
     option = manager.tasks[question.task].selected
     started = time.monotonic()
-    answer, error = "", None
+    answer, given, error = "", None, None
     try:
-        model = await manager.get_model(question.task)
-        if question.verb == "chat":
-            answer = (await model.chat(question.messages or question.input)).text
-        else:
-            answer = (await model.classify(question.input, top_k=1))[0].label
+        answer, given = await _ASK[question.verb](await manager.get_model(question.task), question)
     except TaskRouterError as failure:
         error = failure
     seconds = time.monotonic() - started
     resident = tuple(item["option"] for item in manager.get_loaded_models().values())
     right = error is None and question.is_right(answer)
-    return Outcome(question, option, answer, right, seconds, journal.take(), resident, error)
+    return Outcome(question, option, answer, right, seconds, journal.take(), resident, error, given)
+
+
+async def _chat(model: Any, question: Question) -> tuple[str, Any]:
+    answer = await model.chat(question.messages or question.input)
+    return answer.text, answer
+
+
+async def _classify(model: Any, question: Question) -> tuple[str, Any]:
+    labels = await model.classify(question.input, top_k=1)
+    return labels[0].label, labels
+
+
+async def _detect(model: Any, question: Question) -> tuple[str, Any]:
+    """Of a video the picture in its middle."""
+    picture, _ = await asyncio.to_thread(in_the_middle, question.input)
+    found = await model.detect(picture)
+    return "\n".join(each.label for each in found), found
+
+
+async def _transcribe(model: Any, question: Question) -> tuple[str, Any]:
+    heard = await model.transcribe(question.input)
+    return heard.text, heard
+
+
+_ASK = {"chat": _chat, "classify": _classify, "detect": _detect, "transcribe": _transcribe}
 
 
 def print_opening(stage: Stage, options: dict[ModelKey, str]) -> None:

@@ -16,6 +16,7 @@ from taskrouter.residency.events import Reason
 
 WHY = {
     Reason.REQUEST.value: "it was asked for and not loaded",
+    Reason.AHEAD.value: "it comes next in the pipeline",
     Reason.RESTORE.value: "it had been evicted for a load that failed",
     Reason.ROOM.value: "room was needed",
     Reason.IDLE.value: "it idled for its keep_alive_s",

@@ -27,13 +27,15 @@ class Question(Protocol):
     @property
     def expected(self) -> str: ...
     @property
-    def messages(self) -> list[dict[str, str]] | None: ...
+    def is_file(self) -> bool: ...
+    @property
+    def messages(self) -> list[dict[str, Any]] | None: ...
     def is_right(self, answer: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One question, its answer (or error), and what was moved for it."""
+    """One question, its answer (or error) as a text and as it was ``given``, and what was moved for it."""
 
     question: Question
     option: str
@@ -43,6 +45,7 @@ class Outcome:
     moves: Moves
     resident: tuple[str, ...]
     error: TaskRouterError | None = None
+    given: Any = None
 
     def data(self) -> dict[str, Any]:
         """For programs."""
@@ -67,7 +70,7 @@ def summary_of(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
 def print_outcome(outcome: Outcome, number: int, count: int) -> None:
     """One question, for people."""
     question = outcome.question
-    shown = Path(question.input).name if question.verb == "classify" else f"“{question.input}”"
+    shown = Path(question.input).name if question.is_file else f"“{question.input}”"
     moves = [*map(str, outcome.moves.evicted), *map(str, outcome.moves.loaded)]
     if not moves:
         moves = ["nothing was moved" if outcome.error else f"{outcome.option} was loaded already"]

@@ -2,7 +2,7 @@
 
 ``shapes`` names the coloured shape in a picture, ``tones`` the pattern in a sound, ``claims`` writes out what a
 sentence of a template language claims, ``scenes`` finds every shape in a picture, ``clips`` says what moves in a video.
-``phrases`` puts sentences that claim the same near each other.
+``digits`` writes down spoken digits, ``phrases`` puts sentences that claim the same near each other.
 ``recipes.py`` says how each is built, ``train.py`` makes it, ``evaluate.py`` measures it.
 """
 

@@ -5,6 +5,7 @@ The seeds of the media files are used for nothing else; ``render.py`` draws and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,25 @@ MEDIA = _HERE / "media"
 class DemoInput:
     """One question: the task, the verb to call, what to give it, and the answer it should get.
 
-    ``input`` is a file's path for ``classify`` and the sentence for ``chat``; ``messages`` is then the chat to send.
+    ``input`` is a file's path, or the sentence for a ``chat`` about one; ``messages`` is the chat to send.
     """
 
     task: str
     verb: str
     input: str
     expected: str
+    is_file: bool = True
 
     @property
-    def messages(self) -> list[dict[str, str]] | None:
+    def messages(self) -> list[dict[str, Any]] | None:
         if self.verb != "chat":
             return None
+        if self.is_file:
+            seen = {"type": "video_url", "video_url": {"url": self.input}}
+            return [{"role": "user", "content": [seen, {"type": "text", "text": "Describe the clip."}]}]
         from taskrouter.samples.renderers.claims import messages
 
-        return messages(self.input)
+        return list(messages(self.input))
 
     def is_right(self, answer: str) -> bool:
         """Whether an answer (the best label, or the chat's text) says what was expected, in whatever order."""
@@ -40,9 +45,27 @@ class DemoInput:
 
 DEMO = {"image_classification": "shapes", "audio_classification": "tones", "claim_extraction": "claims"}
 """The sample that does each task of the demo: of one size, so that a budget for two of them has to evict."""
+REPORT = {"audio_transcription": "digits", "object_detection": "scenes", "video_summarization": "clips"}
+"""The sample that does each task of the report on a video, in the order of its pipeline."""
+KINDS = {
+    "claim_extraction": "chat",
+    "audio_transcription": "transcription",
+    "object_detection": "detection",
+    "video_summarization": "chat",
+}
+"""The kinds of tasks that are called otherwise."""
+VIDEO = MEDIA / "report.mp4"
+"""A shape that moves while somebody says the digits of ``SPOKEN``."""
+VIDEO_SEED = 130_011
+VIDEO_ANSWERS = {
+    "audio_transcription": "four six nine eight seven",
+    "object_detection": "triangle",
+    "video_summarization": "a blue triangle moves down",
+}
 SAMPLES = {
     **DEMO,
     "object_detection": "scenes",
+    "audio_transcription": "digits",
     "text_embedding": "phrases",
     "video_summarization": "clips",
 }
@@ -107,21 +130,36 @@ def demo_inputs() -> list[DemoInput]:
     """Inputs of all three tasks in turn, so that a budget for two models has to evict."""
     pictures = [DemoInput("image_classification", "classify", str(MEDIA / file), label) for file, label, *_ in PICTURES]
     sounds = [DemoInput("audio_classification", "classify", str(MEDIA / file), label) for file, label, _ in SOUNDS]
-    sentences = [DemoInput("claim_extraction", "chat", sentence, claims) for sentence, claims in _SENTENCES]
+    sentences = [
+        DemoInput("claim_extraction", "chat", sentence, claims, is_file=False) for sentence, claims in _SENTENCES
+    ]
     return [question for turn in zip(pictures, sounds, sentences, strict=True) for question in turn]
+
+
+def report_inputs() -> list[DemoInput]:
+    """One video, asked of all three tasks of the report."""
+    verbs = {"audio_transcription": "transcribe", "object_detection": "detect", "video_summarization": "chat"}
+    return [DemoInput(task, verb, str(VIDEO), VIDEO_ANSWERS[task]) for task, verb in verbs.items()]
 
 
 def demo_config() -> dict[str, Any]:
     """A configuration, as ``models.yaml`` would be read, whose tasks select the samples where they are installed."""
+    return {"tasks": _tasks(DEMO)}
+
+
+def report_config() -> dict[str, Any]:
+    """The same for the report on a video, its tasks in a pipeline."""
+    return {"tasks": _tasks(REPORT), "pipelines": {"video_report": list(REPORT)}}
+
+
+def _tasks(samples: Mapping[str, str]) -> dict[str, Any]:
     return {
-        "tasks": {
-            task: {
-                "kind": "chat" if name == "claims" else task,
-                "selected": name,
-                "options": {name: sample_option(name)},
-            }
-            for task, name in DEMO.items()
+        task: {
+            "kind": KINDS.get(task, task),
+            "selected": name,
+            "options": {name: sample_option(name)},
         }
+        for task, name in samples.items()
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from taskrouter.media import load_audio
 from taskrouter.samples.manifest import (
     CLIP,
     CLIP_CAPTION,
@@ -19,10 +20,15 @@ from taskrouter.samples.manifest import (
     SOUNDS,
     SPOKEN,
     SPOKEN_SEED,
+    VIDEO,
+    VIDEO_ANSWERS,
+    VIDEO_SEED,
 )
 from taskrouter.samples.renderers import clips, digits, scenes, shapes, tones
 
 _FULL_SCALE = 32767
+_RATE = 12
+"""Frames a second of the clips."""
 
 
 def render_media(folder: Path) -> None:
@@ -33,7 +39,12 @@ def render_media(folder: Path) -> None:
     scenes.render(np.random.default_rng(SCENE_SEED), size=(192, 144)).picture.save(folder / SCENE.name)
     rng = np.random.default_rng(CLIP_SEED)
     shot = clips.render(rng, CLIP_CAPTION, size=(160, 120))
-    (folder / CLIP.name).write_bytes(clips.encoded(shot.frames(rng, 24), rate=12, crf="30"))
+    (folder / CLIP.name).write_bytes(clips.encoded(shot.frames(rng, 24), rate=_RATE, options={"crf": "30"}))
+    rng = np.random.default_rng(VIDEO_SEED)
+    shot = clips.render(rng, VIDEO_ANSWERS["video_summarization"], size=(160, 120))
+    spoken = load_audio(SPOKEN, sampling_rate=tones.RATE)
+    pictures = shot.frames(rng, round(spoken.size / tones.RATE * _RATE))
+    (folder / VIDEO.name).write_bytes(clips.encoded(pictures, rate=_RATE, options={"crf": "30"}, sound=spoken))
     for file, label, seed in SOUNDS:
         _write(folder / file, tones.render(np.random.default_rng(seed), label))
 

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -22,6 +23,7 @@ from taskrouter.backends.registry import Registry
 from taskrouter.cli import demo as demo_module
 from taskrouter.cli.demo import Plan, choose_device, in_turns, room_for_two, show
 from taskrouter.manager import Machine, StillMachine
+from taskrouter.samples.manifest import REPORT, VIDEO_ANSWERS
 from taskrouter.types import CPU, GIB, MIB
 
 from .stage import Cli
@@ -38,8 +40,10 @@ class Question:
     input: str = "a.png"
     expected: str = "yes"
 
+    is_file: bool = True
+
     @property
-    def messages(self) -> list[dict[str, str]] | None:
+    def messages(self) -> list[dict[str, Any]] | None:
         return None
 
     def is_right(self, answer: str) -> bool:
@@ -66,7 +70,8 @@ async def play(
 ) -> tuple[int, Any]:
     machine = StillMachine({CPU: GIB})
     code = await show(
-        shown, budget=budget, otlp=None, as_json=as_json, registry=Registry(), machine=machine
+        [shown], budget=budget, otlp=None, as_json=as_json, report=Path("unused"), registry=Registry(),
+        machine=machine,
     )  # fmt: skip
     printed = capsys.readouterr().out
     return code, json.loads(printed) if as_json else printed
@@ -185,7 +190,7 @@ def test_arguments_that_make_no_sense_are_usage(cli: Cli, arguments: tuple[str, 
 
 
 def test_the_command_shows_the_samples(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_module, "sample_plan", lambda: plan("a", "c"))
+    monkeypatch.setattr(demo_module, "sample_plans", lambda: [plan("a", "c")])
     monkeypatch.setattr(demo_module, "ThisMachine", lambda: StillMachine({CPU: GIB}))
     assert "2 of 2 right; 2 loads, 0 evictions" in cli("demo").out
     assert cli("demo", "--json").data["right"] == 2
@@ -195,7 +200,7 @@ def test_a_collector_that_is_not_there_costs_one_line(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(demo_module, "sample_plan", lambda: plan("a"))
+    monkeypatch.setattr(demo_module, "sample_plans", lambda: [plan("a")])
     monkeypatch.setattr(demo_module, "ThisMachine", lambda: StillMachine({CPU: GIB}))
     result = cli("demo", "--otlp", "http://127.0.0.1:9", "--json")
     assert (result.code, result.data["right"]) == (0, 1)
@@ -240,7 +245,7 @@ def test_a_collector_gets_one_trace_for_each_request_that_had_to_wait(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(demo_module, "sample_plan", lambda: plan("a", "b", "c"))
+    monkeypatch.setattr(demo_module, "sample_plans", lambda: [plan("a", "b", "c")])
     monkeypatch.setattr(demo_module, "ThisMachine", lambda: StillMachine({CPU: GIB}))
     with Collector() as collector:
         result = cli("demo", "--otlp", f"http://127.0.0.1:{collector.server.server_port}", "--json")
@@ -261,7 +266,7 @@ def test_the_demo_lets_go_of_everything_it_held(cli: Cli, monkeypatch: pytest.Mo
         found.register("fake", made[-1])
         return found
 
-    monkeypatch.setattr(demo_module, "sample_plan", lambda: plan("a", "b", "c"))
+    monkeypatch.setattr(demo_module, "sample_plans", lambda: [plan("a", "b", "c")])
     monkeypatch.setattr(demo_module, "ThisMachine", lambda: StillMachine({CPU: GIB}))
     monkeypatch.setattr(demo_module, "Registry", registry)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -286,6 +291,14 @@ def test_real_models_take_turns_offline_from_any_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
     assert data["right"] == data["asked"] == 12
+    report = data["video_report"]
+    assert (report["ok"], report["right"], report["asked"]) == (True, 3, 3)
+    assert [item["task"] for item in report["inputs"]] == list(REPORT)
+    assert all(len(item["resident"]) <= 2 for item in report["inputs"])
+    text, picture = (tmp_path / name for name in report["written"])
+    assert all(answer.splitlines()[0] in text.read_text() for answer in VIDEO_ANSWERS.values())
+    with PIL.Image.open(picture) as page:
+        assert page.width >= 320
     assert {item["task"] for item in data["inputs"]} == set(TASKS)
     assert len({item["option"] for item in data["inputs"]}) == 3
     assert (data["loads"], data["evictions"]) == (7, 5)

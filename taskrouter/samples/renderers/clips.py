@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskrouter.media.sheet import filled, tiled
 from taskrouter.media.video import load_video
 from taskrouter.samples.renderers.drawing import HUES, OVERSAMPLING, background, outline, paint
+from taskrouter.samples.renderers.tones import RATE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -132,9 +134,9 @@ def film(rng: np.random.Generator, shot: Shot) -> bytes:
     rate = int(rng.integers(8, 26))
     frames = shot.frames(rng, int(rate * rng.uniform(1, 3)))
     if rng.random() < 0.5:
-        return encoded(frames, rate=rate, crf=str(int(rng.integers(18, 34))))
+        return encoded(frames, rate=rate, options={"crf": str(int(rng.integers(18, 34)))})
     coarse = str(int(rng.integers(2, 13)))
-    return encoded(frames, rate=rate, codec="mpeg4", qmin=coarse, qmax=coarse)
+    return encoded(frames, rate=rate, codec="mpeg4", options={"qmin": coarse, "qmax": coarse})
 
 
 def filmed_sheet(rng: np.random.Generator, shot: Shot) -> Image:
@@ -142,15 +144,26 @@ def filmed_sheet(rng: np.random.Generator, shot: Shot) -> Image:
     return tiled(filled(load_video(film(rng, shot), count=FRAMES), FRAMES))
 
 
-def encoded(frames: Iterable[Image], *, rate: int, codec: str = "libx264", **options: str) -> bytes:
-    """An MP4 file of frames with even sides, ``rate`` a second; ``options`` are the codec's (``crf="30"``)."""
+def encoded(
+    frames: Iterable[Image],
+    *,
+    rate: int,
+    codec: str = "libx264",
+    options: Mapping[str, str],
+    sound: NDArray[np.float32] | None = None,
+) -> bytes:
+    """An MP4 file of frames with even sides, ``rate`` a second; ``options`` are the codec's (``{"crf": "30"}``).
+
+    ``sound``: what is heard meanwhile, mono at 16 kHz, within -1 and 1.
+    """
     import av
 
     written = io.BytesIO()
     with av.open(written, "w", format="mp4") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.pix_fmt = "yuv420p"
-        stream.options = options
+        stream.options = dict(options)
+        heard = None if sound is None else container.add_stream("aac", rate=RATE, layout="mono")
         for place, picture in enumerate(frames):
             if not place:
                 stream.width, stream.height = picture.size
@@ -158,6 +171,10 @@ def encoded(frames: Iterable[Image], *, rate: int, codec: str = "libx264", **opt
             frame.pts = place
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+        if sound is not None and heard is not None:
+            samples = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+            samples.sample_rate, samples.pts = RATE, 0
+            container.mux([*heard.encode(samples), *heard.encode(None)])
     return written.getvalue()
 
 
