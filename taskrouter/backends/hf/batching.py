@@ -7,21 +7,31 @@ is nobody's business but the runner's, which is given the calls that want someth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import functools
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from types import GeneratorType
 from typing import Any
 
 from taskrouter.backends.hf.calling import Stopped
 from taskrouter.backends.hf.failures import call_error, forget_frames, out_of_memory
 from taskrouter.backends.hf.storages import give_back
-from taskrouter.backends.hf.threads import Job
+from taskrouter.backends.hf.threads import Arrivals, Job
 from taskrouter.errors import TaskRouterError
 
 Steps = Generator[Any, Any, Any]
 
-Runner = Callable[[Sequence["Call"]], None]
-"""Meets the wants of calls: each ``goes_on`` with what it wanted, or with anything once nobody waits for it. May raise
-at any point; those that still want what they wanted are then tried again, each alone."""
+Others = Callable[[], bool]
+"""Whether others have come that could be worked on, too."""
+
+Runner = Callable[[Sequence["Call"], Others], None]
+"""Meets wants of calls, those of some of them at least: each ``goes_on`` with what it wanted. It ``sweeps`` as often as
+it can, and lets others in soon. May raise at any point; those that still want what they wanted are then tried again,
+each alone."""
+
+GATHER_S = 0.05
+"""Seconds that a call's input may wait for the inputs of others to be read."""
 
 
 class Call:
@@ -50,7 +60,7 @@ class Call:
             return
         try:
             made = begin()
-        except Exception as error:  # noqa: BLE001  it goes to whoever waits
+        except BaseException as error:  # noqa: BLE001  native code raises what it likes: it goes to whoever waits
             self.fails(error)
             return
         if isinstance(made, GeneratorType):
@@ -71,10 +81,10 @@ class Call:
         except StopIteration as end:
             self._steps = None
             self._job.outcome.set_result(end.value)
-        except Exception as error:  # noqa: BLE001  it goes to whoever waits
+        except BaseException as error:  # noqa: BLE001  native code raises what it likes: it goes to whoever waits
             self.fails(error)
 
-    def fails(self, error: Exception) -> None:
+    def fails(self, error: BaseException) -> None:
         """End it: whoever waits sees the error, typed."""
         self.wants = None
         if self._steps is not None:
@@ -91,31 +101,61 @@ class Call:
             give_back(collect=True)
 
 
-def work_on(calls: Sequence[Call], run: Runner) -> None:
-    """Work on calls until all have ended. What goes wrong for several is tried again for each alone."""
+def sweep(calls: Iterable[Call]) -> None:
+    """End those that nobody waits for any more."""
     for call in calls:
+        if call.wants is not None and call.stopped:
+            call.goes_on(None)
+
+
+def work_on(jobs: Sequence[Job], arrivals: Arrivals, begun: Callable[[Job], Call], run: Runner, most: int) -> None:
+    """Work on jobs, and on those that come meanwhile, until there are none. ``most`` of them are under way at a time.
+
+    What goes wrong for several is tried again for each alone.
+    """
+    coming = deque(begun(job) for job in jobs)
+    calls: list[Call] = []
+    while True:
+        coming.extend(begun(job) for job in arrivals.take(most - len(calls) - len(coming)))
+        _begin(coming, calls)
+        calls = [call for call in calls if call.wants is not None]
+        if calls:
+            _round(calls, run, functools.partial(_others, coming, arrivals, most - len(calls)))
+        elif not coming:
+            return
+
+
+def _others(coming: Collection[Call], arrivals: Arrivals, room: int) -> bool:
+    return bool(coming) or (room > 0 and arrivals.waiting())
+
+
+def _begin(coming: deque[Call], calls: list[Call]) -> None:
+    """Begin one at least, and others as long as that is quick: the first of them waits for the rest."""
+    until = time.monotonic() + GATHER_S
+    while coming:
+        call = coming.popleft()
         call.begins()
-    while waiting := [call for call in calls if call.wants is not None]:
-        wanted = [call.wants for call in waiting]
-        if len(waiting) > 1 and _failure(waiting, run) is not None:
-            for call, want in zip(waiting, wanted, strict=True):
-                if call.wants is want:
-                    _alone(call, run)
-        elif len(waiting) == 1:
-            _alone(waiting[0], run)
-        assert not any(call.wants is want for call, want in zip(waiting, wanted, strict=True)), "left as it was"
+        calls.append(call)
+        sweep(calls)
+        if time.monotonic() > until:
+            return
 
 
-def _alone(call: Call, run: Runner) -> None:
-    error = _failure([call], run)
-    if error is not None and call.wants is not None:
-        call.fails(error)
+def _round(calls: Sequence[Call], run: Runner, others: Others) -> None:
+    wanted = [call.wants for call in calls]
+    if len(calls) > 1 and _failure(calls, run, others) is None:
+        return
+    for call, want in zip(calls, wanted, strict=True):
+        if call.wants is want:
+            error = _failure([call], run, others)
+            if error is not None and call.wants is not None:
+                call.fails(error)
 
 
-def _failure(calls: Sequence[Call], run: Runner) -> Exception | None:
+def _failure(calls: Sequence[Call], run: Runner, others: Others) -> BaseException | None:
     try:
-        run(calls)
-    except Exception as error:  # noqa: BLE001  one bad call harms no other
+        run(calls, others)
+    except BaseException as error:  # noqa: BLE001  one bad call harms no other, whatever native code raises
         forget_frames(error)
         if out_of_memory(error):
             give_back(collect=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taskrouter.backends.hf.batching import Call, Steps
+from taskrouter.backends.hf.batching import Call, Others, Steps, sweep
 from taskrouter.backends.hf.calling import Stopped, on_device
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.one_space import embed_in_one_space
@@ -19,12 +19,14 @@ MOST_TOKENS = 16_384
 """What is read at once at most, padding counted; texts of like length go together."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Texts:
-    """Texts that want a vector each, and how many tokens they are."""
+    """Texts that want a vector each: how many tokens they are, which are left (the shortest last), and the vectors."""
 
     texts: list[str]
     lengths: list[int]
+    left: list[int]
+    vectors: dict[int, tuple[float, ...]]
 
 
 def embed(parts: Parts, request: EmbedRequest, context: int | None, stop: threading.Event) -> Steps:
@@ -46,25 +48,25 @@ def embed(parts: Parts, request: EmbedRequest, context: int | None, stop: thread
         if stop.is_set():
             raise Stopped
         lengths.append(_length(parts, place, text, longest))
-    vectors = yield Texts(texts, lengths)
+    vectors = yield Texts(texts, lengths, sorted(range(len(texts)), key=lambda place: -lengths[place]), {})
     return Embeddings(vectors, Usage(sum(lengths), 0))
 
 
-def run_vectors(parts: Parts, calls: Sequence[Call]) -> None:
-    """Meet the wants of calls, ``Texts`` each, with the texts of all sorted into batches by their lengths."""
-    texts = [(call, text) for call in calls for text in call.wants.texts]
-    vectors: list[tuple[float, ...]] = [()] * len(texts)
-    for batch in _batches([length for call in calls for length in call.wants.lengths]):
-        places = [place for place in batch if not texts[place][0].stopped]
-        if places:
-            rows = _vectors(parts, [texts[place][1] for place in places])
-            for place, row in zip(places, rows, strict=True):
-                vectors[place] = tuple(row)
-    start = 0
-    for call in calls:
-        end = start + len(call.wants.texts)
-        call.goes_on(tuple(vectors[start:end]))
-        start = end
+def run_vectors(parts: Parts, calls: Sequence[Call], _: Others) -> None:
+    """Meet the wants of calls, ``Texts`` each: some texts of every call, so that nobody waits for another's many."""
+    share = max(1, MOST_TEXTS // len(calls))
+    texts = [(call, call.wants, place) for call in calls for place in call.wants.left[-share:]]
+    for batch in _batches([wanted.lengths[place] for _, wanted, place in texts]):
+        sweep(calls)
+        chosen = [texts[each] for each in batch if texts[each][0].wants is not None]
+        if not chosen:
+            continue
+        rows = _vectors(parts, [wanted.texts[place] for _, wanted, place in chosen])
+        for (call, wanted, place), row in zip(chosen, rows, strict=True):
+            wanted.vectors[place] = tuple(row)
+            wanted.left.remove(place)
+            if not wanted.left:
+                call.goes_on(tuple(wanted.vectors[place] for place in range(len(wanted.texts))))
 
 
 def _length(parts: Parts, place: int, text: str, longest: int | None) -> int:

@@ -24,14 +24,17 @@ from taskrouter.backends.hf.arguments import (
 )
 from taskrouter.backends.hf.families import (
     ALSO_NEEDS,
+    BATCHED,
     COMPLETES,
     LACKS,
+    LOOK_AT_ALL_ROWS,
     NEEDS,
     PREPARES,
     VERBS,
     Family,
     known_architectures,
     prepared_by,
+    rope_types,
 )
 from taskrouter.backends.hf.gguf import gguf_config
 from taskrouter.backends.hf.prepare import check_pictures
@@ -65,6 +68,14 @@ class Checkpoint:
     weights: Weights
     cache_bytes: int
     need: Footprint
+
+    @property
+    def shares_passes(self) -> bool:
+        """Whether its calls may be worked on together.
+
+        Not where places are turned by how long the longest row is: a short text would read like a long one.
+        """
+        return self.family in BATCHED and not rope_types(self.config) & LOOK_AT_ALL_ROWS
 
 
 def examine(request: ModelRequest) -> Checkpoint:

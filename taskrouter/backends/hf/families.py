@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from typing import Any
 
 
 class Family(Enum):
@@ -59,6 +60,22 @@ BATCHED = frozenset(
     }
 )
 """Those whose calls may be worked on together; the others' inputs have parts that can't be stacked."""
+
+LOOK_AT_ALL_ROWS = frozenset({"dynamic", "longrope", "su"})
+"""Ways of turning places (RoPE) by the longest row of a batch, whatever a row's own length is."""
+
+
+def rope_types(config: Mapping[str, Any]) -> frozenset[str]:
+    """How a checkpoint's layers turn places, as its configuration names it under any of the names there were."""
+    text = config.get("text_config")
+    found: set[str] = set()
+    for values in (config, text if isinstance(text, dict) else {}):
+        for key in ("rope_parameters", "rope_scaling"):
+            told = values.get(key)
+            each = [told, *told.values()] if isinstance(told, dict) else []
+            found |= {str(one.get("rope_type") or one.get("type")) for one in each if isinstance(one, dict)}
+    return frozenset(found)
+
 
 _EXTRA = {"extra": "Transformers models here know no further fields"}
 COMPLETES = frozenset({"generate"})

@@ -19,7 +19,7 @@ from taskrouter.backends.base import Asleep, LoadedModel, Preflight
 from taskrouter.backends.hf.arena import why_stays
 from taskrouter.backends.hf.examine import examine
 from taskrouter.backends.hf.failures import forget_frames, out_of_memory
-from taskrouter.backends.hf.families import BATCHED, LACKS
+from taskrouter.backends.hf.families import LACKS
 from taskrouter.backends.hf.loading import load_parts
 from taskrouter.backends.hf.model import TransformersModel
 from taskrouter.backends.hf.stopping import Stop
@@ -49,9 +49,9 @@ class InProcess:
     async def preflight(self, request: ModelRequest) -> Preflight:
         """Check the request, fetching what isn't in the cache; the event loop stays free."""
         checkpoint = await run_in_daemon(f"preflight:{request.label}", lambda: examine(request))
-        family = checkpoint.family
-        slots = request.batch if family in BATCHED else 1
-        return Preflight(checkpoint.need, checkpoint.verbs, LACKS.get(family, {}), checkpoint.context, slots)
+        slots = request.batch if checkpoint.shares_passes else 1
+        lacks = LACKS.get(checkpoint.family, {})
+        return Preflight(checkpoint.need, checkpoint.verbs, lacks, checkpoint.context, slots)
 
     async def load(self, request: ModelRequest, devices: tuple[DeviceId, ...], charges: Charges) -> LoadedModel:
         """Load in a daemon thread. Cancelled, it stops between two weights, and frees what it had read."""

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from taskrouter.backends.hf.arena import Arena, why_not, why_stays
-from taskrouter.backends.hf.batching import Call, work_on
+from taskrouter.backends.hf.batching import Call, Others, work_on
 from taskrouter.backends.hf.chat import chat
 from taskrouter.backends.hf.classify import classify
 from taskrouter.backends.hf.complete import complete
@@ -20,13 +20,12 @@ from taskrouter.backends.hf.depth import depth
 from taskrouter.backends.hf.detect import detect
 from taskrouter.backends.hf.embed import embed, run_vectors
 from taskrouter.backends.hf.examine import Checkpoint
-from taskrouter.backends.hf.families import BATCHED
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.passes import run_passes
 from taskrouter.backends.hf.rows import run_texts
 from taskrouter.backends.hf.segment import segment
 from taskrouter.backends.hf.storages import StorageRef, bytes_by_device, storages_of
-from taskrouter.backends.hf.threads import Job, Worker
+from taskrouter.backends.hf.threads import Arrivals, Job, Worker
 from taskrouter.backends.hf.track import track
 from taskrouter.backends.hf.transcribe import transcribe
 from taskrouter.backends.sleep import told
@@ -43,6 +42,7 @@ class TransformersModel:
         self.key: ModelKey = request.key
         self._label = request.label
         self._family = checkpoint.family
+        self._shares = checkpoint.shares_passes
         self._verbs = checkpoint.verbs
         self._context = checkpoint.context
         self._parts: Parts | None = parts
@@ -61,7 +61,8 @@ class TransformersModel:
             }
         )
         self._arena: Arena | None = None
-        self._worker = Worker(f"taskrouter:{request.label}", most=request.batch)
+        self._batch = request.batch
+        self._worker = Worker(f"taskrouter:{request.label}")
 
     @property
     def measured(self) -> Footprint | None:
@@ -166,13 +167,16 @@ class TransformersModel:
         if verb not in self.verbs:
             raise UnsupportedVerb(f"{self._label} can't {verb}: it can {', '.join(sorted(self.verbs))}.")
         self._ready()
-        group = _RUNNERS.get(verb, run_passes) if self._family in BATCHED else None
+        group = _RUNNERS.get(verb, run_passes) if self._shares else None
         return self._worker.put(Asked(verb, request, emit), self._work, group, stop)
 
-    def _work(self, jobs: Sequence[Job]) -> None:
+    def _work(self, jobs: Sequence[Job], arrivals: Arrivals) -> None:
         run = _RUNNERS.get(jobs[0].asked.verb, run_passes)
-        calls = [Call(job, self._label, functools.partial(self._answer, job.asked, job.stop)) for job in jobs]
-        work_on(calls, lambda waiting: run(self._ready(), waiting))
+
+        def begun(job: Job) -> Call:
+            return Call(job, self._label, functools.partial(self._answer, job.asked, job.stop))
+
+        work_on(jobs, arrivals, begun, lambda calls, others: run(self._ready(), calls, others), self._batch)
 
     def _answer(self, asked: Asked, stop: threading.Event) -> Any:
         """The answer, or the steps to it."""
@@ -202,7 +206,7 @@ class Asked:
     emit: Callable[[str], None]
 
 
-_RUNNERS: Mapping[str, Callable[[Parts, Sequence[Call]], None]] = {
+_RUNNERS: Mapping[str, Callable[[Parts, Sequence[Call], Others], None]] = {
     "chat": run_texts,
     "stream_chat": run_texts,
     "generate": run_texts,

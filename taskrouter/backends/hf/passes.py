@@ -5,10 +5,10 @@ Nothing is padded, so a call's answer is what it would be alone, but for the las
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from taskrouter.backends.hf.batching import Call
+from taskrouter.backends.hf.batching import Call, Others, sweep
 from taskrouter.backends.hf.calling import on_device
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.storages import bytes_by_device
@@ -19,28 +19,29 @@ PICTURES_TAKE, SOUNDS_TAKE = 32, 200
 people use: inputs are stacked as long as that fits the working memory booked for the model."""
 
 
-def run_passes(parts: Parts, calls: Sequence[Call]) -> None:
+def run_passes(parts: Parts, calls: Sequence[Call], _: Others) -> None:
     """Meet the wants of calls, each a mapping of tensors that are the module's arguments."""
-    for group in _groups(parts, [call for call in calls if not call.stopped]):
-        outputs = _outputs(parts, [call.wants for call in group])
-        for place, call in enumerate(group):
-            call.goes_on(outputs if len(group) == 1 else _row(outputs, place, len(group)))
-    for call in calls:
-        if call.wants is not None and call.stopped:
-            call.goes_on(None)
+    for planned in _groups(parts, calls):
+        sweep(calls)
+        group = [call for call in planned if call.wants is not None]
+        if group:
+            outputs = _outputs(parts, [call.wants for call in group])
+            for place, call in enumerate(group):
+                call.goes_on(outputs if len(group) == 1 else _row(outputs, place, len(group)))
 
 
-def _groups(parts: Parts, calls: Sequence[Call]) -> Iterator[list[Call]]:
+def _groups(parts: Parts, calls: Sequence[Call]) -> list[list[Call]]:
     """Calls whose inputs can be stacked, as many at a time as the memory booked allows."""
     room = working_bytes(sum(bytes_by_device(parts.storages).values()))
     alike: dict[Any, list[Call]] = {}
     for call in calls:
         shape = _shape(call.wants)
         alike.setdefault(id(call) if shape is None else shape, []).append(call)
+    groups = []
     for group in alike.values():
         most = max(1, room // _takes(group[0].wants))
-        for start in range(0, len(group), most):
-            yield group[start : start + most]
+        groups += [group[start : start + most] for start in range(0, len(group), most)]
+    return groups
 
 
 def _takes(inputs: Mapping[str, Any]) -> int:

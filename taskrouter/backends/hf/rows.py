@@ -11,31 +11,43 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from taskrouter.backends.hf.batching import Call
+from taskrouter.backends.hf.batching import Call, Others, sweep
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.writing import Text, ends
 
+JOIN_AFTER = 16
+"""Tokens that are written at least before others are let in: then all rows are read again."""
 
-def run_texts(parts: Parts, calls: Sequence[Call]) -> None:
-    """Meet the wants of calls, a ``Text`` each: one that is over goes on at once, whoever is still written."""
-    waiting = list(calls)
-    while waiting:
-        for call in waiting:
-            if call.stopped:
-                call.goes_on(None)
-        waiting = [call for call in waiting if call.wants is not None]
-        if group := _group(parts, waiting):
-            _write(parts, group)
-        waiting = [call for call in waiting if call.wants is not None]
+
+def run_texts(parts: Parts, calls: Sequence[Call], others: Others) -> None:
+    """Meet the wants of calls, a ``Text`` each, of those that fit: one that is over goes on at once, whoever is still
+    written. Ends when all of them are over, or should others be let in."""
+    sweep(calls)
+    waiting = [call for call in calls if call.wants is not None]
+    if waiting:
+        _write(parts, _group(parts, waiting), calls, others)
 
 
 def _group(parts: Parts, calls: Sequence[Call]) -> list[Call]:
     """The first, and those after it that fit beside it."""
-    group: list[Call] = []
-    for call in calls:
-        if not group or (_alike(parts, group[0].wants, call.wants) and _fit([*group, call])):
+    group = [calls[0]]
+    if not _wants_company(parts):
+        return group
+    for call in calls[1:]:
+        if _alike(parts, group[0].wants, call.wants) and _fit([*group, call]):
             group.append(call)
     return group
+
+
+def _wants_company(parts: Parts) -> bool:
+    """Whether a text may be written beside others, and begun again in the middle.
+
+    Not where settings count from the prompt's end, nor by code that came with the checkpoint: nobody knows how it was
+    padded.
+    """
+    settings = parts.module.generation_config
+    counted = settings.min_new_tokens or settings.begin_suppress_tokens or settings.forced_bos_token_id is not None
+    return not counted and not type(parts.module).__module__.startswith("transformers_modules")
 
 
 def _fit(calls: Sequence[Call]) -> bool:
@@ -57,13 +69,14 @@ def _minds_padding(parts: Parts) -> bool:
     return bool(getattr(parts.module, "_is_stateful", False) or counts_tokens)
 
 
-def _write(parts: Parts, calls: Sequence[Call]) -> None:
-    """Write until all are over, or beyond the room they have together; one alone has all it may need."""
+def _write(parts: Parts, calls: Sequence[Call], all_calls: Sequence[Call], others: Others) -> None:
+    """Write until all are over, or beyond their room (one alone has all it may need), or others are to be let in."""
     import torch
     import transformers
 
     texts: list[Text] = [call.wants for call in calls]
-    rows = _Rows(calls, texts)
+    outside = [call for call in all_calls if call not in calls and call.wants is not None]
+    rows = _Rows(calls, texts, outside, others if _wants_company(parts) else _nobody)
     settings = _settings(parts, max(text.most - text.span for text in texts))
     with torch.inference_mode():
         parts.module.generate(
@@ -74,7 +87,7 @@ def _write(parts: Parts, calls: Sequence[Call]) -> None:
             ),
             stopping_criteria=transformers.StoppingCriteriaList([rows]),
         )
-    if len(calls) == 1 and calls[0].wants is not None:
+    if len(calls) == 1 and calls[0].wants is not None and not rows.interrupted:
         calls[0].goes_on(texts[0].ended())
 
 
@@ -107,24 +120,52 @@ def _settings(parts: Parts, answer_tokens: int) -> Any:
     return settings
 
 
-class _Rows:
-    """A stopping criterion that sees each row's tokens: who is over goes on at once."""
+def _nobody() -> bool:
+    return False
 
-    def __init__(self, calls: Sequence[Call], texts: Sequence[Text]) -> None:
+
+class _Rows:
+    """A stopping criterion that sees each row's tokens: who is over goes on at once.
+
+    ``interrupted``: it ended what could have gone on, since the rows outgrew their room, or as others are to be let in,
+    who came or were left ``outside``.
+    """
+
+    def __init__(self, calls: Sequence[Call], texts: Sequence[Text], outside: Sequence[Call], others: Others) -> None:
+        self.interrupted = False
         self._calls = calls
         self._texts = texts
+        self._outside = outside
+        self._others = others
         self._room = min(text.prompt.room for text in texts) if len(texts) > 1 else None
+        self._written = 0
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         import torch
 
+        self._written += 1
+        left = 0
         for call, text, token in zip(self._calls, self._texts, input_ids[:, -1].tolist(), strict=True):
             if call.wants is text:
                 text.see(token)
                 if text.over:
                     call.goes_on(text.ended())
-        full = self._room is not None and input_ids.numel() >= self._room
-        return torch.tensor([full or call.wants is None for call in self._calls], device=input_ids.device)
+                else:
+                    left += 1
+        sweep(self._outside)
+        if left and (self._outgrown(input_ids) or self._lets_in(left)):
+            self.interrupted = True
+        over = [self.interrupted or call.wants is None for call in self._calls]
+        return torch.tensor(over, device=input_ids.device)
+
+    def _outgrown(self, input_ids: Any) -> bool:
+        return self._room is not None and input_ids.numel() >= self._room
+
+    def _lets_in(self, left: int) -> bool:
+        if self._written < JOIN_AFTER:
+            return False
+        room_again = left < len(self._calls) and any(call.wants is not None for call in self._outside)
+        return room_again or self._others()
 
 
 class _Draw:

@@ -85,28 +85,52 @@ def _abandon(outcome: Future[T], take: Callable[[T], None]) -> None:
 class Job:
     """An operation in a worker's queue: who works on it settles ``outcome``, soon once ``stop`` is set.
 
-    ``work`` is given the job, with those after it in the queue that are of its ``group`` (``None``: always alone).
+    ``work`` is given the job, with those after it in the queue that are of its ``group`` (``None``: always alone), and
+    what comes later.
     """
 
     asked: Any
-    work: Callable[[Sequence[Job]], None]
+    work: Callable[[Sequence[Job], Arrivals], None]
     group: Hashable | None
     outcome: Future[Any]
     stop: threading.Event
 
 
+class Arrivals:
+    """What comes for a worker while it works on jobs of one group, up to the first that is of another."""
+
+    def __init__(self, jobs: queue.SimpleQueue[Job | None], early: deque[Job | None], group: Hashable | None) -> None:
+        self._jobs = jobs
+        self._early = early
+        self._group = group
+
+    def waiting(self) -> bool:
+        """Whether something has come that may be taken."""
+        return self._group is not None and not self._early and not self._jobs.empty()
+
+    def take(self, most: int) -> list[Job]:
+        """Up to so many of them, begun: who has gone away meanwhile isn't among them."""
+        found: list[Job] = []
+        while len(found) < most and self.waiting():
+            job = self._jobs.get()
+            if job is None or job.group != self._group:
+                self._early.append(job)
+            elif _begun(job):
+                found.append(job)
+        return found
+
+
 class Worker:
     """One daemon thread that runs a model's operations in the order they came.
 
-    It waits for nothing but the first of them: those of one group that have come meanwhile, ``most`` of them, are
+    It waits for nothing but the first of them: those of one group that have come meanwhile, or come while it works, are
     worked on together. So nobody waits for others to come, and nobody is overtaken.
 
     It keeps no reference to an operation or its result once that has ended, so that nothing of a model stays alive
     here.
     """
 
-    def __init__(self, name: str, most: int = 1) -> None:
-        self._most = most
+    def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -126,10 +150,10 @@ class Worker:
 
     def submit(self, work: Callable[[], T], stop: threading.Event) -> Future[T]:
         """Queue ``work``, which is done alone; the future is settled by the worker's thread."""
-        return self.put(None, lambda jobs: jobs[0].outcome.set_result(work()), None, stop)
+        return self.put(None, lambda jobs, _: jobs[0].outcome.set_result(work()), None, stop)
 
     def put(
-        self, asked: Any, work: Callable[[Sequence[Job]], None], group: Hashable | None, stop: threading.Event
+        self, asked: Any, work: Callable[[Sequence[Job], Arrivals], None], group: Hashable | None, stop: threading.Event
     ) -> Future[Any]:
         """Queue what may be worked on together with others; the future is settled by the worker's thread."""
         outcome: Future[Any] = Future()
@@ -166,25 +190,9 @@ class Worker:
     def _serve(self) -> None:
         early: deque[Job | None] = deque()  # what was taken from the queue, and doesn't go with the one before it
         while (job := early.popleft() if early else self._jobs.get()) is not None:
-            jobs = [job, *self._followers(job, early)]
+            if _begun(job):
+                _work(job, Arrivals(self._jobs, early, job.group))
             del job
-            jobs = [each for each in jobs if each.outcome.set_running_or_notify_cancel()]
-            if jobs:
-                _work(jobs)
-            del jobs
-
-    def _followers(self, job: Job, early: deque[Job | None]) -> list[Job]:
-        found: list[Job] = []
-        while job.group is not None and len(found) < self._most - 1 and not early:
-            try:
-                following = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if following is None or following.group != job.group:
-                early.append(following)
-            else:
-                found.append(following)
-        return found
 
 
 _running: dict[Future[Any], threading.Event] = {}
@@ -202,18 +210,21 @@ def _settle(outcome: Future[T], work: Callable[[], T], stop: threading.Event) ->
         del _running[outcome]
 
 
-def _work(jobs: list[Job]) -> None:
-    for job in jobs:
-        _running[job.outcome] = job.stop
+def _begun(job: Job) -> bool:
+    """Whether the job may be worked on: its caller is still there."""
+    if not job.outcome.set_running_or_notify_cancel():
+        return False
+    _running[job.outcome] = job.stop
+    job.outcome.add_done_callback(lambda outcome: _running.pop(outcome, None))
+    return True
+
+
+def _work(job: Job, arrivals: Arrivals) -> None:
     try:
-        jobs[0].work(jobs)
-    except BaseException as error:  # noqa: BLE001  whatever ended the work is the callers' to see
-        for job in jobs:
-            if not job.outcome.done():
-                job.outcome.set_exception(error)
-    finally:
-        for job in jobs:
-            del _running[job.outcome]
+        job.work([job], arrivals)
+    except BaseException as error:  # noqa: BLE001  whatever ended the work is the caller's to see
+        if not job.outcome.done():
+            job.outcome.set_exception(error)
 
 
 @atexit.register
