@@ -211,7 +211,8 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class TranscribeRequest:
-    """A transcription call: ``audio`` is a path, bytes, a binary file object or a ``data:`` URL of a sound file.
+    """A transcription call: ``audio`` is a path, bytes, a binary file object or a ``data:`` URL of a sound file; or
+    an array of samples, recorded at ``sampling_rate`` (Hz).
 
     ``language`` is a code such as ``en``; ``prompt`` a text that goes before, for names and spelling. ``limits`` are
     the ``media.limits.MediaLimits`` the input is read under; ``None``: the backend's own.
@@ -222,6 +223,7 @@ class TranscribeRequest:
     prompt: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     limits: Any = None
+    sampling_rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,8 @@ class Evicted:
     seconds: float
 
     def __str__(self) -> str:
-        why = WHY.get(self.reason, self.reason)
+        ahead = self.reason == Reason.AHEAD.value
+        why = "room was made ahead of time" if ahead else WHY.get(self.reason, self.reason)
         if self.wanted is not None:
             among = f" of {self.considered} that could go" if (self.considered or 0) > 1 else ""
             why += f" for {self.wanted}, and it was the least recently used{among}"

@@ -135,14 +135,18 @@ class Verbs:
         *,
         language: str | None = None,
         prompt: str | None = None,
+        sampling_rate: int | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Transcript:
-        """What is said in a sound file: a path, bytes, a binary file object or a ``data:`` URL.
+        """What is said in a sound file: a path, bytes, a binary file object or a ``data:`` URL; or, for a model in this
+        process, in an array of samples with its ``sampling_rate`` in Hz.
 
         ``language`` is a code such as ``en``, ``prompt`` a text that goes before it. Raises ``BadInput`` for what can't
         be read.
         """
-        request = TranscribeRequest(audio, language, prompt, dict(extra or {}), self._media_limits())
+        request = TranscribeRequest(
+            audio, language, prompt, dict(extra or {}), self._media_limits(), sampling_rate=sampling_rate
+        )
         answer = await self._ask("transcribe", request)
         assert isinstance(answer, Transcript), answer
         return answer
@@ -278,14 +282,16 @@ def _check_sampling(
     _check_number("temperature", temperature, 0, None)
     _check_number("top_p", top_p, 0, 1)
     _check_number("seed", seed, None, None)
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if stop is not None and not isinstance(stop, Iterable):
+        raise BadInput(f"stop is {stop!r}; it must be one or several non-empty strings")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if not all(isinstance(text, str) and text for text in stops):
         raise BadInput(f"stop is {stop!r}; it must be one or several non-empty strings")
     return stops
 
 
 def _labels(labels: Iterable[str]) -> tuple[str, ...]:
-    found = None if isinstance(labels, str) else tuple(labels)
+    found = tuple(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else None
     if found is None or not all(isinstance(label, str) and label.strip() for label in found):
         raise BadInput(f"labels is {labels!r}; it must be a list of names that aren't empty")
     return tuple(dict.fromkeys(found))

@@ -42,12 +42,16 @@ def _input(given: Any) -> str | Picture | None:
     return None
 
 
+def _is_empty(held: Any) -> bool:
+    return held is None or (isinstance(held, str | bytes) and not held)
+
+
 def _part(part: Mapping[str, Any]) -> str | Picture:
     kind = part.get("type")
     held = part.get(kind) if isinstance(kind, str) else None
     if kind == "image_url":
         held = held.get("url") if isinstance(held, Mapping) else held
-    if (kind == "text" and isinstance(held, str)) or (kind == "image_url" and held):
+    if (kind == "text" and isinstance(held, str)) or (kind == "image_url" and not _is_empty(held)):
         return str(held) if kind == "text" else Picture(held)
     raise BadInput(
         f"inputs has a part of type {kind!r}; what can be embedded are text and image_url, with something in it"

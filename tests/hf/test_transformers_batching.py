@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from taskrouter import ModelManager
 from taskrouter.backends.base import LoadedModel
-from taskrouter.backends.hf import passes
+from taskrouter.backends.hf import batching, passes, rows
+from taskrouter.backends.hf.families import LOOK_AT_ALL_ROWS, rope_types
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import BadInput, CallFailed
 from taskrouter.types import CPU
@@ -204,6 +206,79 @@ async def test_what_runs_out_of_memory_together_is_done_alone(model: LoadedModel
     assert door.rows[-1] == 1
 
 
+async def test_who_comes_while_others_are_written_is_let_in_soon(model: LoadedModel) -> None:
+    first, late = say("w1", max_tokens=60), say("w2", "w3", max_tokens=2)
+    alone = [await model.call("chat", each) for each in (first, late)]
+    door = Door(model.raw, hold_at=5)
+    writing = asyncio.create_task(model.call("chat", first))
+    await asyncio.to_thread(door.reached.wait, 30)
+    joining = asyncio.create_task(model.call("chat", late))
+    await asyncio.sleep(0)
+    door.go.set()
+    assert await joining == alone[1]
+    assert not writing.done()
+    assert await writing == alone[0]
+    assert len(door.rows) == 60
+    assert [place for place, rows in enumerate(door.rows) if rows == 2][:2] == [rows.JOIN_AFTER, rows.JOIN_AFTER + 1]
+    door.open()
+
+
+async def test_who_waits_beside_a_full_batch_ends_when_he_goes_away(model: LoadedModel) -> None:
+    fills = say(*["w3"] * 60, max_tokens=60)  # nobody fits beside it
+    door = Door(model.raw, hold_at=3)
+    writing = asyncio.create_task(model.call("chat", fills))
+    waits = asyncio.create_task(model.call("chat", say(*["w4"] * 60, max_tokens=60)))
+    await asyncio.to_thread(door.reached.wait, 30)
+    waits.cancel()
+    await asyncio.sleep(0)
+    door.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waits
+    assert not writing.done()
+    assert (await writing).usage.completion_tokens == 60
+    assert set(door.rows) == {1}
+    door.open()
+
+
+async def test_whatever_native_code_raises_is_its_callers_alone_and_typed(model: LoadedModel) -> None:
+    class Panic(BaseException):
+        """As what is written in Rust raises."""
+
+    tokenizer = model._parts.processor  # type: ignore[attr-defined]
+    template = tokenizer.apply_chat_template
+
+    def panicking(messages: Any, **how: Any) -> Any:
+        if "w9" in str(messages):
+            raise Panic("index out of bounds")
+        return template(messages, **how)
+
+    tokenizer.apply_chat_template = panicking
+    answers, _ = await together(model, "chat", [say("w1", max_tokens=2), say("w9"), say("w2", max_tokens=2)])
+    del tokenizer.apply_chat_template
+    assert [type(answer).__name__ for answer in answers] == ["ChatAnswer", "CallFailed", "ChatAnswer"]
+    assert "Panic: index out of bounds" in str(answers[1])
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_parameters": {"rope_type": "longrope"}}, {"text_config": {"rope_scaling": {"type": "dynamic"}}}]
+)
+def test_models_that_look_at_the_longest_row_have_one_slot(rope: dict[str, Any]) -> None:
+    assert rope_types(rope) & LOOK_AT_ALL_ROWS
+    assert not rope_types({"rope_parameters": {"full_attention": {"rope_type": "default"}}}) & LOOK_AT_ALL_ROWS
+
+
+async def test_a_checkpoint_that_looks_at_the_longest_row_is_asked_one_at_a_time(
+    backend: TransformersBackend, spoil: Any
+) -> None:
+    folder = spoil()
+    config = json.loads((folder / "config.json").read_text())
+    for rope_type, slots in (("linear", 8), ("dynamic", 1)):
+        config["rope_parameters"] = {"rope_type": rope_type, "factor": 2.0, "rope_theta": 10_000.0}
+        (folder / "config.json").write_text(json.dumps(config))
+        found = await backend.preflight(request(folder, batch=TOGETHER))
+        assert found.slots == slots
+
+
 async def test_what_fails_alone_too_fails_for_its_caller_only(model: LoadedModel) -> None:
     forward = model.raw.forward
 
@@ -231,6 +306,32 @@ async def test_texts_of_several_calls_are_read_together(backend: TransformersBac
         assert answer.usage == expected.usage
         for mine, theirs in zip(answer.vectors, expected.vectors, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-5)
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_one_text_does_not_wait_for_the_many_of_another(backend: TransformersBackend, tmp_path: Path) -> None:
+    sentence_bert(tmp_path / "embed")
+    model = await backend.load(request(tmp_path / "embed", batch=TOGETHER), (CPU,), CHARGES)
+    many = asyncio.create_task(model.call("embed", EmbedRequest(("w1 w2 w3",) * 200)))
+    one = asyncio.create_task(model.call("embed", EmbedRequest(("w4 w5 w6 w7 w8",))))
+    door = Door(model.raw, hold_at=4)
+    await asyncio.to_thread(door.reached.wait, 30)
+    await asyncio.wait({one}, timeout=30)
+    assert one.done()
+    assert not many.done()
+    door.open()
+    assert len((await many).vectors) == 200
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_a_call_waits_for_slow_inputs_of_others_no_longer_than_a_moment(
+    backend: TransformersBackend, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = await backend.load(request(image_folder, batch=TOGETHER), (CPU,), CHARGES)
+    monkeypatch.setattr(batching, "GATHER_S", 0.0)  # every input counts as slow
+    answers, door = await together(model, "classify", [ClassifyRequest(picture())] * 3)
+    assert door.rows == [1, 1, 1]
+    assert answers[0] == answers[1] == answers[2]
     await backend.unload(model, timeout_s=5)
 
 

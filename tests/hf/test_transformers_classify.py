@@ -140,3 +140,12 @@ async def test_a_model_that_raises_fails_the_call_and_stays(
     hook.remove()
     assert await model.call("classify", ClassifyRequest(picture()))
     assert await backend.unload(model, timeout_s=5) == {}
+
+
+async def test_a_sound_that_is_heard_whole_may_not_be_long(backend: TransformersBackend, audio_folder: Path) -> None:
+    import numpy as np
+
+    model = await backend.load(request(audio_folder), (CPU,), CHARGES)
+    with pytest.raises(MediaTooLarge, match="lasts 61 s, and this model would hear all of it at once"):
+        await model.call("classify", ClassifyRequest(np.zeros(61 * 16_000, np.float32)))
+    await backend.unload(model, timeout_s=5)

@@ -98,6 +98,7 @@ async def test_any_words_are_looked_for_where_the_model_takes_them(
 async def test_of_a_caption_each_label_is_told_apart(backend: TransformersBackend, tmp_path: Path) -> None:
     import torch
 
+    from taskrouter.backends.hf.calling import Size
     from taskrouter.backends.hf.detect import _by_phrases
 
     ZERO_SHOT_DETECTORS["grounding_dino"](tmp_path / "dino")
@@ -117,8 +118,8 @@ async def test_of_a_caption_each_label_is_told_apart(backend: TransformersBacken
 
     ids = [101, 7, 100, 1012, 8, 1012, 102]
     with pytest.raises(BadInput, match="can't be told apart in a caption"):
-        _by_phrases(Outputs, ids, Words(), ["big cat", "dog", "…"], 0.5, picture())
-    scores, names, boxes = _by_phrases(Outputs, ids, Words(), ["big cat", "dog"], 0.5, picture())
+        _by_phrases(Outputs, ids, Words(), ["big cat", "dog", "…"], 0.5, Size(*picture().size))
+    scores, names, boxes = _by_phrases(Outputs, ids, Words(), ["big cat", "dog"], 0.5, Size(*picture().size))
     assert names == ["big cat", "dog"]
     assert scores == pytest.approx([torch.sigmoid(torch.tensor(each)).item() for each in (2.0, 3.0)])
     assert boxes == [[30.0, 20.0, 90.0, 60.0], [0.0, 0.0, 60.0, 80.0]]

@@ -101,9 +101,23 @@ async def test_a_model_that_writes_as_it_listens_tells_times_and_takes_language_
     assert in_time(heard, 40)
     assert await ask(language="de") == heard
     assert await ask(language="en") != heard
+    assert (await ask()).language in ("de", "en")  # what it took the sound for
     assert await ask(language="de", prompt="a b a b") != heard
     with pytest.raises(BadInput, match="language is 'fr'; this model knows de, en"):
         await ask(language="fr")
+    assert await backend.unload(model, timeout_s=5) == {}
+
+
+async def test_samples_are_heard_at_the_rate_they_were_recorded_at(
+    backend: TransformersBackend, tmp_path: Path
+) -> None:
+    wav2vec2_ctc(tmp_path / "ctc")
+    model = await backend.load(request(tmp_path / "ctc"), (CPU,), CHARGES)
+    samples = load_audio(recording(tmp_path / "a.wav", 1), sampling_rate=44_100)
+    heard = await model.call("transcribe", TranscribeRequest(samples, sampling_rate=44_100))
+    assert heard.duration_s == pytest.approx(1, abs=0.01)
+    with pytest.raises(BadInput, match="say what they were recorded at"):
+        await model.call("transcribe", TranscribeRequest(samples))
     assert await backend.unload(model, timeout_s=5) == {}
 
 

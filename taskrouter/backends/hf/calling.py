@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput
@@ -14,6 +14,13 @@ _SHOWN = 20
 
 MOST_LABELS = 1000
 """A zero-shot model reads all of them at once."""
+
+
+class Size(NamedTuple):
+    """A picture's pixels: what is remembered of it while its pass is waited for."""
+
+    width: int
+    height: int
 
 
 class Stopped(Exception):

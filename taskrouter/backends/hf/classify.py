@@ -12,9 +12,12 @@ from taskrouter.backends.hf.calling import only_known, place, some
 from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.seen import LONGEST_SIDE
-from taskrouter.errors import BadInput
+from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import ClassifyRequest, Label
+
+MOST_S = 60
+"""Seconds of sound that are heard in one pass at most; some models cut what they hear by themselves."""
 
 
 def classify(
@@ -72,7 +75,14 @@ def _audio(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
 
     rate = int(parts.processor.sampling_rate)
     samples = load_audio(request.input, limits, sampling_rate=rate, source_rate=request.sampling_rate)
-    return parts.processor(samples, sampling_rate=rate, return_tensors="pt")
+    inputs = parts.processor(samples, sampling_rate=rate, return_tensors="pt")
+    heard = inputs.get("input_values")
+    if heard is not None and heard.ndim == 2 and heard.shape[1] > MOST_S * rate:
+        raise MediaTooLarge(
+            f"the sound lasts {samples.size / rate:.0f} s, and this model would hear all of it at once: give "
+            f"{MOST_S} s at most."
+        )
+    return inputs
 
 
 def _video(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:

@@ -6,6 +6,7 @@ import threading
 from typing import Any, Literal
 
 from taskrouter.backends.hf.batching import Steps
+from taskrouter.backends.hf.calling import Size
 from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.errors import BadInput
@@ -25,11 +26,13 @@ def depth(parts: Parts, family: Family, request: DepthRequest, limits: MediaLimi
             f"the image has {image.width} × {image.height} pixels, and this model looks at {least} × {least} at least: "
             "give a larger one."
         )
-    outputs = yield dict(parts.processor(images=image, return_tensors="pt"))
+    size, inputs = Size(*image.size), dict(parts.processor(images=image, return_tensors="pt"))
+    del image  # others may wait with as large a one
+    outputs = yield inputs
     coarse = outputs.predicted_depth.float()
     # As each family's own processor does, but for pictures one pixel wide, too.
     fine = torch.nn.functional.interpolate(
-        coarse.unsqueeze(1), size=(image.height, image.width), mode="bicubic", align_corners=False
+        coarse.unsqueeze(1), size=(size.height, size.width), mode="bicubic", align_corners=False
     )[0, 0]
     if not bool(fine.isfinite().all()):
         raise ArithmeticError("some depths are no numbers; load it in a wider dtype, such as dtype: float32")

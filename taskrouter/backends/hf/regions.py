@@ -12,12 +12,12 @@ ALL_PIXELS = 8
 """All masks of an answer together may have so many times the pixels that one picture may have."""
 
 
-def check_masks(count: int, image: Any, limits: MediaLimits) -> None:
-    """Raise ``MediaTooLarge`` where so many masks of this picture are more than may be held."""
-    pixels = count * image.width * image.height
+def check_masks(count: int, size: Any, limits: MediaLimits) -> None:
+    """Raise ``MediaTooLarge`` where so many masks of this ``width`` and ``height`` are more than may be held."""
+    pixels = count * size.width * size.height
     if pixels > ALL_PIXELS * limits.max_pixels:
         raise MediaTooLarge(
-            f"{count} masks of {image.width} × {image.height} pixels are more than {ALL_PIXELS} times the "
+            f"{count} masks of {size.width} × {size.height} pixels are more than {ALL_PIXELS} times the "
             f"{limits.max_pixels:,} that media.max_pixels allows for one: give a smaller picture, ask for fewer, or "
             "raise the limit."
         )

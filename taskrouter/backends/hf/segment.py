@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 from taskrouter.backends.hf.batching import Steps
-from taskrouter.backends.hf.calling import only_known
+from taskrouter.backends.hf.calling import Size, only_known
 from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.pointed import pointed_at
@@ -38,10 +38,12 @@ def segment(parts: Parts, family: Family, request: SegmentRequest, limits: Media
         raise BadInput("this model says of no region how sure it is: leave threshold out.")
     known = only_known(request.labels, parts.module)
     image = load_image(request.image, limits)
-    places, found = yield from _found(parts, family, image, request.threshold)
+    size, steps = Size(*image.size), _found(parts, family, image, request.threshold)
+    del image  # others may wait with as large a one
+    places, found = yield from steps
     names = parts.module.config.id2label
     wanted = [(place, name, score) for place, label, score in found if (name := str(names[label])) in known]
-    check_masks(len(wanted), image, limits)
+    check_masks(len(wanted), size, limits)
     regions = [region(name, score, places == place) for place, name, score in wanted]
     if family is Family.SEGMENTS:
         regions.sort(key=lambda each: -(each.score or 0.0))
@@ -59,9 +61,11 @@ def _found(
 
     shrink = min(1.0, (FINEST / (image.width * image.height)) ** 0.5)
     size = (max(1, round(image.height * shrink)), max(1, round(image.width * shrink)))
-    inputs = parts.processor(images=image, return_tensors="pt")
+    width, height = image.size
+    inputs = dict(parts.processor(images=image, return_tensors="pt"))
+    del image
     found: list[tuple[int, int, float | None]]
-    outputs = yield dict(inputs)
+    outputs = yield inputs
     for name, values in outputs.items():
         if name in ("logits", "class_queries_logits", "masks_queries_logits"):
             outputs[name] = values.float()
@@ -77,7 +81,7 @@ def _found(
         found = [(each["id"], each["label_id"], float(each["score"])) for each in told["segments_info"]]
     whole = places.to(torch.int32).cpu().numpy()
     if shrink < 1:
-        rows = np.minimum(np.arange(image.height) * size[0] // image.height, size[0] - 1)
-        columns = np.minimum(np.arange(image.width) * size[1] // image.width, size[1] - 1)
+        rows = np.minimum(np.arange(height) * size[0] // height, size[0] - 1)
+        columns = np.minimum(np.arange(width) * size[1] // width, size[1] - 1)
         whole = whole[rows[:, None], columns]
     return whole, found

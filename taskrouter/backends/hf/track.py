@@ -19,11 +19,8 @@ from taskrouter.media.need import need
 from taskrouter.media.video import load_video
 from taskrouter.verbs import TrackRequest
 
-AT_ONCE = 8
-"""Frames that are held at a time: as many as media.max_pixels allows, however large they are."""
 MOST_AT_ONCE = 64
-ALL_PIXELS = 64_000_000
-"""So many frames of so many pixels in all, where they are smaller."""
+"""Frames that are held at a time, as far as all together have no more pixels than one picture may have."""
 _EARLIEST_S = 1e-6
 
 
@@ -42,7 +39,7 @@ def track(parts: Parts, family: Family, request: TrackRequest, limits: MediaLimi
 
 def _frames(source: Any, limits: MediaLimits, fps: float) -> Iterator[tuple[Any, float]]:
     """Frames and their seconds, a few read at a time."""
-    looks, done, seconds, before = min(AT_ONCE, limits.max_frames), 0, inf, -inf
+    looks, done, seconds, before = 1, 0, inf, -inf
     while (start := done / fps) < seconds - _EARLIEST_S:
         clip = load_video(source, limits, fps=fps, start_s=start, end_s=(done + looks) / fps)
         if not done:
@@ -53,10 +50,9 @@ def _frames(source: Any, limits: MediaLimits, fps: float) -> Iterator[tuple[Any,
                 yield frame, time_s
                 before = time_s
         done += looks
-        # Small ones are read more at a time: each reading begins at the keyframe before it.
-        size = clip.frames[0].width * clip.frames[0].height
-        room = min(ALL_PIXELS, AT_ONCE * limits.max_pixels) // size
-        looks = min(max(AT_ONCE, room), MOST_AT_ONCE, limits.max_frames)
+        # As many as may be: each reading begins at the keyframe before it.
+        room = limits.max_pixels // (clip.frames[0].width * clip.frames[0].height)
+        looks = max(1, min(room, MOST_AT_ONCE, limits.max_frames))
 
 
 def _check_looks(seconds: float, fps: float, limits: MediaLimits) -> None:

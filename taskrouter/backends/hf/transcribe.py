@@ -37,7 +37,9 @@ def transcribe(
     how = _speech(parts, request) if family is Family.SPEECH else _ctc(parts, request)
     extractor = parts.processor.feature_extractor
     rate = int(extractor.sampling_rate)
-    samples = load_audio(request.audio, limits, sampling_rate=rate)
+    if hasattr(request.audio, "__array__") and request.sampling_rate is None:
+        raise BadInput("audio is an array of samples: say what they were recorded at, such as sampling_rate=16000.")
+    samples = load_audio(request.audio, limits, sampling_rate=rate, source_rate=request.sampling_rate)
     duration_s = samples.size / rate
     if duration_s > CHUNK_S and not _cuts(parts, family):
         raise MediaTooLarge(
@@ -56,8 +58,9 @@ def transcribe(
             heard = listen({"raw": samples, "sampling_rate": rate}, batch_size=parts.pieces, **how)
     except Stopped:
         return Transcript("")
-    segments = tuple(_segment(piece, duration_s) for piece in heard.get("chunks", ()))
-    return Transcript(str(heard["text"]).strip(), request.language, duration_s, segments)
+    pieces = heard.get("chunks", ())
+    language = request.language or _language(parts, pieces)
+    return Transcript(str(heard["text"]).strip(), language, duration_s, tuple(_segment(p, duration_s) for p in pieces))
 
 
 def _cuts(parts: Parts, family: Family) -> bool:
@@ -77,12 +80,10 @@ def _ctc(parts: Parts, request: TranscribeRequest) -> dict[str, Any]:
 def _speech(parts: Parts, request: TranscribeRequest) -> dict[str, Any]:
     """What a model that writes as it listens is told; those with times have a token for their beginning."""
     told: dict[str, Any] = {}
-    settings = parts.module.generation_config
     if request.language is not None:
-        languages = getattr(settings, "lang_to_id", None)
-        if not languages:
+        names = _languages(parts)
+        if not names:
             raise UnsupportedInput(f"language is {request.language!r}, and this model can't be told one.")
-        names = {name.strip("<|>") for name in languages}
         if request.language not in names:
             raise BadInput(f"language is {request.language!r}; this model knows {', '.join(sorted(names))}.")
         told |= {"language": request.language, "task": "transcribe"}
@@ -97,7 +98,26 @@ def _speech(parts: Parts, request: TranscribeRequest) -> dict[str, Any]:
         if ids.numel() > most:
             raise BadInput(f"prompt comes to {ids.numel()} tokens, and this model takes {most}: shorten it.")
         told["prompt_ids"] = ids.to(parts.module.device)
-    return {"generate_kwargs": told, **({"return_timestamps": True} if _cuts(parts, Family.SPEECH) else {})}
+    timed = {"return_timestamps": True} if _cuts(parts, Family.SPEECH) else {}
+    # Which language it was heard to be is told beside the times.
+    named = {"return_language": True} if timed and request.language is None and _languages(parts) else {}
+    return {"generate_kwargs": told, **timed, **named}
+
+
+def _languages(parts: Parts) -> frozenset[str]:
+    """The codes of the languages that it tells apart; none of a model of one language."""
+    found = getattr(getattr(parts.module, "generation_config", None), "lang_to_id", None) or ()
+    return frozenset(name.strip("<|>") for name in found)
+
+
+def _language(parts: Parts, pieces: Any) -> str | None:
+    """The language that most of the pieces were heard in, as a code."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    known = _languages(parts)
+    told = [name for piece in pieces if (name := piece.get("language")) is not None]
+    codes = [code for name in told if (code := TO_LANGUAGE_CODE.get(name, name)) in known]
+    return max(codes, key=codes.count, default=None)
 
 
 def _segment(piece: dict[str, Any], duration_s: float) -> Segment:

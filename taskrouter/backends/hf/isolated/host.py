@@ -113,7 +113,9 @@ class Host:
                 await self._stream(number, *about)
                 return Message("answer", number)
             return Message("answer", number, await getattr(self, message.what)(*about))
-        except Exception as error:  # noqa: BLE001  (it is raised where it was asked for)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  (native code raises what it likes: it is raised where it was asked)
             return Message("failed", number, _told(error))
 
     async def _stream(self, number: int, verb: str, request: Any) -> None:
@@ -123,7 +125,7 @@ class Host:
                 self._line.send(Message("piece", number, piece))
 
 
-def _told(error: Exception) -> tuple[TaskRouterError, str]:
+def _told(error: BaseException) -> tuple[TaskRouterError, str]:
     """An error as it can travel: itself without its cause, and the cause in words."""
     if not isinstance(error, TaskRouterError):
         return CallFailed(f"{type(error).__name__}: {error}"), "".join(traceback.format_exception(error))
