@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 
 from taskrouter import ModelManager, errors
@@ -121,6 +122,9 @@ def test_a_picture_is_seen_as_transformers_sees_it(seeing: Any, tmp_path_factory
     answers = [seeing.chat(about(picture), max_tokens=TOKENS) for picture in (CIRCLE, TRIANGLE)]
     assert [answer.text for answer in answers] == [said_by_transformers(folder, each) for each in (CIRCLE, TRIANGLE)]
     assert answers[0].text != answers[1].text
+    for source in (CIRCLE.read_bytes(), PIL.Image.open(CIRCLE)):
+        parts = [{"type": "image_url", "image_url": source}, {"type": "text", "text": QUESTION}]
+        assert seeing.chat([{"role": "user", "content": parts}], max_tokens=TOKENS).text == answers[0].text
     assert {answer.usage.completion_tokens for answer in answers} == {TOKENS}
 
 

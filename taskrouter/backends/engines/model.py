@@ -13,6 +13,7 @@ from typing import Any
 from taskrouter.backends.engines import openai
 from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
+from taskrouter.backends.engines.inline import inlined, is_needed
 from taskrouter.backends.engines.launch import Place
 from taskrouter.backends.engines.supervisor import Process, ended, last_words
 from taskrouter.backends.sleep import told
@@ -111,7 +112,7 @@ class EngineModel:
         """Answer one request. Cancelled, the connection is closed, which is how engines are told to stop."""
         if verb in STREAMING_VERBS:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers in pieces; use stream()")
-        path, body = self._asked(verb, request)
+        path, body = self._asked(verb, await _inlined(request))
         async with self._telling_death():
             return openai.answer_of(verb, await self.api.call(path, body), self.request.label)
 
@@ -119,7 +120,7 @@ class EngineModel:
         """Answer in pieces, each as it comes."""
         if verb not in STREAMING_VERBS:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers at once; use call()")
-        path, body = self._asked(verb, request)
+        path, body = self._asked(verb, await _inlined(request))
         if verb == "stream_request":
             body = {"stream": True, **(body or {})}
         async with self._telling_death(), aclosing(self.api.events(path, body or {})) as events:
@@ -216,3 +217,7 @@ class EngineModel:
         now = (progress, self.api.heard_of_calls)
         moved = now[1] > before[1] or (healthy and (not busy or progress is None or progress != before[0]))
         return moved, now
+
+
+async def _inlined(request: Any) -> Any:
+    return await asyncio.to_thread(inlined, request) if is_needed(request) else request

@@ -12,6 +12,7 @@ from taskrouter.backends.hf.calling import Stopped, on_device
 from taskrouter.backends.hf.loading import Parts
 from taskrouter.backends.hf.one_space import embed_in_one_space
 from taskrouter.errors import BadInput, ContextTooLong, UnsupportedInput
+from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import Embeddings, EmbedRequest, Usage
 
 MOST_TEXTS = 32
@@ -29,7 +30,9 @@ class Texts:
     vectors: dict[int, tuple[float, ...]]
 
 
-def embed(parts: Parts, request: EmbedRequest, context: int | None, stop: threading.Event) -> Steps:
+def embed(
+    parts: Parts, request: EmbedRequest, context: int | None, limits: MediaLimits, stop: threading.Event
+) -> Steps:
     """Vectors in the order of the texts: wants them of the module. Blocks between.
 
     Raises ``ContextTooLong`` for a text that would have to be cut.
@@ -40,7 +43,7 @@ def embed(parts: Parts, request: EmbedRequest, context: int | None, stop: thread
         )
     recipe = parts.recipe
     if recipe is None:
-        return embed_in_one_space(parts, request, stop)
+        return embed_in_one_space(parts, request, limits, stop)
     texts = [recipe.prepared(text) for text in request.texts("this model")]
     longest = min((bound for bound in (context, recipe.longest) if bound is not None), default=None)
     lengths = []

@@ -181,12 +181,13 @@ class TransformersModel:
     def _answer(self, asked: Asked, stop: threading.Event) -> Any:
         """The answer, or the steps to it."""
         verb, request = asked.verb, asked.request
+        limits = getattr(request, "limits", None) or self._limits
         if verb in _OF_MEDIA:
-            limits = request.limits or self._limits
             return _OF_MEDIA[verb](self._ready(), self._family, request, limits, stop)
-        if verb in _OF_TEXT:
-            return _OF_TEXT[verb](self._ready(), request, self._context, stop)
-        limits = request.limits or self._limits
+        if verb == "embed":
+            return embed(self._ready(), request, self._context, limits, stop)
+        if verb == "generate":
+            return complete(self._ready(), request, self._context, stop)
         return chat(self._ready(), self._family, request, self._context, limits, stop, asked.emit)
 
     def _ready(self) -> Parts:
@@ -223,9 +224,6 @@ _OF_MEDIA: Mapping[str, Callable[..., Any]] = {
     "transcribe": transcribe,
 }
 """What answers about a picture or a sound: ``(parts, family, request, limits, stop)``."""
-
-_OF_TEXT: Mapping[str, Callable[..., Any]] = {"generate": complete, "embed": embed}
-"""What answers about a text: ``(parts, request, context, stop)``."""
 
 
 def _ignore(_: str) -> None:

@@ -22,14 +22,13 @@ MOST_PICTURES = 8
 """What is read at once at most."""
 
 
-def embed_in_one_space(parts: Parts, request: EmbedRequest, stop: threading.Event) -> Embeddings:
+def embed_in_one_space(parts: Parts, request: EmbedRequest, limits: MediaLimits, stop: threading.Event) -> Embeddings:
     """Vectors in the order of the inputs. Blocks. Raises ``ContextTooLong`` for a text that would have to be cut.
 
     Returns nothing of use once ``stop`` is set.
     """
     import torch
 
-    limits = request.limits or MediaLimits()
     texts = {place: each for place, each in enumerate(request.inputs) if isinstance(each, str)}
     pictures = {place: each for place, each in enumerate(request.inputs) if isinstance(each, Picture)}
     tokens = sum(_length(parts, place, text) for place, text in texts.items())
