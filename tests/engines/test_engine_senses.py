@@ -148,15 +148,17 @@ def test_a_cancelled_call_and_an_abandoned_stream_are_computed_no_further(engine
     """By the engine's own count of tokens: three calls are cancelled after a tenth of what they would take."""
     most, calls = CONTEXT - 100, 3
     whole = {"max_tokens": most, "extra": {"ignore_eos": True}}
-    begun = time.monotonic()
-    assert engine.get_model("watch").chat(about(), **whole).usage.completion_tokens == most
-    one_s = time.monotonic() - begun
+    took = []
+    for _ in range(2):  # the first may take much longer than those that come after it
+        begun = time.monotonic()
+        assert engine.get_model("watch").chat(about(), **whole).usage.completion_tokens == most
+        took.append(time.monotonic() - begun)
 
     async def give_up() -> list[float]:
         model = await engine._manager.get_model("watch")
         before = await generated(engine)
         asking = [asyncio.ensure_future(model.chat(about(), **whole)) for _ in range(calls)]
-        await asyncio.sleep(one_s / 10)
+        await asyncio.sleep(min(took) / 10)
         assert not any(call.done() for call in asking)
         for call in asking:
             call.cancel()
