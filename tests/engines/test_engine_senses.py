@@ -145,32 +145,41 @@ def test_an_answer_about_a_clip_comes_in_pieces_too(engine: Any) -> None:
 
 
 def test_a_cancelled_call_and_an_abandoned_stream_are_computed_no_further(engine: Any) -> None:
-    """By the engine's own count of tokens: three calls are cancelled after a tenth of what they would take."""
+    """By the engine's own count of tokens: calls are cancelled after a tenth of what they would take.
+
+    On a starved machine an engine may have computed all before it sees that, so it is given some chances.
+    """
     most, calls = CONTEXT - 100, 3
     whole = {"max_tokens": most, "extra": {"ignore_eos": True}}
-    took = []
-    for _ in range(2):  # the first may take much longer than those that come after it
-        begun = time.monotonic()
-        assert engine.get_model("watch").chat(about(), **whole).usage.completion_tokens == most
-        took.append(time.monotonic() - begun)
+    begun = time.monotonic()
+    assert engine.get_model("watch").chat(about(), **whole).usage.completion_tokens == most
+    one_s = time.monotonic() - begun
 
-    async def give_up() -> list[float]:
+    async def after_cancelling(wait_s: float) -> float:
         model = await engine._manager.get_model("watch")
         before = await generated(engine)
         asking = [asyncio.ensure_future(model.chat(about(), **whole)) for _ in range(calls)]
-        await asyncio.sleep(min(took) / 10)
-        assert not any(call.done() for call in asking)
+        await asyncio.sleep(wait_s)
         for call in asking:
             call.cancel()
         await asyncio.wait(asking)
-        cancelled = await settled(engine)
+        return await settled(engine) - before
+
+    async def after_abandoning() -> float:
+        model = await engine._manager.get_model("watch")
+        before = await generated(engine)
         async with model.stream_chat(about(), **whole) as chunks:
             await anext(chunks)
-        return [before, cancelled, await settled(engine)]
+        return await settled(engine) - before
 
-    before, cancelled, abandoned = engine._run(give_up())
-    assert 0 < cancelled - before < calls * most
-    assert 0 < abandoned - cancelled < most
+    cancelled: list[float] = []
+    for share in (10, 20, 40):
+        if not any(0 < tokens < calls * most for tokens in cancelled):
+            cancelled.append(engine._run(after_cancelling(one_s / share)))
+    assert any(0 < tokens < calls * most for tokens in cancelled), cancelled
+    abandoned = [engine._run(after_abandoning())]
+    abandoned += [engine._run(after_abandoning()) for _ in range(2) if min(abandoned) >= most]
+    assert any(0 < tokens < most for tokens in abandoned), abandoned
 
 
 async def generated(engine: Any) -> float:
