@@ -24,6 +24,7 @@ tasks:
   see: {{kind: image_classification, selected: m, options: {{m: {{model_id: {shapes}, framework: transformers}}}}}}
   find: {{kind: detection, selected: m, options: {{m: {{model_id: {scenes}, framework: transformers}}}}}}
 inference: {{max_batch_size: {most}}}
+media: {{roots: [{media}]}}
 """
 
 
@@ -86,7 +87,7 @@ async def main() -> None:
         where = {"llama": llama(Path(folder) / "llama"), **{name: sample_dir(name) for name in ("shapes", "scenes")}}
         files = {most: Path(folder) / f"{most}.yaml" for most in (1, 8)}
         for most, file in files.items():
-            file.write_text(FILE.format(most=most, **where), encoding="utf-8")
+            file.write_text(FILE.format(most=most, media=MEDIA, **where), encoding="utf-8")
         async with ModelManager(files[1]) as one_by_one, ModelManager(files[8]) as together:
             for what, (task, ask) in ASKED.items():
                 models = [await manager.load_model(task) for manager in (one_by_one, together)]

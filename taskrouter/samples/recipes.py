@@ -281,7 +281,7 @@ RECIPES: Mapping[str, Recipe] = {
     "phrases": Recipe(
         build_phrases,
         phrases_batch,
-        steps=2200,
+        steps=6400,
         batch_size=48,
         learning_rate=2e-3,
         loss=phrases_loss,
