@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from concurrent.futures import Future
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
@@ -151,7 +152,7 @@ def _get(parts: SplitResult, limits: MediaLimits, what: str, bound: _Bound) -> b
 def _connected(host: str, port: int, scheme: str, bound: _Bound) -> socket.socket:
     """A socket at the address that was checked, whatever the name means by then."""
     failed: OSError = OSError("the name has no address")
-    for address in addresses(host, port):
+    for address in _looked_up(host, port, bound):
         try:
             plain = socket.create_connection((address, port), timeout=bound.left())
         except OSError as error:
@@ -199,6 +200,23 @@ def _shown(url: str) -> str:
     scheme, mark, rest = bare.partition("://")
     host, slash, path = rest.partition("/")
     return repr(f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"[:200])
+
+
+def _looked_up(host: str, port: int, bound: _Bound) -> list[str]:
+    """Its addresses, within the time that is left: looking a name up has no timeout of its own."""
+    found: Future[list[str]] = Future()
+
+    def look() -> None:
+        try:
+            found.set_result(addresses(host, port))
+        except Exception as error:  # noqa: BLE001  it is raised where it is waited for
+            found.set_exception(error)
+
+    threading.Thread(target=look, name=f"look up {host}", daemon=True).start()
+    try:
+        return found.result(timeout=bound.left())
+    except TimeoutError as error:
+        raise bound.error(error) from error
 
 
 def addresses(host: str, port: int) -> list[str]:

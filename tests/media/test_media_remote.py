@@ -281,3 +281,14 @@ def test_who_sends_a_byte_now_and_then_is_cut_off(site: Site, monkeypatch: pytes
         with pytest.raises(BadInput, match="took longer than 0 s"):
             fetch(url, OPEN, what="image")
     assert time.monotonic() - started < 5
+
+
+def test_a_name_that_is_looked_up_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(remote, "SECONDS", 0.3)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(30) and [])
+    try:
+        with pytest.raises(BadInput, match="took longer than 0 s"):
+            fetch("http://example.com/a.png", OPEN, what="image")
+    finally:
+        over.set()
