@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Awaitable, Callable
@@ -76,7 +77,7 @@ async def test_bad_media_are_refused_by_every_verb_and_the_model_serves_on(tmp_p
             (looks.classify, "look", PNG),
             (shown("image_url"), "look", PNG),
             (listens.classify, "listen", WAV),
-            (writes.transcribe, "listen", WAV),
+            (functools.partial(writes.transcribe, sampling_rate=16_000), "listen", WAV),
             (shown("video_url"), "watch", FILM),
         ):
             for source, kind in BAD[bad]:
