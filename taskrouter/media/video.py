@@ -7,7 +7,7 @@ shorter, decoding on is quicker. Files whose seeking lies are read through from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, inf
@@ -64,18 +64,48 @@ def load_video(
     what is over a limit, ``MissingDependency`` where PyAV isn't installed.
     """
     need("av", "PIL.Image", what="video")
-    import av
-
     limits = limits or MediaLimits()
     wanted = Wanted(count, fps, start_s, end_s)
     if isinstance(source, (list, tuple)) or hasattr(source, "__array__"):
         return _of_pictures(source, wanted, limits, side, source_fps or fps or 1.0)
+    with _reading(source, limits, side) as reader:
+        frames, times = reader.read(reader.times(wanted))
+        return Clip(tuple(frames), tuple(times), reader.seconds)
+
+
+def watch_video(
+    source: Any, limits: MediaLimits | None = None, *, fps: float
+) -> Generator[tuple[Image, float], None, None]:
+    """The pictures of a video one after the other, and the second at which each is on the screen; ``fps`` looks at it a
+    second, and each picture once.
+
+    One is held at a time, so their pixels count one by one, and their number against ``limits.max_frames``. The file is
+    open until the iterator ends or is closed. ``source``, and what is raised, are as for ``load_video``; so many
+    pictures that are given themselves are of one second.
+    """
+    need("av", "PIL.Image", what="video")
+    limits = limits or MediaLimits()
+    wanted = Wanted(None, fps, 0.0, None)
+    if isinstance(source, (list, tuple)) or hasattr(source, "__array__"):
+        clip = _of_pictures(source, wanted, limits, None, fps)
+        yield from zip(clip.frames, clip.times_s, strict=True)
+        return
+    with _reading(source, limits, None) as reader:
+        times = reader.times(wanted, held=1)
+        assert times is not None
+        for frame, at in reader.pictures(times):
+            yield _upright(frame, None), at
+
+
+@contextmanager
+def _reading(source: Any, limits: MediaLimits, side: int | None) -> Iterator[_Reader]:
+    """An open file; what goes wrong with it is told in words."""
+    import av
+
     with opened(source, limits, what="video") as file:
         try:
             with _container(file, limits) as container:
-                reader = _Reader(container, file.name, limits, side)
-                frames, times = reader.read(reader.times(wanted))
-                return Clip(tuple(frames), tuple(times), reader.seconds)
+                yield _Reader(container, file.name, limits, side)
         except (av.error.FFmpegError, EOFError, ValueError, ArithmeticError, OSError) as error:
             if isinstance(error, BadInput):
                 raise
@@ -190,18 +220,15 @@ class _Reader:
 
     # --- which -------------------------------------------------------------------------------------------------------
 
-    def times(self, wanted: Wanted) -> list[float] | None:
-        """Seconds from the beginning at which a picture is wanted; ``None``: all."""
+    def times(self, wanted: Wanted, *, held: int | None = None) -> list[float] | None:
+        """Seconds from the beginning at which a picture is wanted; ``None``: all. So many are ``held`` at a time."""
         if wanted.everything:
-            self._check_frames(self.stream.frames)
+            check_frames(self.stream.frames, self.stream.frames * self.pixels, self.name, self.limits)
             return None
         rate = float(self.stream.average_rate or self.stream.guessed_rate or 25)
         number = wanted.how_many(self.name, self.seconds, rate)
-        self._check_frames(number)
+        check_frames(number, (held or number) * self.pixels, self.name, self.limits)
         return wanted.times(number, self.seconds, rate)
-
-    def _check_frames(self, number: int) -> None:
-        check_frames(number, number * self.pixels, self.name, self.limits)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -210,17 +237,23 @@ class _Reader:
         frames: list[Image] = []
         times: list[float] = []
         pixels = 0
-        for frame, at in self._all() if wanted is None else self._at(wanted):
-            if times and at <= times[-1]:
-                continue
-            check_size(frame.width, frame.height, self.name, self.limits)  # a later one may be larger
+        for frame, at in self.pictures(wanted):
             pixels += _pixels(frame.width, frame.height, self.side)
             check_frames(len(frames) + 1, pixels, self.name, self.limits)
             frames.append(_upright(frame, self.side))
             times.append(at)
-        if not frames:
-            raise BadInput(f"{self.name} has no picture that can be decoded.")
         return frames, times
+
+    def pictures(self, wanted: list[float] | None) -> Iterator[tuple[Any, float]]:
+        """The same one after the other, as they are decoded. Raises ``BadInput`` where there are none."""
+        last = -inf
+        for frame, at in self._all() if wanted is None else self._at(wanted):
+            if at > last:
+                check_size(frame.width, frame.height, self.name, self.limits)  # a later one may be larger
+                yield frame, at
+                last = at
+        if last == -inf:
+            raise BadInput(f"{self.name} has no picture that can be decoded.")
 
     def _all(self) -> Iterator[tuple[Any, float]]:
         """Its pictures from here on, each later than the one before: a damaged file may go back, and so for ever."""

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,11 +15,11 @@ import PIL.ImageDraw
 import pytest
 
 from taskrouter.backends.hf.association import Association, overlap
-from taskrouter.backends.hf.track import _frames
 from taskrouter.backends.transformers import TransformersBackend
 from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.media import load_video
 from taskrouter.media.limits import MediaLimits
+from taskrouter.media.video import watch_video
 from taskrouter.samples import sample_dir
 from taskrouter.samples.renderers.drawing import OVERSAMPLING, background, finished, outline, paint
 from taskrouter.types import CPU
@@ -120,7 +121,7 @@ async def test_what_cant_be_followed_is_refused_and_nobody_gone_is_computed_for(
         (
             TrackRequest(film, limits=MediaLimits(max_frames=4)),
             MediaTooLarge,
-            "5 frames at 10 a second, and",
+            "5 frames of the video were asked for, and",
         ),
         (TrackRequest(film, limits=MediaLimits(max_seconds=0.1)), MediaTooLarge, "longer than"),
     ]
@@ -146,11 +147,31 @@ async def test_any_words_are_followed_where_the_model_takes_them(backend: Transf
 
 def test_a_picture_is_looked_at_once_however_many_a_second_are_asked_for() -> None:
     film = encode_film(8)
-    times = [time_s for _, time_s in _frames(film, MediaLimits(), 30)]
+    times = [time_s for _, time_s in watch_video(film, fps=30)]
     assert times == pytest.approx([place / 10 for place in range(80)])
-    tight = MediaLimits(max_pixels=64 * 32, max_frames=40)  # no more at a time than may be held
-    assert len(list(_frames(film, tight, 5))) == 40
-    assert [time_s for _, time_s in _frames(film, MediaLimits(), 0.2)] == [0.0, 5.0]
+    tight = MediaLimits(max_pixels=64 * 32, max_frames=40)  # one is held at a time
+    assert len(list(watch_video(film, tight, fps=5))) == 40
+    assert [time_s for _, time_s in watch_video(film, fps=0.2)] == [0.0, 5.0]
+
+
+def test_a_video_is_opened_once_however_long_it_is_watched_and_closed_when_nobody_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = []
+    real = av.open
+
+    def noted(*args: Any, **how: Any) -> Any:
+        opened.append(real(*args, **how))
+        return opened[-1]
+
+    film = encode_film(8)
+    monkeypatch.setattr(av, "open", noted)
+    frames = watch_video(film, fps=10)
+    assert [next(frames)[1] for _ in range(3)] == pytest.approx([0.0, 0.1, 0.2])
+    frames.close()
+    assert len(opened) == 1
+    with pytest.raises((ValueError, AssertionError)):
+        next(opened[0].decode(video=0))  # closed
 
 
 def at(x: float, y: float = 0.0, *, label: str = "a", score: float = 0.9, side: float = 10.0) -> Detection:
