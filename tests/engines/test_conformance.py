@@ -351,17 +351,13 @@ def test_a_model_that_dies_costs_its_callers_an_error_and_is_there_again_for_the
         await stage.answers_right()
         other = await stage.manager.get_model("other")
         messages, _ = stage.subject.questions()[0]
-        async with stage.manager.lease("ask") as lease:
-            if stage.subject.comes_back:
-                die = stage.subject.doomed(lease)  # looking for its processes may take longer than its answer
-                stream = lease.stream_chat(messages, **stage.subject.long())
-                async with stream as chunks:
-                    await anext(chunks)
-                    die()
-                    with pytest.raises(stage.subject.dies_with):
-                        while True:
-                            await anext(chunks)
-            else:
+        if stage.subject.comes_back:
+            for _ in range(3):  # on a starved machine its answer may be there before it is killed
+                if died := await _dies_in_its_answer(stage, messages):
+                    break
+            assert died
+        else:
+            async with stage.manager.lease("ask") as lease:
                 await stage.subject.die(lease)
                 with pytest.raises(stage.subject.dies_with):
                     await lease.chat(messages)
@@ -369,6 +365,21 @@ def test_a_model_that_dies_costs_its_callers_an_error_and_is_there_again_for_the
         await stage.answers_right()
 
     stage.run(main)
+
+
+async def _dies_in_its_answer(stage: Stage, messages: Any) -> bool:
+    async with stage.manager.lease("ask") as lease:
+        die = stage.subject.doomed(lease)  # looking for its processes may take longer than its answer
+        async with lease.stream_chat(messages, **stage.subject.long()) as chunks:
+            await anext(chunks)
+            die()
+            try:
+                async for _ in chunks:
+                    pass
+            except stage.subject.dies_with:
+                return True
+    await until(lambda: stage.state() is State.DISK)
+    return False
 
 
 def test_a_model_that_hangs_is_given_up_within_its_bound_or_costs_only_its_own_slots(stage: Stage) -> None:
