@@ -52,6 +52,7 @@ def tensors() -> int:
     return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
 
 
+@pytest.mark.slow
 async def test_wherever_it_is_called_off_nothing_is_held_and_the_next_load_is_as_ever(
     backend: TransformersBackend,
     chat_folder: Path,

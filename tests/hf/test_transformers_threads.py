@@ -94,3 +94,11 @@ async def test_what_an_abandoned_job_comes_to_is_handed_on_unless_it_failed() ->
 def test_a_process_that_ends_in_mid_answer_ends_cleanly() -> None:
     ended = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_closed_worker_rests() -> None:
+    worker = Worker("w")
+    worker.close()
+    assert worker.rested().result(5) is None
+    worker.close()
+    assert worker.rested().done()

@@ -60,6 +60,7 @@ async def test_letters_are_heard_in_chunks_as_by_transformers_own_pipeline(
     assert await backend.unload(model, timeout_s=5) == {}
 
 
+@pytest.mark.slow
 async def test_pieces_of_a_long_recording_are_heard_together_where_the_file_says_so(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:

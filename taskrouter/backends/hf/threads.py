@@ -132,6 +132,7 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
@@ -181,10 +182,15 @@ class Worker:
 
         An operation itself is settled while it still has hold of the module, if only for a moment.
         """
+        if self._closed:  # nothing is taken from the queue any more
+            rested: Future[None] = Future()
+            rested.set_result(None)
+            return rested
         return self.submit(lambda: None, threading.Event())
 
     def close(self) -> None:
         """End the thread once what is queued has run."""
+        self._closed = True
         self._jobs.put(None)
 
     def _serve(self) -> None:
