@@ -74,7 +74,8 @@ async def test_classifiers_sleep_too(backend: TransformersBackend, kind: str, re
     after = model.raw.state_dict()
     assert before.keys() == after.keys()
     assert all((before[name] == after[name]).all() for name in before)
-    await backend.unload(model, timeout_s=5)
+    del after
+    assert await backend.unload(model, timeout_s=5) == {}
 
 
 async def test_the_storages_on_the_device_die_while_it_sleeps(backend: TransformersBackend, chat_folder: Path) -> None:
