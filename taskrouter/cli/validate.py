@@ -18,6 +18,7 @@ from taskrouter.errors import BadInput
 from taskrouter.manager import Budget, Machine, ModelManager, StillMachine, ThisMachine
 from taskrouter.manager.keys import KeyCheck
 from taskrouter.manager.keys import check_keys as ask_providers
+from taskrouter.manager.specs import sharing_warnings, uses
 from taskrouter.types import CPU, DeviceId
 
 
@@ -34,6 +35,7 @@ def validate(
     yes = fits and all(check.ok for check in checks)
     if as_json:
         warnings = [problem_data(warning) for warning in catalog.warnings]
+        warnings += [{"file": path, "message": text} for text in sharing_warnings(uses(catalog))]
         data = {"ok": yes, "file": path, "warnings": warnings, **budget_data(budget, hidden)}
         print_json({**data, "keys": [_key_data(check) for check in checks]} if keys else data)
     else:
@@ -104,6 +106,8 @@ def _print(catalog: Catalog, budget: Budget, hidden: tuple[DeviceId, ...]) -> No
     print(f"{catalog.path}: {len(catalog.tasks)} tasks, {options} options")
     for warning in catalog.warnings:
         print(f"warning: {warning}")
+    for text in sharing_warnings(uses(catalog)):
+        print(f"warning: {text}")
     here = {device.device for device in budget.devices}
     for named in catalog.memory.devices:
         if named not in here:

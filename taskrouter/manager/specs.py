@@ -176,7 +176,7 @@ def traits_of(request: ModelRequest, registry: Registry) -> Traits | None:
 
 
 def sharing_warnings(every: Iterable[Use]) -> list[str]:
-    """Options that are one model and declare different needs."""
+    """Options that are one model and declare different needs: what ``validate`` warns of."""
     by_key: dict[ModelKey, list[Use]] = {}
     for use in every:
         by_key.setdefault(use.request.key, []).append(use)

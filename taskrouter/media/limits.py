@@ -148,11 +148,16 @@ def _open_regular(path: Path, name: str, limits: MediaLimits) -> Iterator[Binary
         yield file
 
 
-def _drain(source: Any, limits: MediaLimits, what: str) -> bytes:
+def read_left(source: Any, limits: MediaLimits, what: str) -> Any:
+    """What a file object has left, one byte (or letter) more than ``max_bytes`` at most. Raises ``BadInput``."""
     try:
-        data = source.read(limits.max_bytes + 1)
+        return source.read(limits.max_bytes + 1)
     except (OSError, ValueError) as error:
         raise BadInput(f"the {what} can't be read from {type(source).__name__}: {error}.") from error
+
+
+def _drain(source: Any, limits: MediaLimits, what: str) -> bytes:
+    data = read_left(source, limits, what)
     if not isinstance(data, bytes):
         raise BadInput(f"the {what} was opened as text: open the file in binary mode ('rb').")
     return data

@@ -7,8 +7,6 @@ Safetensors only: other formats are pickles, which run code when opened, and are
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +38,6 @@ class Weights:
     def stored_bytes(self) -> int:
         """Bytes of all tensors as they are stored."""
         return sum(tensor.bytes for tensor in self.tensors) + self.pickled_bytes
-
-    @property
-    def bytes_by_dtype(self) -> Mapping[str, int]:
-        """Stored bytes of each dtype, by the format's names (``F32``, ``BF16``, …)."""
-        counted: Counter[str] = Counter()
-        for tensor in self.tensors:
-            counted[tensor.dtype] += tensor.bytes
-        return dict(counted)
 
     def loaded_bytes(self, dtype: str | None) -> int:
         """Bytes once floating-point tensors are converted to this dtype (``None``: kept as they are)."""

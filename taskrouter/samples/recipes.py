@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from taskrouter.samples import recipe_clips
-from taskrouter.samples.recipe_digits import build_digits, digits_batch, listen_for_pitch
+from taskrouter.samples import ears, recipe_clips
+from taskrouter.samples.recipe_digits import build_digits, digits_batch
 from taskrouter.samples.recipe_phrases import build_phrases, finish_phrases, phrases_batch, phrases_loss
 from taskrouter.samples.renderers import claims, scenes, shapes, tones
 
@@ -131,31 +131,16 @@ def build_tones() -> tuple[Any, Any]:
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
 
     config = Wav2Vec2Config(
+        **ears.HEARING,
         conv_dim=[160, 96, 80],
-        conv_kernel=[400, 3, 3],
-        conv_stride=[160, 2, 1],
-        conv_bias=True,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        hidden_size=96,
         num_hidden_layers=2,
-        num_attention_heads=4,
         intermediate_size=160,
-        num_conv_pos_embeddings=16,
-        num_conv_pos_embedding_groups=4,
         classifier_proj_size=64,
-        initializer_range=0.1,
-        layerdrop=0.0,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        feat_proj_dropout=0.0,
-        final_dropout=0.0,
-        apply_spec_augment=False,
         vocab_size=len(tones.LABELS),
         **_labels(tones.LABELS),
     )
     model = Wav2Vec2ForSequenceClassification(config)
-    listen_for_pitch(model.wav2vec2.feature_extractor.conv_layers[0].conv)
+    ears.listen_for_pitch(model.wav2vec2.feature_extractor.conv_layers[0].conv)
     return model, Wav2Vec2FeatureExtractor(sampling_rate=tones.RATE, return_attention_mask=True)
 
 

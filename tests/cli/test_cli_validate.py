@@ -306,3 +306,11 @@ def test_a_kind_that_the_model_can_not_do_is_no_fit(cli: Cli, tmp_path: Path) ->
         "can't be used here",
         "the task is of kind chat, and this model can only classify",
     )
+
+
+def test_options_that_are_one_model_and_declare_different_needs_are_warned_of(cli: Cli, tmp_path: Path) -> None:
+    task = "  {}: {{kind: chat, selected: m, options: {{m: {{model_id: m, framework: fake, vram_gb: {}}}}}}}\n"
+    write(tmp_path, f"tasks:\n{task.format('a', 1)}{task.format('b', 2)}")
+    told = "these options are one model and declare different vram_gb (a.m 1, b.m 2): the largest is used"
+    assert f"warning: {told}" in cli("validate", "--device", "8GiB").out
+    assert cli("validate", "--device", "8GiB", "--json").data["warnings"][-1]["message"] == told

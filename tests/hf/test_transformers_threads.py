@@ -45,7 +45,8 @@ async def test_a_worker_keeps_neither_the_job_nor_its_result() -> None:
     def work(what: Held = held, answer: list[Held] = [result]) -> Held:  # noqa: B006  the list is emptied
         return answer.pop()
 
-    assert await worker.run(work, threading.Event()) is result
+    stop = threading.Event()
+    assert await worker.result(worker.submit(work, stop), stop) is result
     del work, held, result, each
     assert [await asyncio.to_thread(event.wait, 5) for event in gone] == [True, True]
     worker.close()
@@ -53,10 +54,10 @@ async def test_a_worker_keeps_neither_the_job_nor_its_result() -> None:
 
 @pytest.mark.anyio
 async def test_errors_come_through_and_the_worker_goes_on() -> None:
-    worker = Worker("w")
+    worker, stop = Worker("w"), threading.Event()
     with pytest.raises(ZeroDivisionError):
-        await worker.run(lambda: 1 // 0, threading.Event())
-    assert await worker.run(lambda: 7, threading.Event()) == 7
+        await worker.result(worker.submit(lambda: 1 // 0, stop), stop)
+    assert await worker.result(worker.submit(lambda: 7, stop), stop) == 7
     with pytest.raises(ZeroDivisionError):
         await run_in_daemon("d", lambda: 1 // 0)
     worker.close()

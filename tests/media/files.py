@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import wave
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,17 +38,23 @@ def encoded(kind: str, *, seconds: float = 2.0, layout: str = "stereo") -> bytes
     sound = np.ascontiguousarray(np.stack([sine(seconds, rate=rate)] * channels))
     out = io.BytesIO()
     with av.open(out, "w", format=_FORMATS.get(kind, kind)) as container:
-        stream = container.add_stream(CODECS[kind], rate=rate, layout=layout)
-        resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
-        frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout=layout)
-        frame.sample_rate = rate
-        fifo = av.AudioFifo()
-        for piece in resampler.resample(frame):
-            fifo.write(piece)
-        while (piece := fifo.read(stream.codec_context.frame_size or 1024, partial=True)) is not None:
-            container.mux(stream.encode(piece))
-        container.mux(stream.encode(None))
+        mux_sound(container, container.add_stream(CODECS[kind], rate=rate, layout=layout), sound, rate)
     return out.getvalue()
+
+
+def mux_sound(container: Any, stream: Any, samples: NDArray[Any], rate: int) -> None:
+    """Encode samples (channels × samples, float32 or int16) into a stream of a container, in frames of its codec."""
+    import av
+
+    layout = stream.codec_context.layout.name
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp" if samples.dtype.kind == "f" else "s16", layout=layout)
+    frame.sample_rate = rate
+    fifo = av.AudioFifo()
+    for piece in av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate).resample(frame):
+        fifo.write(piece)
+    while (piece := fifo.read(stream.codec_context.frame_size or 1024, partial=True)) is not None:
+        container.mux(stream.encode(piece))
+    container.mux(stream.encode(None))
 
 
 def wav(samples: NDArray[np.float32], *, rate: int = RATE) -> bytes:

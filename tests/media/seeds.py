@@ -11,7 +11,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from .files import sine
+from .files import mux_sound, sine
 
 # Muxers write dates and random names unless told not to.
 _EXACT = {"fflags": "bitexact"}
@@ -47,7 +47,7 @@ def _sound(form: str, codec: str, rate: int = 16_000) -> bytes:
     written = io.BytesIO()
     samples = sine(0.3, rate=rate)
     with av.open(written, "w", format=form, options=_EXACT) as container:
-        _mux_sound(container, _sound_track(container, codec, rate), samples, rate)
+        mux_sound(container, _sound_track(container, codec, rate), samples[None], rate)
     return written.getvalue()
 
 
@@ -55,18 +55,6 @@ def _sound_track(container: Any, codec: str, rate: int) -> Any:
     stream = container.add_stream(codec, rate=rate, layout="mono")
     stream.bit_rate = 48_000
     return stream
-
-
-def _mux_sound(container: Any, stream: Any, samples: Any, rate: int) -> None:
-    resampler = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate)
-    frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-    frame.sample_rate = rate
-    fifo = av.AudioFifo()
-    for piece in resampler.resample(frame):
-        fifo.write(piece)
-    while (piece := fifo.read(stream.codec_context.frame_size or 1024, partial=True)) is not None:
-        container.mux(stream.encode(piece))
-    container.mux(stream.encode(None))
 
 
 def _film(form: str, codec: str, pixels: str = "yuv420p", sound: str = "", **options: str) -> bytes:
@@ -83,7 +71,7 @@ def _film(form: str, codec: str, pixels: str = "yuv420p", sound: str = "", **opt
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if heard is not None:
-            _mux_sound(container, heard, sine(1.0, rate=16_000), 16_000)
+            mux_sound(container, heard, sine(1.0, rate=16_000)[None], 16_000)
     return written.getvalue()
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.media import MediaLimits, load_audio, load_image, load_video
 
-from .files import encoded, sine
+from .files import encoded, mux_sound, sine
 from .seeds import IMAGES, SOUNDS
 from .test_media_video import FILM, film, seconds_of
 
@@ -94,17 +94,8 @@ def recorded(form: str, codec: str, layout: str = "mono", *, level: int = 8_000)
     written = io.BytesIO()
     channels = av.AudioLayout(layout).nb_channels
     with av.open(written, "w", format=form) as container:
-        stream = container.add_stream(codec, rate=16_000, layout=layout)
-        resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=16_000)
         samples = np.full((1, 16_000 * channels), level, np.int16)
-        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
-        frame.sample_rate = 16_000
-        fifo = av.AudioFifo()
-        for piece in resampler.resample(frame):
-            fifo.write(piece)
-        while (piece := fifo.read(stream.codec_context.frame_size or 1024, partial=True)) is not None:
-            container.mux(stream.encode(piece))
-        container.mux(stream.encode(None))
+        mux_sound(container, container.add_stream(codec, rate=16_000, layout=layout), samples, 16_000)
     return written.getvalue()
 
 

@@ -25,7 +25,7 @@ from taskrouter.backends.engines.launch import Checkpoint, Launch, Place, Start
 from taskrouter.backends.engines.model import EngineModel
 from taskrouter.backends.engines.places import look
 from taskrouter.backends.engines.supervisor import Process, Supervisor, ended, last_words
-from taskrouter.errors import LoadFailed, OutOfMemory, PreflightFailed
+from taskrouter.errors import LoadFailed, OutOfMemory
 from taskrouter.memory.ledger import FootprintLedger, default_path
 from taskrouter.memory.nvml import open_nvml
 from taskrouter.memory.release import gpu_bytes, listens, tree_bytes
@@ -243,8 +243,3 @@ async def _died_starting(label: str, process: Process) -> Exception:
         return PortTaken(last_words(process))
     text = f"{label}: its engine {ended(process.exited.result())} while it started. {last_words(process, 20)}"
     return OutOfMemory(text) if _NO_MEMORY.search(said) else LoadFailed(text)
-
-
-def no_such_program(label: str, program: str, key: str) -> PreflightFailed:
-    """The refusal of a program that isn't there."""
-    return PreflightFailed(f"{label}: there is no program {program!r} that can be run; correct {key}, or install it")

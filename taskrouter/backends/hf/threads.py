@@ -136,16 +136,12 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, work: Callable[[], T], stop: threading.Event) -> T:
-        """Run ``work`` and return what it returns.
+    async def result(self, outcome: Future[T], stop: threading.Event) -> T:
+        """What was queued comes to.
 
         Cancelled: one that hasn't begun is dropped; for one that has, ``stop`` is set, and the cancellation is raised
         once the work has ended.
         """
-        return await self.result(self.submit(work, stop), stop)
-
-    async def result(self, outcome: Future[T], stop: threading.Event) -> T:
-        """What was queued comes to; cancelled, as ``run`` says."""
         await self.finished(outcome, stop)
         return _result(outcome)
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from taskrouter.errors import BadInput
 from taskrouter.media.image import load_image
-from taskrouter.media.limits import MediaLimits
+from taskrouter.media.limits import MediaLimits, read_left
 
 INLINE = 32 << 10
 """Bytes of the longest body inside a datagram: what a socket takes at a time is some hundred thousand at least."""
@@ -188,10 +188,8 @@ class _Pickler(pickle.Pickler):
 
 
 def _drained(source: Any, limits: MediaLimits) -> Any:
-    try:
-        data = source.read(limits.max_bytes + 1)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"the input can't be read from {type(source).__name__}: {error}.") from error
+    """Text, too: what it is no medium for is said where it is read."""
+    data = read_left(source, limits, "input")
     if not isinstance(data, Sequence):
         raise BadInput(f"the input can't be read from {type(source).__name__}: it reads {type(data).__name__}.")
     return data
