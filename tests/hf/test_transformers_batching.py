@@ -65,6 +65,22 @@ async def together(model: LoadedModel, verb: str, requests: Sequence[Any]) -> tu
     return answers, door
 
 
+async def at_work(model: LoadedModel) -> tuple[asyncio.Task[Any], Door]:
+    """A call of one token that the model is held in, so that what is asked now is worked on next, together."""
+    door = Door(model.raw)
+    busy = asyncio.create_task(model.call("chat", say("w1", max_tokens=1)))
+    await asyncio.to_thread(door.reached.wait, 30)
+    return busy, door
+
+
+def in_the_order_of_their_ends(*tasks: asyncio.Task[Any]) -> list[asyncio.Task[Any]]:
+    """The tasks, once each has ended."""
+    ended: list[asyncio.Task[Any]] = []
+    for task in tasks:
+        task.add_done_callback(ended.append)
+    return ended
+
+
 @pytest.fixture
 async def model(backend: TransformersBackend, chat_folder: Path) -> AsyncIterator[LoadedModel]:
     loaded = await backend.load(request(chat_folder, batch=TOGETHER), (CPU,), CHARGES)
@@ -107,9 +123,7 @@ async def test_nobody_waits_for_another_to_come(model: LoadedModel) -> None:
 
 
 async def test_who_is_done_goes_while_others_are_still_written(model: LoadedModel) -> None:
-    door = Door(model.raw, hold_at=1)
-    busy = asyncio.create_task(model.call("chat", say("w1", max_tokens=1)))
-    await asyncio.to_thread(door.reached.wait, 30)
+    busy, door = await at_work(model)
     short = asyncio.create_task(model.call("chat", say("w1", max_tokens=2)))
     long = asyncio.create_task(model.call("chat", say("w2", max_tokens=20)))
     await asyncio.sleep(0)
@@ -126,9 +140,7 @@ async def test_who_is_done_goes_while_others_are_still_written(model: LoadedMode
 async def test_pieces_of_a_stream_that_is_written_with_others_are_its_answer(model: LoadedModel) -> None:
     streamed = say("w4", "w5", max_tokens=6)
     alone = await model.call("chat", streamed)
-    door = Door(model.raw)
-    busy = asyncio.create_task(model.call("chat", say("w1", max_tokens=1)))
-    await asyncio.to_thread(door.reached.wait, 30)
+    busy, door = await at_work(model)
 
     async def listen() -> str:
         return "".join([chunk.text async for chunk in model.stream("stream_chat", streamed)])
@@ -143,11 +155,10 @@ async def test_pieces_of_a_stream_that_is_written_with_others_are_its_answer(mod
 async def test_a_caller_who_goes_away_leaves_the_others_as_they_are(model: LoadedModel) -> None:
     stays = say("w2", "w3", max_tokens=20)
     alone = await model.call("chat", stays)
-    door = Door(model.raw)
-    busy = asyncio.create_task(model.call("chat", say("w1", max_tokens=1)))
-    await asyncio.to_thread(door.reached.wait, 30)
+    busy, door = await at_work(model)
     goes = asyncio.create_task(model.call("chat", say("w1", max_tokens=100)))
     kept = asyncio.create_task(model.call("chat", stays))
+    ended = in_the_order_of_their_ends(goes, kept)
     await asyncio.sleep(0)
     later = Door(model.raw, hold_at=5)
     door.open()
@@ -158,8 +169,9 @@ async def test_a_caller_who_goes_away_leaves_the_others_as_they_are(model: Loade
     later.go.set()
     with pytest.raises(asyncio.CancelledError):
         await goes
-    assert not kept.done()  # the lease of who went away ends now, not with the batch
     assert await kept == alone
+    await asyncio.sleep(0)
+    assert ended == [goes, kept]  # the lease of who went away ended then, not with the batch
     later.open()
 
 
@@ -213,11 +225,12 @@ async def test_who_comes_while_others_are_written_is_let_in_soon(model: LoadedMo
     writing = asyncio.create_task(model.call("chat", first))
     await asyncio.to_thread(door.reached.wait, 30)
     joining = asyncio.create_task(model.call("chat", late))
+    ended = in_the_order_of_their_ends(writing, joining)
     await asyncio.sleep(0)
     door.go.set()
-    assert await joining == alone[1]
-    assert not writing.done()
-    assert await writing == alone[0]
+    assert [await joining, await writing] == [alone[1], alone[0]]
+    await asyncio.sleep(0)
+    assert ended == [joining, writing]
     assert len(door.rows) == 60
     assert [place for place, rows in enumerate(door.rows) if rows == 2][:2] == [rows.JOIN_AFTER, rows.JOIN_AFTER + 1]
     door.open()
@@ -228,14 +241,16 @@ async def test_who_waits_beside_a_full_batch_ends_when_he_goes_away(model: Loade
     door = Door(model.raw, hold_at=3)
     writing = asyncio.create_task(model.call("chat", fills))
     waits = asyncio.create_task(model.call("chat", say(*["w4"] * 60, max_tokens=60)))
+    ended = in_the_order_of_their_ends(writing, waits)
     await asyncio.to_thread(door.reached.wait, 30)
     waits.cancel()
     await asyncio.sleep(0)
     door.go.set()
     with pytest.raises(asyncio.CancelledError):
         await waits
-    assert not writing.done()
     assert (await writing).usage.completion_tokens == 60
+    await asyncio.sleep(0)
+    assert ended == [waits, writing]
     assert set(door.rows) == {1}
     door.open()
 
@@ -316,11 +331,12 @@ async def test_one_text_does_not_wait_for_the_many_of_another(backend: Transform
     one = asyncio.create_task(model.call("embed", EmbedRequest(("w4 w5 w6 w7 w8",))))
     door = Door(model.raw, hold_at=4)
     await asyncio.to_thread(door.reached.wait, 30)
-    await asyncio.wait({one}, timeout=30)
-    assert one.done()
-    assert not many.done()
+    ended = in_the_order_of_their_ends(many, one)
     door.open()
+    assert len((await one).vectors) == 1
     assert len((await many).vectors) == 200
+    await asyncio.sleep(0)
+    assert ended == [one, many]
     await backend.unload(model, timeout_s=5)
 
 
