@@ -135,6 +135,39 @@ def siglip(folder: Path) -> None:
     transformers.SiglipProcessor(SiglipImageProcessorPil(size=size), _words(64)).save_pretrained(folder)
 
 
+def clap(folder: Path) -> None:
+    """Sounds of up to ten seconds by words."""
+    import transformers
+
+    # The window of its attention and its four stages are the smallest that its own code takes.
+    config = transformers.ClapConfig(
+        text_config={**SMALL, "vocab_size": len(_CLIP_WORDS), "max_position_embeddings": 32, "pad_token_id": 0},
+        audio_config={"patch_embeds_hidden_size": 8, "hidden_size": 64, "depths": [1, 1, 1, 1],
+                      "num_attention_heads": [1, 1, 2, 2]},
+        projection_dim=32,
+    )  # fmt: skip
+    save(transformers.ClapModel(config), folder)
+    extractor = transformers.ClapFeatureExtractor(truncation="rand_trunc", padding="repeatpad")
+    transformers.ClapProcessor(extractor, _words(16)).save_pretrained(folder)
+
+
+def xclip(folder: Path) -> None:
+    """Videos of four frames by words."""
+    import transformers
+    from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+
+    config = transformers.XCLIPConfig(
+        text_config={**SMALL, "vocab_size": len(_CLIP_WORDS), "max_position_embeddings": 16, "pad_token_id": 0,
+                     "bos_token_id": 1, "eos_token_id": 2},
+        vision_config={**SMALL, "image_size": SIDE, "patch_size": 16, "num_frames": 4, "mit_hidden_size": 32,
+                       "mit_intermediate_size": 32, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 2},
+        projection_dim=32,
+    )  # fmt: skip
+    save(transformers.XCLIPModel(config), folder)
+    frames = VideoMAEImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    transformers.XCLIPProcessor(frames, _words(16)).save_pretrained(folder)
+
+
 def wav2vec2_ctc(folder: Path) -> None:
     """Sounds to letters."""
     import json
@@ -214,6 +247,11 @@ def _words(length: int) -> Any:
 DETECTORS: Mapping[str, Callable[[Path], None]] = {"rt_detr": rt_detr, "detr": detr, "yolos": yolos}
 ZERO_SHOT_DETECTORS: Mapping[str, Callable[[Path], None]] = {"owlv2": owlv2, "grounding_dino": grounding_dino}
 ZERO_SHOT_CLASSIFIERS: Mapping[str, Callable[[Path], None]] = {"clip": clip, "siglip": siglip}
+"""Of pictures."""
+WORD_HEARING: Mapping[str, Callable[[Path], None]] = {"clap": clap}
+"""Sounds, by words."""
+WORD_WATCHERS: Mapping[str, Callable[[Path], None]] = {"xclip": xclip}
+"""Videos, by words."""
 
 
 def sentence_bert(folder: Path, *, pooling: str = "mean", normalized: bool = False, side: str = "right") -> None:

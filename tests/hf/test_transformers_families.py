@@ -24,9 +24,11 @@ from taskrouter.verbs import (
 )
 from tests.media.test_media_video import FILM
 
-from .checkpoints import CHARGES, request
+from .checkpoints import CHARGES, audio_checkpoint, chat_checkpoint, image_checkpoint, request, say
 from .families import (
     DETECTORS,
+    WORD_HEARING,
+    WORD_WATCHERS,
     ZERO_SHOT_CLASSIFIERS,
     ZERO_SHOT_DETECTORS,
     sentence_bert,
@@ -41,8 +43,14 @@ from .test_transformers_transcribe import recording
 pytestmark = pytest.mark.anyio
 WORDS = ("cat", "dog")
 HEARING: dict[str, Callable[[Path], None]] = {"wav2vec2_ctc": wav2vec2_ctc, "whisper": whisper}
-EVERY: dict[str, Callable[[Path], None]] = {
+PLAIN: dict[str, Callable[[Path], object]] = {
+    "llama": chat_checkpoint,
+    "vit": image_checkpoint,
+    "wav2vec2": audio_checkpoint,
     "sentence_bert": sentence_bert,
+}
+EVERY: dict[str, Callable[[Path], object]] = {
+    **PLAIN,
     **TALKERS,
     **WATCHERS,
     **DEPTHS,
@@ -51,18 +59,23 @@ EVERY: dict[str, Callable[[Path], None]] = {
     **POINTED,
     **ZERO_SHOT_DETECTORS,
     **ZERO_SHOT_CLASSIFIERS,
+    **WORD_HEARING,
+    **WORD_WATCHERS,
     **HEARING,
 }
-
-ALIKE = frozenset({"dpt", "glpn", "mask2former", "maskformer", "sam", "timesformer", "vivit", "qwen3_vl", "smolvlm"})
-"""Of which another family lives the same life: they were seen to leave nothing once, and it takes time."""
 
 
 def question(name: str, folder: Path) -> tuple[str, Any]:
     if name in HEARING:
         return "transcribe", TranscribeRequest(recording(folder / "a.wav", 2))
-    if name == "sentence_bert":
-        return "embed", EmbedRequest(("w1 w2", "w3"))
+    if name in PLAIN:
+        asked: dict[str, tuple[str, Any]] = {
+            "llama": ("chat", say("w1 w2", max_tokens=5)),
+            "vit": ("classify", ClassifyRequest(picture())),
+            "wav2vec2": ("classify", ClassifyRequest(recording(folder / "a.wav", 2))),
+            "sentence_bert": ("embed", EmbedRequest(("w1 w2", "w3"))),
+        }
+        return asked[name]
     if name in TALKERS:
         content = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": "w1"}]
         return "chat", ChatRequest(({"role": "user", "content": content},), max_tokens=5)
@@ -74,6 +87,10 @@ def question(name: str, folder: Path) -> tuple[str, Any]:
         return "segment", SegmentRequest(picture(), threshold=None if name == "segformer" else 0.0)
     if name in DEPTHS:
         return "depth", DepthRequest(picture().resize((80, 60)))
+    if name in WORD_WATCHERS:
+        return "classify", ClassifyRequest(FILM, labels=WORDS)
+    if name in WORD_HEARING:
+        return "classify", ClassifyRequest(recording(folder / "a.wav", 2), labels=WORDS)
     if name in ZERO_SHOT_CLASSIFIERS:
         return "classify", ClassifyRequest(picture(), labels=WORDS)
     return "detect", DetectRequest(picture(), WORDS if name in ZERO_SHOT_DETECTORS else (), threshold=0.0)
@@ -115,7 +132,7 @@ async def test_it_answers_the_same_after_a_sleep_and_leaves_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(EVERY.keys() - ALIKE))
+@pytest.mark.parametrize("name", EVERY)
 async def test_after_twenty_lives_the_process_is_as_large_as_after_a_few(
     backend: TransformersBackend, tmp_path: Path, name: str
 ) -> None:

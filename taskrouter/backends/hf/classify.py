@@ -8,10 +8,11 @@ from itertools import islice
 from typing import Any
 
 from taskrouter.backends.hf.batching import Steps
-from taskrouter.backends.hf.calling import only_known, place, some
+from taskrouter.backends.hf.calling import only_known
 from taskrouter.backends.hf.families import Family
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.seen import LONGEST_SIDE
+from taskrouter.backends.hf.watched import frames_of
+from taskrouter.backends.hf.zero_shot import SCORED, by_words
 from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import ClassifyRequest, Label
@@ -26,8 +27,8 @@ def classify(
     """Classify one input: wants a pass of the module, returns labels. Blocks between. Raises ``BadInput``."""
     if not isinstance(request.top_k, int) or isinstance(request.top_k, bool) or request.top_k < 1:
         raise BadInput(f"top_k wants a whole number of at least 1, not {request.top_k!r}.")
-    if family is Family.ZERO_SHOT_IMAGE:
-        return _zero_shot(parts, request, limits, stop)
+    if family in SCORED:
+        return by_words(parts, family, request, limits, stop)
     module = parts.module
     known = only_known(request.labels, module)
     outputs = yield dict(_PREPARED[family](parts, request, limits))
@@ -42,26 +43,6 @@ def classify(
         if str(names[index]) in known
     )
     return tuple(islice(labels, request.top_k))
-
-
-def _zero_shot(parts: Parts, request: ClassifyRequest, limits: MediaLimits, stop: threading.Event) -> tuple[Label, ...]:
-    """By Transformers' own pipeline, which knows how each family was trained to be asked."""
-    from transformers import ZeroShotImageClassificationPipeline
-
-    from taskrouter.media.image import load_image
-
-    labels = some(request.labels, parts)
-    image = load_image(request.input, limits)
-    if stop.is_set():
-        return ()
-    look = ZeroShotImageClassificationPipeline(
-        model=parts.module,
-        tokenizer=parts.processor.tokenizer,
-        image_processor=parts.processor.image_processor,
-        **place(parts.module),
-    )
-    found = look(image, candidate_labels=labels)
-    return tuple(Label(str(each["label"]), float(each["score"])) for each in found[: request.top_k])
 
 
 def _image(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
@@ -86,13 +67,8 @@ def _audio(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
 
 
 def _video(parts: Parts, request: ClassifyRequest, limits: MediaLimits) -> Any:
-    """As many frames as the model was trained on, evenly spread; of a shorter video some come twice."""
-    from taskrouter.media.video import load_video
-
-    count = int(parts.module.config.num_frames)
-    frames = load_video(request.input, limits, count=count, side=LONGEST_SIDE).frames
-    spread = [frames[place * len(frames) // count] for place in range(count)]
-    return parts.processor(spread, return_tensors="pt")
+    """As many frames as the model was trained on."""
+    return parts.processor(frames_of(request.input, int(parts.module.config.num_frames), limits), return_tensors="pt")
 
 
 _PREPARED: Mapping[Family, Callable[[Parts, ClassifyRequest, MediaLimits], Any]] = {

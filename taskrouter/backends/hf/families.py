@@ -14,6 +14,8 @@ class Family(Enum):
     CHAT = "AutoModelForCausalLM"
     IMAGE = "AutoModelForImageClassification"
     ZERO_SHOT_IMAGE = "AutoModelForZeroShotImageClassification"
+    ZERO_SHOT_AUDIO = "ClapModel"
+    ZERO_SHOT_VIDEO = "XCLIPModel"
     AUDIO = "AutoModelForAudioClassification"
     VIDEO = "AutoModelForVideoClassification"
     EMBEDDING = "AutoModel"
@@ -33,6 +35,8 @@ VERBS: Mapping[Family, frozenset[str]] = {
     Family.EMBEDDING: frozenset({"embed"}),
     Family.IMAGE: frozenset({"classify"}),
     Family.ZERO_SHOT_IMAGE: frozenset({"classify", "embed"}),
+    Family.ZERO_SHOT_AUDIO: frozenset({"classify"}),
+    Family.ZERO_SHOT_VIDEO: frozenset({"classify"}),
     Family.AUDIO: frozenset({"classify"}),
     Family.VIDEO: frozenset({"classify"}),
     Family.DETECTION: frozenset({"detect", "track"}),
@@ -95,6 +99,8 @@ NEEDS: Mapping[Family, tuple[str, ...]] = {
     Family.EMBEDDING: ("torch", "transformers"),
     Family.IMAGE: _PICTURES,
     Family.ZERO_SHOT_IMAGE: _PICTURES,
+    Family.ZERO_SHOT_AUDIO: _SOUNDS,
+    Family.ZERO_SHOT_VIDEO: (*_PICTURES, "av"),
     Family.AUDIO: _SOUNDS,
     Family.VIDEO: (*_PICTURES, "av"),
     Family.DETECTION: _PICTURES,
@@ -156,6 +162,8 @@ def known_architectures() -> dict[Family, frozenset[str]]:
         # Of these two the others want to be asked otherwise than by the pipeline of their kind.
         Family.SPEECH: frozenset({"WhisperForConditionalGeneration"}),
         Family.ZERO_SHOT_IMAGE: frozenset({"CLIPModel", "SiglipModel", "Siglip2Model", "AltCLIPModel", "AlignModel"}),
+        Family.ZERO_SHOT_AUDIO: frozenset({"ClapModel"}),
+        Family.ZERO_SHOT_VIDEO: frozenset({"XCLIPModel"}),
     }
 
 
