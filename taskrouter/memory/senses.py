@@ -11,10 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from taskrouter.memory.checkpoint import read_json
+
 SIGHT = re.compile(r"vision|visual|image|img|video|vit_|clip_|siglip|pixel|patch|mm_|multimodal|omni", re.IGNORECASE)
 SOUND = re.compile(
     r"audio|speech|sound|voice|whisper|moonshine|piano|codec|asr|mel_|mm_|multimodal|omni", re.IGNORECASE
 )
+FILMS = re.compile(r"video|mm_|multimodal|omni", re.IGNORECASE)
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
@@ -35,6 +38,17 @@ def lacks(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if not hears:
         found["audio"] = "nothing in its config.json hears"
     return found
+
+
+def sees_pictures_only(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether it sees, and no word of videos stands anywhere: it would be shown some as pictures. Blocks."""
+    if config.get("auto_map") or "image" in lacks(folder, config):
+        return False
+    words = list(_words(config))
+    for name in PROCESSORS:
+        if (folder / name).is_file():
+            words += [name, *_words(read_json(folder / name))]
+    return any(map(SIGHT.search, words)) and not any(map(FILMS.search, words))
 
 
 def _words(values: Any) -> Iterator[str]:

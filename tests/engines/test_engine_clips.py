@@ -14,7 +14,7 @@ import pytest
 
 from taskrouter import ModelManager
 from taskrouter.manager import StillMachine
-from taskrouter.samples.manifest import sample_option
+from taskrouter.samples.manifest import CLIP, CLIP_CAPTION, VIDEO, VIDEO_ANSWERS, sample_option
 from taskrouter.samples.renderers import clips
 from taskrouter.types import GIB
 
@@ -36,7 +36,8 @@ def manager(tmp_path: Path, engine_python: Callable[[str], str]) -> Iterator[Any
         "dtype": "float32",
         "max_context": 512,
         "env": ENV,
-        "engine_args": {"enforce_eager": True, "limit_mm_per_prompt": {"image": 1}},
+        # Videos go to both as the sample's option says: as a sheet of four frames.
+        "engine_args": {"enforce_eager": True, "limit_mm_per_prompt": {"image": 1}, **here["engine_args"]},
     }
     tasks = {
         name: {"kind": "chat", "selected": name, "options": {name: option}, "max_wait_s": 240}
@@ -66,3 +67,10 @@ def test_its_captions_are_those_of_transformers_to_the_letter(manager: Any) -> N
     here, engine = ([(answer.text, answer.finish_reason) for answer in answers] for answers in said)
     assert engine == here
     assert len({text for text, _ in here}) > SHEETS / 2
+
+
+def test_of_a_video_file_both_say_what_is_shown_through_the_same_call(manager: Any) -> None:
+    for file, caption in ((CLIP, CLIP_CAPTION), (VIDEO, VIDEO_ANSWERS["video_summarization"])):
+        parts = [{"type": "video_url", "video_url": {"url": file}}, {"type": "text", "text": clips.PROMPT}]
+        asked = [{"role": "user", "content": parts}]
+        assert [manager.get_model(task).chat(asked).text for task in ("here", "engine")] == [caption, caption]

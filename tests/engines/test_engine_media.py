@@ -13,7 +13,8 @@ import pytest
 
 from taskrouter import ModelManager, errors
 from taskrouter.manager import StillMachine
-from taskrouter.samples.manifest import MEDIA
+from taskrouter.media.video import load_video
+from taskrouter.samples.manifest import CLIP, MEDIA
 from taskrouter.types import GIB
 from tests.engines.embedding_checkpoint import DIMENSIONS, embedding_checkpoint
 from tests.engines.vision_checkpoint import vision_checkpoint
@@ -65,6 +66,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory, engine_python: Callable[[st
     arguments = {
         "enforce_eager": True,
         "limit_mm_per_prompt": {"image": 2},
+        "video-frames": 2,
         "enable_auto_tool_choice": True,
         "tool_call_parser": "hermes",
     }
@@ -126,6 +128,20 @@ def test_a_picture_is_seen_as_transformers_sees_it(seeing: Any, tmp_path_factory
         parts = [{"type": "image_url", "image_url": source}, {"type": "text", "text": QUESTION}]
         assert seeing.chat([{"role": "user", "content": parts}], max_tokens=TOKENS).text == answers[0].text
     assert {answer.usage.completion_tokens for answer in answers} == {TOKENS}
+
+
+def test_of_a_video_an_engine_that_reads_none_is_shown_frames(seeing: Any) -> None:
+    shown = load_video(CLIP, count=2).frames
+    answers = []
+    for parts in (
+        [{"type": "video_url", "video_url": {"url": str(CLIP)}}],
+        [{"type": "video_url", "video_url": CLIP.read_bytes()}],
+        [{"type": "image_url", "image_url": frame} for frame in shown],
+    ):
+        asked = [{"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}]
+        answers.append(seeing.chat(asked, max_tokens=TOKENS))
+    assert answers[0].text == answers[1].text == answers[2].text
+    assert answers[0].usage.prompt_tokens == answers[2].usage.prompt_tokens
 
 
 def test_an_answer_about_a_picture_comes_in_pieces_too(seeing: Any) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import io
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from taskrouter import errors
 from taskrouter.backends.external import content
+from taskrouter.media.limits import MediaLimits
 from taskrouter.verbs import ChatRequest
 
 from .asking import PNG, camel, document, each, image, limit, refused, video, with_parts
@@ -46,6 +50,20 @@ def media_of(subject: Subject, body: Any) -> list[tuple[str, str, bytes]]:
 async def test_an_image_arrives_whole(subject: Subject) -> None:
     ((kind, media_type, data),) = media_of(subject, await subject.sent(with_parts(image())))
     assert (kind.partition("_")[0], media_type, data) == ("image", "image/png", PNG)
+
+
+@each
+async def test_an_image_arrives_whole_whatever_it_is_given_as(subject: Subject, tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(PNG)
+    for source in (file, str(file), PNG, {"url": io.BytesIO(PNG)}):
+        ((_, media_type, data),) = media_of(
+            subject, await subject.sent(with_parts({"type": "image_url", "image_url": source}))
+        )
+        assert (media_type, data) == ("image/png", PNG)
+    request = with_parts({"type": "image_url", "image_url": {"url": str(file)}})
+    outside = dataclasses.replace(request, limits=MediaLimits(roots=(str(tmp_path / "no"),)))
+    assert "media.roots" in str(await refused(subject, outside))
 
 
 @each

@@ -22,6 +22,7 @@ from taskrouter.verbs import (
     SegmentRequest,
     TranscribeRequest,
 )
+from tests.engines.sound_checkpoint import sound_checkpoint
 from tests.media.test_media_video import FILM
 
 from .checkpoints import CHARGES, audio_checkpoint, chat_checkpoint, image_checkpoint, request, say
@@ -62,6 +63,7 @@ EVERY: dict[str, Callable[[Path], object]] = {
     **WORD_HEARING,
     **WORD_WATCHERS,
     **HEARING,
+    "qwen2_audio": sound_checkpoint,
 }
 
 
@@ -79,6 +81,9 @@ def question(name: str, folder: Path) -> tuple[str, Any]:
     if name in TALKERS:
         content = [{"type": "image_url", "image_url": {"url": picture()}}, {"type": "text", "text": "w1"}]
         return "chat", ChatRequest(({"role": "user", "content": content},), max_tokens=5)
+    if name == "qwen2_audio":
+        heard = {"type": "input_audio", "input_audio": Path(recording(folder / "a.wav", 2))}
+        return "chat", ChatRequest(({"role": "user", "content": [heard]},), max_tokens=5)
     if name in WATCHERS:
         return "classify", ClassifyRequest(FILM)
     if name in POINTED:

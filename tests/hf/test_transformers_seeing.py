@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from taskrouter.backends.base import LoadedModel
-from taskrouter.backends.hf import seen
+from taskrouter.backends.hf import conversation
 from taskrouter.backends.hf.arguments import Arguments
 from taskrouter.backends.hf.calling import Stopped
 from taskrouter.backends.hf.chat import chat
@@ -92,7 +92,7 @@ async def test_a_picture_is_one_however_it_is_given_and_is_looked_at(
 
 async def test_a_video_is_some_of_its_frames(backend: TransformersBackend, tmp_path: Path) -> None:
     model = await loaded(backend, tmp_path, "idefics3")
-    count = Arguments().video_frames
+    count = Arguments().showing.frames
     frames = load_video(FILM, count=count).frames
     assert len(frames) == count == 8
     film = {"type": "video_url", "video_url": {"url": FILM}}
@@ -167,7 +167,7 @@ async def test_who_has_gone_is_read_nothing_more(
         stop.set()
         return picture()
 
-    monkeypatch.setattr(seen, "load_image", slow)
+    monkeypatch.setattr(conversation, "load_image", slow)
     wanted = ask(*[image(picture())] * 5)
     steps = chat(model._ready(), Family.VISION, wanted, None, MediaLimits(), stop, lambda _: None)  # type: ignore[attr-defined]
     with pytest.raises(Stopped):

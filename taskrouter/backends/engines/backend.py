@@ -107,7 +107,7 @@ class EngineBackend:
             pids = await asyncio.to_thread(process.pids)
             return EngineModel(
                 request, self.adapter, process, api, name, places, pids=pids, measured=measured, kv_cache=kv_cache,
-                weight_bytes=checkpoint.weight_bytes,
+                weight_bytes=checkpoint.weight_bytes, showing=checkpoint.showing,
             )  # fmt: skip
         except BaseException as error:
             await asyncio.shield(asyncio.ensure_future(_give_up(process, api)))

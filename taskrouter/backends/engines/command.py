@@ -25,6 +25,7 @@ from taskrouter.backends.engines.backend import EngineBackend
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Start
 from taskrouter.backends.engines.openai import CHAT
 from taskrouter.backends.engines.supervisor import Supervisor
+from taskrouter.backends.showing import OF_VIDEOS, showing_of, spelled
 from taskrouter.backends.sleep import why_awake
 from taskrouter.errors import PreflightFailed, SleepFailed
 from taskrouter.memory.estimate import working_bytes
@@ -78,7 +79,9 @@ class CommandAdapter:
     async def preflight(self, request: ModelRequest, supervisor: Supervisor) -> Preflight:
         """Check the template, and that its program is there. What it needs is declared, or else its file's size."""
         idle = [name for name in ("quantization", "dtype", "max_context", "revision") if getattr(request, name)]
-        idle += ["engine_args"] * bool(request.engine_args) + ["trust_remote_code"] * request.trust_remote_code
+        idle += [f"engine_args.{key}" for key in request.engine_args if spelled(key) not in OF_VIDEOS]
+        idle += ["trust_remote_code"] * request.trust_remote_code
+        showing_of(request)
         if idle:
             raise PreflightFailed(
                 f"{request.label}: {', '.join(idle)} would do nothing under framework command: what its program is "
@@ -106,7 +109,7 @@ class CommandAdapter:
         return Preflight(Footprint(size + working_bytes(size)) if size else None)
 
     async def examine(self, request: ModelRequest) -> Checkpoint:
-        return Checkpoint(request.model_id, 0)
+        return Checkpoint(request.model_id, 0, showing=showing_of(request))
 
     def launch(self, request: ModelRequest, checkpoint: Checkpoint, start: Start) -> Launch:
         device = ",".join(place.uuid or place.device for place in start.places) if start.on_gpu else "cpu"

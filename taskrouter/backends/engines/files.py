@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from taskrouter.backends.engines.launch import Checkpoint
+from taskrouter.backends.showing import OF_VIDEOS, showing_of, spelled
 from taskrouter.errors import PreflightFailed
+from taskrouter.media.showing import Showing
 from taskrouter.memory.checkpoint import read_config, read_weights
 from taskrouter.memory.estimate import QUANTIZED_BYTES, ceiling, kv_cache_bytes, quantized_bytes
 from taskrouter.memory.hub import locate
-from taskrouter.memory.senses import lacks
+from taskrouter.memory.senses import lacks, sees_pictures_only
 from taskrouter.types import ModelRequest
 
 PICKLES = ("pt", "bin", "npcache", "mistral")
@@ -27,7 +29,7 @@ def find(request: ModelRequest) -> Checkpoint:
     """
     file = Path(request.base_dir) / Path(request.model_id).expanduser()
     if file.is_file() and file.suffix == ".gguf":
-        return Checkpoint(str(file.resolve()), file.stat().st_size)
+        return Checkpoint(str(file.resolve()), file.stat().st_size, showing=showing_of(request))
     load_format = str(request.engine_args.get("load_format", request.engine_args.get("load-format", "auto")))
     allow_pickle = load_format in PICKLES
     folder = locate(
@@ -52,7 +54,22 @@ def find(request: ModelRequest) -> Checkpoint:
     if _latent(config):
         # Multi-head latent attention has nothing to split: every device keeps all of it.
         per_token *= request.devices if isinstance(request.devices, int) else max(len(request.devices), 1)
-    return Checkpoint(str(folder.resolve()), weight_bytes, per_token, ceiling(config), lacks(folder, config))
+    showing = showing_of(request) or (Showing() if sees_pictures_only(folder, config) else None)
+    return Checkpoint(
+        str(folder.resolve()), weight_bytes, per_token, ceiling(config), _lacks(request, folder, config), showing
+    )
+
+
+def _lacks(request: ModelRequest, folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Raises ``PreflightFailed`` where the option says how videos are shown to a model that sees nothing."""
+    found = lacks(folder, config)
+    idle = [key for key in request.engine_args if spelled(key) in OF_VIDEOS]
+    if idle and "image" in found:
+        raise PreflightFailed(
+            f"{request.label}: engine_args.{idle[0]} says how a model is shown videos, and {request.model_id} sees "
+            f"none. Remove {idle[0]}."
+        )
+    return found
 
 
 def _dtype(request: ModelRequest, config: dict[str, Any]) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from taskrouter.backends.engines.launch import Start
+from taskrouter.backends.showing import OF_VIDEOS, spelled
 from taskrouter.errors import PreflightFailed
 from taskrouter.types import ModelRequest
 
@@ -38,11 +39,13 @@ def words(request: ModelRequest, ours: Mapping[str, str], *, without: Collection
         name = _name(key)
         # vLLM takes --flag.part and --flag.part+ for a flag that is JSON.
         flag = name.partition(".")[0].removesuffix("+")
-        for spelled in (flag, flag.removeprefix("no-")):
-            if spelled in ours:
+        for bare in (flag, flag.removeprefix("no-")):
+            if bare in ours:
                 raise PreflightFailed(
-                    f"{request.label}: engine_args.{key} is what taskrouter writes itself; {ours[spelled]}."
+                    f"{request.label}: engine_args.{key} is what taskrouter writes itself; {ours[bare]}."
                 )
+        if spelled(key) in OF_VIDEOS:  # no flags: videos are made pictures before the engine sees them
+            continue
         if value is None:
             raise PreflightFailed(f"{request.label}: engine_args.{key} has no value; write true for a bare flag.")
         if name not in without:

@@ -74,6 +74,11 @@ class HubAdapter:
         await check_arguments(request, engine, launch, launch.argv[self.flags_from :], supervisor)
         need = type(self).needer(request, checkpoint, on_gpu=start.on_gpu, max_concurrency=request.max_concurrency)
         lacks = {**checkpoint.lacks, **self.lacks(request)}
+        if checkpoint.showing is not None:
+            # It is shown pictures of a video: whether it can be asked about one is whether it can about those.
+            lacks.pop("video", "")
+            if "image" in lacks:
+                lacks["video"] = lacks["image"]
         return Preflight(Footprint(need), self.verbs(request), lacks, _context(request, checkpoint))
 
     async def examine(self, request: ModelRequest) -> Checkpoint:

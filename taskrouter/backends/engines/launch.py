@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from taskrouter.media.showing import Showing
 from taskrouter.types import CPU, DeviceId
 
 
@@ -22,6 +23,8 @@ class Checkpoint:
         The model's own longest context in tokens; ``None`` where its configuration doesn't say.
     lacks
         What it surely can't take beside text, and why.
+    showing
+        How it is shown videos, of which it is given pictures; ``None``: it is given them whole.
     """
 
     folder: str
@@ -29,6 +32,7 @@ class Checkpoint:
     kv_bytes_per_token: int = 0
     ceiling: int | None = None
     lacks: Mapping[str, str] = field(default_factory=dict)
+    showing: Showing | None = None
 
 
 @dataclass(frozen=True, slots=True)

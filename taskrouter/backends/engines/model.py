@@ -13,11 +13,12 @@ from typing import Any
 from taskrouter.backends.engines import openai
 from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
-from taskrouter.backends.engines.inline import inlined, is_needed
 from taskrouter.backends.engines.launch import Place
 from taskrouter.backends.engines.supervisor import Process, ended, last_words
 from taskrouter.backends.sleep import told
 from taskrouter.errors import BadInput, CallFailed, ModelDied, UnsupportedVerb
+from taskrouter.media.inline import inlined, is_needed
+from taskrouter.media.showing import Showing
 from taskrouter.types import Charges, Footprint, ModelRequest
 from taskrouter.verbs import STREAMING_VERBS, RawRequest
 
@@ -64,6 +65,7 @@ class EngineModel:
         measured: Footprint | None,
         kv_cache: KvCache | None,
         weight_bytes: int = 0,
+        showing: Showing | None = None,
     ) -> None:
         self.request = request
         self.process = process
@@ -78,6 +80,7 @@ class EngineModel:
         """What it holds on its devices while it is asleep."""
         self.name = name
         self._adapter = adapter
+        self._showing = showing
         self._measured = measured
         self._unseen = asyncio.Event()
         self._unseen.set()
@@ -112,7 +115,7 @@ class EngineModel:
         """Answer one request. Cancelled, the connection is closed, which is how engines are told to stop."""
         if verb in STREAMING_VERBS:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers in pieces; use stream()")
-        path, body = self._asked(verb, await _inlined(request))
+        path, body = self._asked(verb, await self._inlined(request))
         async with self._telling_death():
             return openai.answer_of(verb, await self.api.call(path, body), self.request.label)
 
@@ -120,7 +123,7 @@ class EngineModel:
         """Answer in pieces, each as it comes."""
         if verb not in STREAMING_VERBS:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers at once; use call()")
-        path, body = self._asked(verb, await _inlined(request))
+        path, body = self._asked(verb, await self._inlined(request))
         if verb == "stream_request":
             body = {"stream": True, **(body or {})}
         async with self._telling_death(), aclosing(self.api.events(path, body or {})) as events:
@@ -130,6 +133,12 @@ class EngineModel:
             else:
                 async for chunk in openai.chunks_of(events, self.request.label):
                     yield chunk
+
+    async def _inlined(self, request: Any) -> Any:
+        """A conversation with its media inside, as the engine takes them."""
+        if not is_needed(request, self._showing):
+            return request
+        return await asyncio.to_thread(inlined, request, self._showing)
 
     def _asked(self, verb: str, request: Any) -> tuple[str, dict[str, Any] | None]:
         """The path and body of a call. Raises ``BadInput``, and ``CallFailed`` while it sleeps."""
@@ -217,7 +226,3 @@ class EngineModel:
         now = (progress, self.api.heard_of_calls)
         moved = now[1] > before[1] or (healthy and (not busy or progress is None or progress != before[0]))
         return moved, now
-
-
-async def _inlined(request: Any) -> Any:
-    return await asyncio.to_thread(inlined, request) if is_needed(request) else request

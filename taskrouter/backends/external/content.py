@@ -1,6 +1,6 @@
 """Content parts as the OpenAI API has them, read for providers that write them otherwise.
 
-Media come inside the message, as ``data:`` URLs; sizes and counts are checked here, before anything is sent.
+Media are put inside the message, as ``data:`` URLs; sizes and counts are checked here, before anything is sent.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from taskrouter.backends.external.base import Takes
 from taskrouter.demands import KIND_OF_PART, kinds_of
 from taskrouter.errors import BadInput, MediaTooLarge, UnsupportedInput
+from taskrouter.media.inline import inlined, is_needed
 from taskrouter.residency.messages import size
 from taskrouter.verbs import ChatRequest
 
@@ -153,11 +154,13 @@ def only_text(who: str, parts: Sequence[Part], where: str) -> list[str]:
     return [part.text for part in parts]
 
 
-async def written(request: Any, write: Callable[[], T]) -> T:
-    """What ``write`` makes of a request; in a thread where there are media, which take long to check and sample."""
-    if isinstance(request, ChatRequest) and kinds_of(request.messages):
-        return await asyncio.to_thread(write)
-    return write()
+async def written(request: Any, write: Callable[[Any], T]) -> T:
+    """What ``write`` makes of a request whose media are inside; in a thread where there are any, which take long to
+    read, check and sample.
+    """
+    if not isinstance(request, ChatRequest) or not kinds_of(request.messages):
+        return write(request)
+    return await asyncio.to_thread(lambda: write(inlined(request) if is_needed(request) else request))
 
 
 def with_frames(parts: Sequence[Part], takes: Takes) -> list[Part]:

@@ -101,7 +101,7 @@ class GoogleConnection(BoundedConnection):
             return await self._embed(request, call)
         if isinstance(request, TranscribeRequest):
             return await self._transcribe(request, call)
-        body = await written(request, lambda: self._body(verb, request, call))
+        body = await written(request, lambda read: self._body(verb, read, call))
         with _reading(call, []):
             answer = await self._client.aio.models.generate_content(**body)
         return answer_of(plain(answer), call)
@@ -112,7 +112,7 @@ class GoogleConnection(BoundedConnection):
             responses: list[Any] = []
             try:
                 async with asyncio.timeout(call.timeout_s):
-                    body = await written(request, lambda: self._body(verb, request, call))
+                    body = await written(request, lambda read: self._body(verb, read, call))
                     with _reading(call, responses):
                         pieces = await self._client.aio.models.generate_content_stream(**body)
                         # Some releases of the SDK ask only now.

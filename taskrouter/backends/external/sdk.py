@@ -85,7 +85,7 @@ class SDKConnection(BoundedConnection):
         await self._client.close()
 
     async def _answer(self, verb: str, request: Any, call: Call) -> Any:
-        path, body = await written(request, lambda: self._written(verb, request, call))
+        path, body = await written(request, lambda read: self._written(verb, read, call))
         response = await self._client.post(
             path, body=body, cast_to=self._response, options={"timeout": self._timeout(call)}
         )
@@ -100,7 +100,7 @@ class SDKConnection(BoundedConnection):
     async def stream(self, verb: str, request: Any, call: Call) -> AsyncIterator[Any]:
         with self._typed(call):
             async with asyncio.timeout(call.timeout_s):
-                path, body = await written(request, lambda: self._written(verb, request, call))
+                path, body = await written(request, lambda read: self._written(verb, read, call))
                 events = await self._client.post(
                     path, body={**body, "stream": True}, cast_to=object, options={"timeout": self._timeout(call)},
                     stream=True, stream_cls=self._sdk.AsyncStream[object],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from taskrouter.backends.showing import OF_VIDEOS, showing_of, spelled
 from taskrouter.errors import PreflightFailed
+from taskrouter.media.showing import Showing
 from taskrouter.types import ModelRequest
 
 DTYPES: Mapping[str, str] = MappingProxyType(
@@ -25,9 +27,6 @@ DTYPES: Mapping[str, str] = MappingProxyType(
 )
 """Spellings of the dtypes a model can be loaded as; ``auto`` is the checkpoint's own."""
 
-LAYOUTS = ("frames", "sheet")
-"""How a video is shown: as pictures one after the other, or as one picture that holds them all."""
-
 OWN_KEYS = ("dtype", "torch_dtype", "quantization", "trust_remote_code", "revision", "devices", "device_map")
 
 
@@ -43,16 +42,15 @@ class Arguments:
         How ``quantization: torchao`` does it: ``int8wo``, ``int8dq`` or ``fp8wo``.
     gguf_file
         Which file ``quantization: gguf`` reads, where there are several.
-    video_frames, video_layout
-        How many frames of a video a vision language model is shown, and how: one of ``LAYOUTS``.
+    showing
+        How a vision language model is shown videos (``video_frames``, ``video_layout``).
     """
 
     attn_implementation: str | None = None
     use_safetensors: bool = True
     torchao_config: str | None = None
     gguf_file: str | None = None
-    video_frames: int = 8
-    video_layout: str = "frames"
+    showing: Showing = field(default_factory=Showing)
 
 
 _TYPES: Mapping[str, type] = MappingProxyType(
@@ -61,21 +59,19 @@ _TYPES: Mapping[str, type] = MappingProxyType(
         "use_safetensors": bool,
         "torchao_config": str,
         "gguf_file": str,
-        "video_frames": int,
-        "video_layout": str,
     }
 )
 _ONLY_WITH: Mapping[str, str] = MappingProxyType({"torchao_config": "torchao", "gguf_file": "gguf"})
 """Keys that would do nothing without this ``quantization``."""
-OF_VIDEOS = ("video_frames", "video_layout")
-"""What means something only where a model sees."""
 
 
 def check_arguments(request: ModelRequest) -> Arguments:
     """Check ``engine_args``. Raises ``PreflightFailed`` naming the key, what is allowed, and the nearest spelling."""
     known: dict[str, Any] = {}
     for key, value in request.engine_args.items():
-        name = key.replace("-", "_")
+        name = spelled(key)
+        if name in OF_VIDEOS:
+            continue
         if name not in _TYPES:
             raise PreflightFailed(
                 f"{request.label}: engine_args has no key {key!r} for framework transformers; {_hint(name)}."
@@ -88,17 +84,7 @@ def check_arguments(request: ModelRequest) -> Arguments:
                 "model_id, or remove it."
             )
         known[name] = value
-    arguments = Arguments(**known)
-    if arguments.video_frames < 1:
-        raise PreflightFailed(
-            f"{request.label}: engine_args.video_frames is {arguments.video_frames}: write 1 or more."
-        )
-    if arguments.video_layout not in LAYOUTS:
-        raise PreflightFailed(
-            f"{request.label}: engine_args.video_layout {arguments.video_layout!r} is not one of {', '.join(LAYOUTS)}"
-            f"{_nearest(arguments.video_layout, dict.fromkeys(LAYOUTS))}."
-        )
-    return arguments
+    return Arguments(**known, showing=showing_of(request) or Showing())
 
 
 def check_dtype(request: ModelRequest) -> str | None:
@@ -131,7 +117,8 @@ def check_context(request: ModelRequest, ceiling: int | None) -> int | None:
 def _hint(name: str) -> str:
     if name in OWN_KEYS:
         return f"write {'devices' if name == 'device_map' else name.removeprefix('torch_')} beside model_id instead"
-    return f"known are {', '.join(_TYPES)}{_nearest(name, _TYPES)}"
+    known = {**_TYPES, **dict.fromkeys(OF_VIDEOS)}
+    return f"known are {', '.join(known)}{_nearest(name, known)}"
 
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 from taskrouter.backends.hf.batching import Steps
 from taskrouter.backends.hf.calling import Stopped
-from taskrouter.backends.hf.families import Family
+from taskrouter.backends.hf.conversation import with_media
+from taskrouter.backends.hf.families import TAKES, Family
 from taskrouter.backends.hf.loading import Parts
-from taskrouter.backends.hf.seen import with_pictures
 from taskrouter.backends.hf.writing import Prompt, Text, check, fitting
 from taskrouter.errors import BadInput, UnsupportedInput
 from taskrouter.media.limits import MediaLimits
@@ -36,7 +36,7 @@ def chat(
     """
     check(request)
     prompt = (
-        _seen(parts, request, context, limits, stop) if family is Family.VISION else _prompt(parts, request, context)
+        _told(parts, family, request, context, limits, stop) if family in TAKES else _prompt(parts, request, context)
     )
     text, reason, usage = yield Text(parts, request, prompt, stop, emit)
     return ChatAnswer(text, reason, usage)
@@ -49,13 +49,18 @@ def _prompt(parts: Parts, request: ChatRequest, context: int | None) -> Prompt:
     return fitting(parts, request, context, inputs)
 
 
-def _seen(
-    parts: Parts, request: ChatRequest, context: int | None, limits: MediaLimits, stop: threading.Event
+def _told(
+    parts: Parts,
+    family: Family,
+    request: ChatRequest,
+    context: int | None,
+    limits: MediaLimits,
+    stop: threading.Event,
 ) -> Prompt:
-    """The same with pictures, each of which becomes as many tokens as the processor makes of it."""
+    """The same with media, each of which becomes as many tokens as the processor makes of it."""
     for index, message in enumerate(request.messages):
         _check_message(index, message)
-    messages = with_pictures(request.messages, limits, stop, parts.arguments)
+    messages = with_media(request.messages, parts, family, limits, stop)
     if stop.is_set():
         raise Stopped
     _templated(parts, messages)
@@ -67,14 +72,16 @@ def _seen(
 
 
 def _check_marks(parts: Parts, messages: list[dict[str, Any]]) -> None:
-    """What stands for a picture may not be written by hand: there would be more marks than pictures."""
-    mark = getattr(parts.processor, "image_token", None)
+    """What stands for a picture or sound may not be written by hand: there would be more marks than media."""
+    marks = {kind: getattr(parts.processor, f"{kind}_token", None) for kind in ("image", "audio")}
     for index, message in enumerate(messages):
         for part in message["content"]:
-            if isinstance(mark, str) and mark and mark in part.get("text", ""):
-                raise BadInput(
-                    f"message {index} has {mark!r} in its text, which stands for a picture here: leave it out."
-                )
+            for kind, mark in marks.items():
+                if isinstance(mark, str) and mark and mark in part.get("text", ""):
+                    what = "a picture" if kind == "image" else "a sound"
+                    raise BadInput(
+                        f"message {index} has {mark!r} in its text, which stands for {what} here: leave it out."
+                    )
 
 
 def _templated(parts: Parts, messages: list[dict[str, Any]]) -> str:

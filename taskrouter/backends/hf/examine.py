@@ -16,7 +16,6 @@ from typing import Any
 
 from taskrouter.backends.hf.arguments import (
     DTYPES,
-    OF_VIDEOS,
     Arguments,
     check_arguments,
     check_context,
@@ -30,6 +29,7 @@ from taskrouter.backends.hf.families import (
     LOOK_AT_ALL_ROWS,
     NEEDS,
     PREPARES,
+    TAKES,
     VERBS,
     Family,
     known_architectures,
@@ -41,6 +41,7 @@ from taskrouter.backends.hf.prepare import check_pictures
 from taskrouter.backends.hf.quantization import GGUF, check_stored, check_wanted, share_of, stored_in
 from taskrouter.backends.hf.quiet import import_torchao
 from taskrouter.backends.hf.recipe import RECIPE, read_recipe
+from taskrouter.backends.showing import OF_VIDEOS, spelled
 from taskrouter.errors import CheckpointMissing, MissingDependency, ModelUnavailable, PreflightFailed
 from taskrouter.memory.checkpoint import Weights, read_config, read_json, read_weights
 from taskrouter.memory.estimate import ceiling, estimate, kv_cache_bytes
@@ -187,7 +188,7 @@ def _refuse_idle_keys(request: ModelRequest, family: Family) -> None:
             f"{request.label}: max_context bounds the text of a chat model, and {request.model_id} is none. "
             "Remove max_context."
         )
-    idle = [key for key in request.engine_args if key.replace("-", "_") in OF_VIDEOS]
+    idle = [key for key in request.engine_args if spelled(key) in OF_VIDEOS]
     if idle and family is not Family.VISION:
         raise PreflightFailed(
             f"{request.label}: engine_args.{idle[0]} says how a vision language model is shown videos, and "
@@ -226,8 +227,9 @@ def _family(request: ModelRequest, config: Mapping[str, Any]) -> tuple[str, Fami
     if _built_in(architecture):
         raise PreflightFailed(
             f"{request.label}: {architecture} can be loaded, but this version has no verb for it: Transformers "
-            "models here chat (causal and vision language models), generate, embed (those of sentence-transformers), "
-            "classify (images, audio, videos), detect, track, segment, tell depth and transcribe."
+            "models here chat (causal, vision and audio language models), generate, embed (those of "
+            "sentence-transformers), classify (images, audio, videos), detect, track, segment, tell depth and "
+            "transcribe."
         )
     raise _unknown(request, architecture)
 
@@ -268,9 +270,9 @@ def _check_files(request: ModelRequest, folder: Path, family: Family) -> None:
                 f"{request.label}: {folder} has none of {', '.join(wanted)}, so its input can't be prepared. Fetch the "
                 "whole model."
             )
-    if family is Family.VISION and not _has_chat_template(folder):
+    if family in TAKES and not _has_chat_template(folder):
         raise PreflightFailed(
-            f"{request.label}: {request.model_id} has no chat template, so it can't be asked about pictures. Choose "
+            f"{request.label}: {request.model_id} has no chat template, so it can't be asked about media. Choose "
             "its instruct variant, or put a chat_template.jinja into its folder."
         )
 

@@ -11,6 +11,7 @@ class Family(Enum):
     """What a checkpoint is for; the value is the Transformers class that loads it."""
 
     VISION = "AutoModelForImageTextToText"
+    HEARING = "AutoModelForMultimodalLM"
     CHAT = "AutoModelForCausalLM"
     IMAGE = "AutoModelForImageClassification"
     ZERO_SHOT_IMAGE = "AutoModelForZeroShotImageClassification"
@@ -31,6 +32,7 @@ class Family(Enum):
 
 VERBS: Mapping[Family, frozenset[str]] = {
     Family.VISION: frozenset({"chat", "stream_chat"}),
+    Family.HEARING: frozenset({"chat", "stream_chat"}),
     Family.CHAT: frozenset({"chat", "stream_chat", "generate"}),
     Family.EMBEDDING: frozenset({"embed"}),
     Family.IMAGE: frozenset({"classify"}),
@@ -81,12 +83,18 @@ def rope_types(config: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(found)
 
 
+TAKES: Mapping[Family, tuple[str, ...]] = {Family.VISION: ("image", "video"), Family.HEARING: ("audio",)}
+"""What models of each of these families are told in a chat, beside text."""
 _EXTRA = {"extra": "Transformers models here know no further fields"}
 COMPLETES = frozenset({"generate"})
 """What is left of a language model's verbs where it has no chat template."""
 LACKS: Mapping[Family, Mapping[str, str]] = {
     Family.CHAT: {**dict.fromkeys(("image", "audio", "video", "document", "tools"), "it chats in text"), **_EXTRA},
     Family.VISION: {**dict.fromkeys(("audio", "document", "tools"), "it chats in text, images and videos"), **_EXTRA},
+    Family.HEARING: {
+        **dict.fromkeys(("image", "video", "document", "tools"), "it chats in text and sounds"),
+        **_EXTRA,
+    },
     Family.EMBEDDING: {"image": "it embeds texts", **_EXTRA},
 }
 """What a request can't hold, by family, of those that read text; their context is told, too."""
@@ -95,6 +103,7 @@ _PICTURES = ("torch", "transformers", "PIL", "numpy")
 _SOUNDS = ("torch", "transformers", "av", "numpy")
 NEEDS: Mapping[Family, tuple[str, ...]] = {
     Family.VISION: (*_PICTURES, "av", "jinja2"),
+    Family.HEARING: (*_SOUNDS, "jinja2"),
     Family.CHAT: ("torch", "transformers", "jinja2"),
     Family.EMBEDDING: ("torch", "transformers"),
     Family.IMAGE: _PICTURES,
@@ -144,6 +153,8 @@ def known_architectures() -> dict[Family, frozenset[str]]:
     return {
         # Some that take pictures can be loaded as language models, too, and are blind then: pictures come first.
         Family.VISION: names(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
+        # The others only write down what is said, or have their own way of being asked.
+        Family.HEARING: frozenset({"Qwen2AudioForConditionalGeneration"}),
         Family.CHAT: names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         Family.IMAGE: names(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
         Family.AUDIO: names(auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from taskrouter.backends.hf.seen import LONGEST_SIDE
 from taskrouter.media.limits import MediaLimits
+from taskrouter.media.showing import LONGEST_SIDE
 from taskrouter.media.video import load_video
 
 if TYPE_CHECKING:
