@@ -381,12 +381,16 @@ class TrackRequest:
 
 
 class Sighting(NamedTuple):
-    """An object in one of the frames that were looked at: the frame's number and second, where, how sure (0 to 1)."""
+    """An object in one of the frames that were looked at: the frame's number and second, where, how sure (0 to 1).
+
+    ``mask``, by models that tell things apart by masks, is as of a ``Region``.
+    """
 
     frame: int
     time_s: float
     box: Box
     score: float
+    mask: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, slots=True)

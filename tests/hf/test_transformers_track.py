@@ -23,12 +23,13 @@ from taskrouter.media.video import watch_video
 from taskrouter.samples import sample_dir
 from taskrouter.samples.renderers.drawing import OVERSAMPLING, background, finished, outline, paint
 from taskrouter.types import CPU
-from taskrouter.verbs import Box, Detection, Track, TrackRequest
+from taskrouter.verbs import Box, Detection, SegmentRequest, Track, TrackRequest
 from tests.media.files import encoded
 from tests.media.test_media_video import film as encode_film
 
 from .checkpoints import CHARGES, request
 from .families import owlv2
+from .families_seeing import LABELLERS
 from .gone import passes_for_nobody
 
 pytestmark = pytest.mark.anyio
@@ -142,6 +143,38 @@ async def test_any_words_are_followed_where_the_model_takes_them(backend: Transf
     assert {each.label for each in found} <= {"cat", "dog"}
     with pytest.raises(BadInput, match="no labels of its own"):
         await model.call("track", TrackRequest(moving(0.3)))
+    await backend.unload(model, timeout_s=5)
+
+
+@pytest.mark.parametrize("name", ["mask2former", "maskformer"])
+async def test_who_tells_things_apart_by_masks_follows_them_by_masks(
+    backend: TransformersBackend, tmp_path: Path, name: str
+) -> None:
+    LABELLERS[name](tmp_path / name)
+    model = await backend.load(request(tmp_path / name), (CPU,), CHARGES)
+    assert "track" in model.verbs
+    pictures = [PIL.Image.effect_noise((60, 40), 80).convert("RGB")] * 3
+    regions = await model.call("segment", SegmentRequest(pictures[0], threshold=0.0))
+    tracks = await model.call("track", TrackRequest(pictures, threshold=0.0))
+    assert tracks
+    by_box = {each.box: each for each in regions}
+    for each in tracks:
+        assert [seen.frame for seen in each.sightings] == [0, 1, 2]
+        for seen in each.sightings:
+            region = by_box[seen.box]
+            assert (each.label, seen.score) == (region.label, region.score)
+            assert np.array_equal(seen.mask, region.mask)
+            assert seen.mask.any()
+    await backend.unload(model, timeout_s=5)
+
+
+async def test_the_masks_of_all_frames_are_the_answer_and_bounded(backend: TransformersBackend, tmp_path: Path) -> None:
+    LABELLERS["mask2former"](tmp_path / "m")
+    model = await backend.load(request(tmp_path / "m"), (CPU,), CHARGES)
+    film, most = encode_film(8), MediaLimits(max_pixels=64 * 32)
+    assert await model.call("segment", SegmentRequest(load_video(film, count=1).frames[0], threshold=0.0, limits=most))
+    with pytest.raises(MediaTooLarge, match="masks of 64 × 32 pixels"):
+        await model.call("track", TrackRequest(film, threshold=0.0, limits=most))
     await backend.unload(model, timeout_s=5)
 
 

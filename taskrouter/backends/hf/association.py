@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
-from taskrouter.verbs import Box, Detection, Sighting, Track
+from taskrouter.verbs import Box, Sighting, Track
 
 LEAST_OVERLAP = 0.2
 """Intersection over union: an expected and a found box with less are not the same object."""
@@ -26,6 +27,26 @@ LOST_LOOKS = 3
 """An object is looked for so long, or so many frames, after it was seen last; what is longer counts."""
 _NEWEST = 0.6
 """How much the newest step says of an object's speed."""
+
+
+class Thing(Protocol):
+    """What is found in a frame; it may have a ``mask``."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def box(self) -> Box: ...
+
+
+class Masked(NamedTuple):
+    """A thing with a mask: a bool array, height × width."""
+
+    label: str
+    score: float
+    box: Box
+    mask: Any
 
 
 @dataclass(slots=True)
@@ -47,14 +68,14 @@ class _Object:
     def label(self) -> str:
         return max(self.labels, key=lambda name: self.labels[name])
 
-    def see(self, found: Detection, frame: int, time_s: float) -> None:
+    def see(self, found: Thing, frame: int, time_s: float) -> None:
         if self.sightings and time_s > (last := self.sightings[-1]).time_s:
             part = _NEWEST if len(self.sightings) > 1 else 1.0
             passed = time_s - last.time_s
             before, now = _middle(last.box), _middle(found.box)
             self.across += part * ((now[0] - before[0]) / passed - self.across)
             self.down += part * ((now[1] - before[1]) / passed - self.down)
-        self.sightings.append(Sighting(frame, time_s, found.box, found.score))
+        self.sightings.append(Sighting(frame, time_s, found.box, found.score, getattr(found, "mask", None)))
         self.labels[found.label] += found.score
 
 
@@ -66,7 +87,7 @@ class Association:
         self._objects: list[_Object] = []
         self._looks = 0
 
-    def look(self, found: Iterable[Detection], time_s: float) -> None:
+    def look(self, found: Iterable[Thing], time_s: float) -> None:
         """Tell what is in the next frame, at this second."""
         boxes = _apart(found)
         known = [each for each in self._objects if time_s - each.sightings[-1].time_s <= self._patience_s]
@@ -87,9 +108,9 @@ class Association:
         return tuple(Track(number, each.label(), tuple(each.sightings)) for number, each in enumerate(real, 1))
 
 
-def _apart(found: Iterable[Detection]) -> list[Detection]:
+def _apart(found: Iterable[Thing]) -> list[Thing]:
     """Of boxes that mean one thing the surest."""
-    kept: list[Detection] = []
+    kept: list[Thing] = []
     for each in sorted(found, key=lambda one: -one.score):
         if len(kept) == MOST_BOXES:
             break
@@ -98,7 +119,7 @@ def _apart(found: Iterable[Detection]) -> list[Detection]:
     return kept
 
 
-def _pairs(known: list[_Object], boxes: list[Detection], time_s: float) -> list[tuple[int, int]]:
+def _pairs(known: list[_Object], boxes: list[Thing], time_s: float) -> list[tuple[int, int]]:
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 

@@ -44,7 +44,7 @@ VERBS: Mapping[Family, frozenset[str]] = {
     Family.DETECTION: frozenset({"detect", "track"}),
     Family.ZERO_SHOT_DETECTION: frozenset({"detect", "track"}),
     Family.DEPTH: frozenset({"depth"}),
-    Family.SEGMENTS: frozenset({"segment"}),
+    Family.SEGMENTS: frozenset({"segment", "track"}),
     Family.CLASSES: frozenset({"segment"}),
     Family.POINTED: frozenset({"segment"}),
     Family.CTC: frozenset({"transcribe"}),

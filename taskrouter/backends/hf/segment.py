@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from taskrouter.backends.hf.batching import Steps
@@ -15,7 +15,7 @@ from taskrouter.backends.hf.regions import check_masks, region
 from taskrouter.errors import BadInput, UnsupportedInput
 from taskrouter.media.image import load_image
 from taskrouter.media.limits import MediaLimits
-from taskrouter.verbs import SegmentRequest
+from taskrouter.verbs import Region, SegmentRequest
 
 FINEST = 1 << 20
 """Pixels that labels are told apart in at most: of a larger picture, regions are enlarged from so many.
@@ -23,6 +23,9 @@ FINEST = 1 << 20
 Transformers holds a whole picture of floats for each label or object at once.
 """
 _SURE = 0.5
+
+Cut = Callable[[Any], Generator[Any, Any, tuple[Region, ...]]]
+"""Finds regions in a picture: wants a pass of the module for it."""
 
 
 def segment(parts: Parts, family: Family, request: SegmentRequest, limits: MediaLimits, stop: threading.Event) -> Steps:
@@ -36,20 +39,29 @@ def segment(parts: Parts, family: Family, request: SegmentRequest, limits: Media
         )
     if request.threshold is not None and family is Family.CLASSES:
         raise BadInput("this model says of no region how sure it is: leave threshold out.")
-    known = only_known(request.labels, parts.module)
-    image = load_image(request.image, limits)
-    size, steps = Size(*image.size), _found(parts, family, image, request.threshold)
-    del image  # others may wait with as large a one
-    places, found = yield from steps
+    cut = cutting(parts, family, request.labels, request.threshold, limits)
+    return (yield from cut(load_image(request.image, limits)))
+
+
+def cutting(parts: Parts, family: Family, labels: tuple[str, ...], threshold: float | None, limits: MediaLimits) -> Cut:
+    """What finds the regions of these labels in a picture. Raises ``BadInput`` for labels the model can't tell."""
+    known = only_known(labels, parts.module)
     names = parts.module.config.id2label
-    wanted = [(place, name, score) for place, label, score in found if (name := str(names[label])) in known]
-    check_masks(len(wanted), size, limits)
-    regions = [region(name, score, places == place) for place, name, score in wanted]
-    if family is Family.SEGMENTS:
-        regions.sort(key=lambda each: -(each.score or 0.0))
-    else:
-        regions.sort(key=lambda each: -int(each.mask.sum()))
-    return tuple(regions)
+
+    def cut(image: Any) -> Generator[Any, Any, tuple[Region, ...]]:
+        size, steps = Size(*image.size), _found(parts, family, image, threshold)
+        del image  # others may wait with as large a one
+        places, found = yield from steps
+        wanted = [(place, name, score) for place, label, score in found if (name := str(names[label])) in known]
+        check_masks(len(wanted), size, limits)
+        regions = [region(name, score, places == place) for place, name, score in wanted]
+        if family is Family.SEGMENTS:
+            regions.sort(key=lambda each: -(each.score or 0.0))
+        else:
+            regions.sort(key=lambda each: -int(each.mask.sum()))
+        return tuple(regions)
+
+    return cut
 
 
 def _found(
