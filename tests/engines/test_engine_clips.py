@@ -14,7 +14,7 @@ import pytest
 
 from taskrouter import ModelManager
 from taskrouter.manager import StillMachine
-from taskrouter.samples.manifest import CLIP, CLIP_CAPTION, VIDEO, VIDEO_ANSWERS, sample_option
+from taskrouter.samples.manifest import CLIP, CLIP_CAPTION, MEDIA, VIDEO, VIDEO_ANSWERS, sample_option
 from taskrouter.samples.renderers import clips
 from taskrouter.types import GIB
 
@@ -43,7 +43,11 @@ def manager(tmp_path: Path, engine_python: Callable[[str], str]) -> Iterator[Any
         name: {"kind": "chat", "selected": name, "options": {name: option}, "max_wait_s": 240}
         for name, option in {"here": here, "engine": engine}.items()
     }
-    sections = {"engines": {"vllm": {"python": engine_python("vllm")}}, "inference": {"warmup_on_startup": False}}
+    sections = {
+        "engines": {"vllm": {"python": engine_python("vllm")}},
+        "inference": {"warmup_on_startup": False},
+        "media": {"roots": [str(MEDIA)]},
+    }
     file = tmp_path / "models.yaml"
     file.write_text(json.dumps({"tasks": tasks, **sections}), encoding="utf-8")
     with ModelManager(file, machine=StillMachine({"cpu": 8 * GIB})).blocking() as manager:

@@ -51,7 +51,11 @@ def serve(folder: Path, python: str, **option: Any) -> Iterator[Any]:
     """One engine's model, for callers that block."""
     whole = {"framework": "vllm", "dtype": "float32", "env": ENV, **option}
     file = folder / "models.yaml"
-    sections = {"engines": {"vllm": {"python": python}}, "inference": {"warmup_on_startup": False}}
+    sections = {
+        "engines": {"vllm": {"python": python}},
+        "inference": {"warmup_on_startup": False},
+        "media": {"roots": [str(MEDIA)]},
+    }
     file.write_text(
         json.dumps({"tasks": {"it": {"selected": "it", "options": {"it": whole}}}, **sections}), encoding="utf-8"
     )
