@@ -262,6 +262,25 @@ def why(
 
 @app.command(epilog=EPILOG)
 @guarded
+def serve(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=_FILE_HELP)] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: the file's, 127.0.0.1.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; default: the file's, 8700. 0: any free one.")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Serve models.yaml over HTTP: the OpenAI API, a call for every kind of task, an admin API, health and metrics.
+
+    SIGTERM lets what is under way end, SIGHUP reads the file again. Exit code 2: the file or the address is wrong.
+    """
+    from taskrouter.cli.serve import serve as run
+
+    return run(file, host=host, port=port, as_json=as_json)
+
+
+@app.command(epilog=EPILOG)
+@guarded
 def schema(as_json: Json = False) -> int:
     """Print the JSON Schema of models.yaml, for editors and checks."""
     from taskrouter.cli.printing import print_json

@@ -164,6 +164,7 @@ class ServerConfig(Section):
     host: Text = Field("127.0.0.1", description="Address it listens on.")
     port: Annotated[Whole, Field(ge=0, le=65535)] = Field(8700, description="Port it listens on; 0: any free one.")
     api_keys_env: EnvName = Field("TASKROUTER_API_KEYS", description="Environment variable with the callers' keys.")
+    api_keys_file: Text | None = Field(None, description="File with callers' keys and what each may ask.")
     admin_key_env: EnvName = Field("TASKROUTER_ADMIN_KEY", description="Environment variable with the admin key.")
 
 

@@ -63,6 +63,23 @@ class ModelManager(Reloading):
         telemetry.annotate_current(target.attributes)
         return handle
 
+    def handle(
+        self,
+        task_type: str,
+        *,
+        option: str | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> Model:
+        """The same handle, with nothing loaded yet: its first call does that.
+
+        ``option`` is the only one to ask; ``timeout`` and ``priority`` are those of each of its calls. Raises
+        ``UnknownTask``, ``UnknownOption``, ``BadInput``.
+        """
+        check_bounds(timeout, priority)
+        target = self.target(task_type, option)
+        return Model(self, target.task, only=option, timeout=timeout, priority=priority)
+
     async def _take(self, task: str, timeout: float | None, priority: int | None) -> Taken:
         """An option that is ready, with a claim on it where it is a local one."""
 

@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from taskrouter.backends.engines.openai import message_of, parse_event
@@ -38,6 +38,7 @@ KEEP_ALIVE_S = 3.0
 AT_ONCE_S = 1.0
 """A connection that had been closed while it was idle is noticed within so long."""
 LONGEST_LINE = 64 << 20
+_JSON = {"Content-Type": "application/json"}
 
 
 _TOO_LONG = re.compile(r"maximum context length|model's context length|context window|exceeds? .{0,30}context", re.I)
@@ -203,8 +204,12 @@ class Api:
             if response.headers.get("Transfer-Encoding", "").lower() != "chunked":
                 raise Broken(f"{path}: the stream ended without [DONE]")
 
+    def opened(self, path: str, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """The answer to a POST of JSON that is written already, to be read by the caller. Raises as ``call`` does."""
+        return self._open(path, body)
+
     @asynccontextmanager
-    async def _open(self, path: str, body: Mapping[str, Any] | None) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _open(self, path: str, body: Mapping[str, Any] | bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
         import aiohttp
 
         self.in_flight += 1
@@ -222,17 +227,18 @@ class Api:
         finally:
             self.in_flight -= 1
 
-    async def _send(self, path: str, body: Mapping[str, Any] | None) -> aiohttp.ClientResponse:
+    async def _send(self, path: str, body: Mapping[str, Any] | bytes | None) -> aiohttp.ClientResponse:
         import aiohttp
 
         method = "GET" if body is None else "POST"
+        how: dict[str, Any] = {"data": body, "headers": _JSON} if isinstance(body, bytes) else {"json": body}
         start = time.monotonic()
         try:
-            return await self._session.request(method, path, json=body)
+            return await self._session.request(method, path, **how)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             if time.monotonic() - start > AT_ONCE_S:
                 raise  # it was at work on this
-            return await self._session.request(method, path, json=body)
+            return await self._session.request(method, path, **how)
         except aiohttp.InvalidURL as error:
             raise BadInput(f"{self.who}: {path!r} is no path: {error}") from error
         except (TypeError, ValueError, RecursionError) as error:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskrouter.backends.engines import openai
 from taskrouter.backends.engines.adapter import Adapter, KvCache
@@ -21,6 +21,9 @@ from taskrouter.media.inline import inlined, is_needed
 from taskrouter.media.showing import Showing
 from taskrouter.types import Charges, Footprint, ModelRequest
 from taskrouter.verbs import STREAMING_VERBS, RawRequest
+
+if TYPE_CHECKING:
+    import aiohttp
 
 
 class Rest(Enum):
@@ -139,6 +142,17 @@ class EngineModel:
         if not is_needed(request, self._showing):
             return request
         return await asyncio.to_thread(inlined, request, self._showing)
+
+    @asynccontextmanager
+    async def passed(self, path: str, write: Callable[[str], bytes]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The engine's own answer to a POST, to be handed on: ``write`` makes the body, given the model's name here.
+
+        Raises as ``call`` does, for a refusal and for a connection that breaks inside.
+        """
+        if self.rest is not Rest.AWAKE:
+            raise CallFailed(f"{self.request.label} was asked for {path} while it is {self.rest.value}")
+        async with self._telling_death(), self.api.opened(path, write(self.name)) as response:
+            yield response
 
     def _asked(self, verb: str, request: Any) -> tuple[str, dict[str, Any] | None]:
         """The path and body of a call. Raises ``BadInput``, and ``CallFailed`` while it sleeps."""

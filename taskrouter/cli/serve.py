@@ -1,0 +1,46 @@
+"""``taskrouter serve``: models.yaml behind an HTTP address."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from taskrouter.cli.exits import Exit
+from taskrouter.cli.printing import print_json
+from taskrouter.cli.which_file import which_file
+from taskrouter.errors import BadInput, MissingDependency
+from taskrouter.manager import ModelManager
+
+_NEEDS = ("aiohttp", "httptools", "multipart", "orjson", "prometheus_client", "starlette", "uvicorn")
+
+
+def serve(file: Path | None, *, host: str | None, port: int | None, as_json: bool) -> int:
+    """Serve until told to end. Raises ``ConfigError``, ``MissingDependency``, ``BadInput`` for a taken address."""
+    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependency(
+            f"the server needs {', '.join(missing)}, which isn't installed: pip install 'taskrouter[server]'"
+        )
+    from taskrouter.http import serving
+
+    manager = ModelManager(which_file(file))
+    settings = manager.catalog.server
+    keys = serving.keys_of(manager)
+    host, port = settings.host if host is None else host, settings.port if port is None else port
+    serving.check_address(host, keys, Path(manager.config_path))
+    try:
+        listening = serving.listen(host, port)
+    except OSError as error:
+        raise BadInput(f"can't listen on {host}:{port}: {error.strerror or error}; choose another --port") from error
+    with listening:
+        found = listening.getsockname()[1]
+        shown = f"http://[{host}]:{found}" if ":" in host else f"http://{host}:{found}"
+        if as_json:
+            print_json({"ok": True, "url": shown, "file": str(manager.config_path)})
+        else:
+            print(f"listening on {shown}")
+            print(f"  an OpenAI client's base URL is {shown}/v1; tasks: {', '.join(manager.tasks)}")
+        sys.stdout.flush()
+        serving.run(manager, keys, listening)
+    return Exit.OK

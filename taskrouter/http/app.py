@@ -1,0 +1,143 @@
+"""The ASGI application: which path is whose, who may ask it, and what an error becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from taskrouter.http import health, openai
+from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
+from taskrouter.http.failing import Refused, failure_of
+from taskrouter.http.keys import Keys
+from taskrouter.http.state import State
+from taskrouter.manager import ModelManager
+
+logger = logging.getLogger("taskrouter.http")
+
+
+class Endpoint(Protocol):
+    """Answers one request; ``fields`` are those of its path."""
+
+    def __call__(self, state: State, exchange: Exchange, **fields: str) -> Awaitable[None]: ...
+
+
+Guard = Callable[[State, Exchange], None]
+
+
+def open_to_all(state: State, exchange: Exchange) -> None:
+    """Health is nobody's secret."""
+
+
+def with_key(state: State, exchange: Exchange) -> None:
+    """A caller's key is wanted, where there are any."""
+    exchange.caller = state.keys.caller(exchange.headers)
+
+
+def with_admin_key(state: State, exchange: Exchange) -> None:
+    """The admin's key is wanted."""
+    state.keys.check_admin(exchange.headers)
+
+
+class Handler:
+    """One path's ASGI application: checks who asks, bounds how much, answers, and tells what failed."""
+
+    def __init__(self, state: State, endpoint: Endpoint, guard: Guard, style: str = "openai") -> None:
+        self._state = state
+        self._endpoint = endpoint
+        self._guard = guard
+        self._style = style
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        exchange.style = self._style
+        entered = False
+        try:
+            self._guard(self._state, exchange)
+            if exchange.caller is not None:
+                self._state.limits.enter(exchange.caller, asyncio.get_running_loop().time())
+                entered = True
+            fields = {name: str(value) for name, value in (scope.get("path_params") or {}).items()}
+            await self._endpoint(self._state, exchange, **fields)
+        except Gone:
+            pass
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not exchange.gone or task is None or task.uncancel():
+                raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told something
+            await _tell(exchange, error)
+        finally:
+            exchange.unwatch()
+            if entered and exchange.caller is not None:
+                self._state.limits.leave(exchange.caller)
+
+
+async def _tell(exchange: Exchange, error: Exception) -> None:
+    try:
+        await exchange.fail(error)
+    except Exception:  # the connection is gone, too
+        logger.debug("request %s: nobody could be told of %r", exchange.id, error, exc_info=True)
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    exchange = Exchange(scope, receive, send)
+    await exchange.fail(Refused(404, f"there is nothing at {exchange.path[:200]!r}", code="not_found"))
+
+
+async def _by_starlette(request: Request, error: Exception) -> Response:
+    """What Starlette's router refuses: a method that a path doesn't have."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    refused = Refused(status, f"{request.method} isn't what {request.url.path[:200]!r} is asked with", code="method")
+    failure = failure_of(refused, "openai", "-")
+    headers = {**dict(failure.headers), **dict(getattr(error, "headers", None) or {})}
+    return JSONResponse(failure.body, status, headers)
+
+
+def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: bool = True) -> Starlette:
+    """The server over a manager, as an ASGI application to be mounted or served.
+
+    With ``lifespan`` it warms up when it starts and shuts the manager down when it ends.
+    """
+    state = State(manager, keys if keys is not None else Keys())
+
+    def at(path: str, endpoint: Any, method: str, guard: Guard = with_key, style: str = "openai") -> Route:
+        return Route(path, Handler(state, endpoint, guard, style), methods=[method])
+
+    routes = [
+        at("/v1/chat/completions", openai.chat_completions, "POST"),
+        at("/v1/completions", openai.completions, "POST"),
+        at("/v1/embeddings", openai.embeddings, "POST"),
+        at("/v1/models", openai.models, "GET"),
+        at("/v1/models/{name:path}", openai.model, "GET"),
+        at("/health", health.health, "GET", open_to_all),
+        at("/ready", health.ready, "GET", open_to_all),
+    ]
+
+    @asynccontextmanager
+    async def living(app: Starlette) -> AsyncIterator[None]:
+        manager.enter()
+        warming = asyncio.ensure_future(manager.warmup_models())
+        try:
+            yield
+        finally:
+            state.draining = True
+            warming.cancel()
+            await asyncio.wait({warming})
+            await manager.shutdown()
+
+    app = Starlette(
+        routes=routes, lifespan=living if lifespan else None, exception_handlers={HTTPException: _by_starlette}
+    )
+    app.router.default = _not_found  # type: ignore[assignment]
+    app.router.redirect_slashes = False
+    app.state.taskrouter = state
+    return app

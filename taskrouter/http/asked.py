@@ -1,0 +1,78 @@
+"""A request to a task, on its way: who is to answer, by when, and what is said about it in the answer's headers."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from taskrouter.http.exchange import Exchange, timeout_of
+from taskrouter.http.naming import Named, named
+from taskrouter.manager import Model, ModelManager, Stream
+from taskrouter.verbs import Routed, Usage
+
+
+@dataclass(slots=True)
+class Asked:
+    """``begun``: when the request came, by the loop's clock; ``ready``: when its model was there."""
+
+    manager: ModelManager
+    named: Named
+    timeout_s: float | None
+    priority: int | None
+    begun: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    ready: float | None = None
+    _handle: Model | None = None
+    routed: Routed | None = None
+    usage: Usage | None = None
+
+    def answered(self, answer: Any) -> None:
+        """Note what a whole answer says of itself."""
+        self.routed = getattr(answer, "routed", None)
+        self.ready = self.handle.ready_at
+        self.usage = getattr(answer, "usage", None)
+
+    def began(self, stream: Stream) -> None:
+        """Note that an answer in pieces has begun."""
+        self.routed = stream.routed
+        self.ready = self.handle.ready_at
+
+    @property
+    def handle(self) -> Model:
+        """The task's model, on this request's terms."""
+        if self._handle is None:
+            task, option = self.named
+            self._handle = self.manager.handle(task, option=option, timeout=self.timeout_s, priority=self.priority)
+        return self._handle
+
+    @property
+    def option(self) -> str:
+        if self.routed is not None:
+            return self.routed.option
+        return self.named.option or self.manager.tasks[self.named.task].selected
+
+    def headers(self) -> list[tuple[str, str]]:
+        """Which option answers, why that one, and how many seconds the request waited for it."""
+        passed = self.routed.passed if self.routed is not None else ()
+        if passed:
+            reason = "; ".join(f"{each.option}: {each.why.value}" for each in passed)
+        else:
+            reason = "named" if self.named.option else "selected"
+        waited = (self.ready if self.ready is not None else asyncio.get_running_loop().time()) - self.begun
+        return [
+            ("x-taskrouter-option", _word(self.option)),
+            ("x-taskrouter-reason", _word(reason)),
+            ("x-taskrouter-waited", f"{max(waited, 0.0):.3f}"),
+        ]
+
+
+def asked(manager: ModelManager, exchange: Exchange, model: Any) -> Asked:
+    """Who is to answer a request. Raises what naming them raises, and ``BadInput`` for a timeout that is none."""
+    assert exchange.caller is not None
+    name = named(manager, exchange.caller, model)
+    return Asked(manager, name, timeout_of(exchange), exchange.caller.priority)
+
+
+def _word(text: str) -> str:
+    """A text as a header's value: no line ends, no other controls, nothing but ASCII."""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:500]

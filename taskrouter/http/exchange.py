@@ -1,0 +1,219 @@
+"""One request and its answer over ASGI: headers looked up once, a body read within bounds, and an end that is noticed.
+
+Written on bare ASGI: wrapping each request and each answer costs as much as all else that the gateway does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+import orjson
+
+from taskrouter.errors import BadInput, MediaTooLarge
+from taskrouter.http.failing import failure_of
+
+if TYPE_CHECKING:
+    from taskrouter.http.keys import Caller
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[Mapping[str, Any]], Awaitable[None]]
+Headers = Iterable[tuple[str, str]]
+
+JSON = b"application/json"
+EVENTS = b"text/event-stream; charset=utf-8"
+_DEEPEST = "a JSON body nested too deep"
+_START = f"{os.getpid():x}-{int.from_bytes(os.urandom(4), 'big'):08x}"
+_NUMBERS = itertools.count(1)
+
+
+class Gone(Exception):
+    """The client has gone away: there is nobody to answer."""
+
+
+class Exchange:
+    """A request, and what answers it. ``started``: the status is sent, so an error can only be told in the body."""
+
+    __slots__ = (
+        "_left",
+        "_receive",
+        "_send",
+        "_watcher",
+        "caller",
+        "gone",
+        "headers",
+        "id",
+        "path",
+        "started",
+        "status",
+        "style",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.path: str = scope["path"]
+        self._receive = receive
+        self._send = send
+        self.caller: Caller | None = None
+        self.id = f"{_START}-{next(_NUMBERS)}"
+        self.started = False
+        self.status = 0
+        self.gone = False
+        self._watcher: asyncio.Task[None] | None = None
+        self._left: Callable[[asyncio.Task[None]], None] = _nobody
+        self.style = "openai"
+        """In whose shape errors are told: ``openai`` or ``anthropic``."""
+
+    def header(self, name: bytes) -> str | None:
+        """A header's text, by its lower-case name."""
+        value = self.headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def body(self, most: int) -> bytes:
+        """The whole body; then ``watch`` begins. Raises ``MediaTooLarge`` for more than ``most`` bytes, ``Gone``."""
+        data = await self._body(most)
+        self.watch()
+        return data
+
+    async def _body(self, most: int) -> bytes:
+        told = self.headers.get(b"content-length")
+        if told is not None and told.isdigit() and int(told) > most:
+            raise MediaTooLarge(f"the request's body has {int(told):,} bytes; {most:,} are taken")
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        first: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            if len(first) > most:
+                raise MediaTooLarge(f"the request's body has more than the {most:,} bytes that are taken")
+            return first
+        parts, size = [first], len(first)
+        while message.get("more_body"):
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > most:
+                raise MediaTooLarge(f"the request's body has more than the {most:,} bytes that are taken")
+        return b"".join(parts)
+
+    async def json(self, most: int) -> dict[str, Any]:
+        """The body as a JSON object. Raises ``BadInput`` for anything else."""
+        return parsed(await self.body(most))
+
+    def watch(self) -> None:
+        """From here on, should the client go away, this task is cancelled, and ``gone`` is true. The body is read."""
+        task = asyncio.current_task()
+        assert task is not None
+
+        def left(watcher: asyncio.Task[None]) -> None:
+            if not watcher.cancelled():
+                self.gone = True
+                task.cancel()
+
+        self._watcher = asyncio.ensure_future(self._disconnected())
+        self._watcher.add_done_callback(left)
+        self._left = left
+
+    def unwatch(self) -> None:
+        """It is over: nobody is to be cancelled any more. Idempotent."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.remove_done_callback(self._left)
+            watcher.cancel()
+
+    async def _disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    # --- answering ----------------------------------------------------------------------------------------------------
+
+    async def start(self, status: int, kind: bytes, headers: Headers = (), length: int | None = None) -> None:
+        """Send the status line and the headers."""
+        sent = [(b"content-type", kind), (b"x-request-id", self.id.encode())]
+        if length is not None:
+            sent.append((b"content-length", str(length).encode()))
+        sent += [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
+        self.started = True
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": sent})
+
+    async def write(self, data: bytes, *, more: bool = True) -> None:
+        """Send a piece of the body; returns once the client has room for more."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def answer(self, data: Any, status: int = 200, headers: Headers = ()) -> None:
+        """Answer with JSON."""
+        await self.answer_bytes(orjson.dumps(data, default=plain), JSON, status, headers)
+
+    async def answer_bytes(self, data: bytes, kind: bytes, status: int = 200, headers: Headers = ()) -> None:
+        """Answer with these bytes."""
+        await self.start(status, kind, headers, len(data))
+        await self.write(data, more=False)
+
+    async def fail(self, error: BaseException) -> None:
+        """Tell an error, as far as that can still be done."""
+        failure = failure_of(error, self.style, self.id)
+        if not self.started:
+            data = orjson.dumps(failure.body)
+            await self.answer_bytes(data, JSON, failure.status, failure.headers)
+        else:
+            event = b"event: error\n" if self.style == "anthropic" else b""
+            await self.write(event + b"data: " + orjson.dumps(failure.body) + b"\n\n", more=False)
+
+
+def _nobody(_: asyncio.Task[None]) -> None:
+    """Nobody is to be told."""
+
+
+def parsed(data: bytes) -> dict[str, Any]:
+    """A body as a JSON object. Raises ``BadInput``."""
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"the body is no JSON: {error}") from error
+    except RecursionError as error:
+        raise BadInput(_DEEPEST) from error
+    if not isinstance(found, dict):
+        raise BadInput(f"the body is a JSON {type(found).__name__}; an object is wanted")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """What isn't JSON by itself: mappings that aren't dicts, tuples of our types."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(type(value).__name__)
+
+
+def query_of(scope: Scope) -> dict[str, str]:
+    """The query's fields; of several of one name the last. Raises ``BadInput``."""
+    try:
+        text = scope["query_string"].decode("ascii")
+        return {name: values[-1] for name, values in parse_qs(text, keep_blank_values=True, max_num_fields=50).items()}
+    except ValueError as error:
+        raise BadInput(f"the query can't be read: {error}") from error
+
+
+def timeout_of(exchange: Exchange) -> float | None:
+    """``x-taskrouter-timeout``: how long the request may wait for its model, in seconds. Raises ``BadInput``."""
+    text = exchange.header(b"x-taskrouter-timeout")
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise BadInput(f"x-taskrouter-timeout is {text[:40]!r}; it must be a number of seconds, 0 or more")
+    return seconds
