@@ -11,7 +11,7 @@ from starlette.datastructures import FormData
 from taskrouter.errors import BadInput, UnsupportedInput
 from taskrouter.http.asked import Asked
 from taskrouter.http.exchange import Exchange
-from taskrouter.http.forms import Upload, file_of, form_of, text_of
+from taskrouter.http.forms import Upload, close, file_of, form_of, text_of
 from taskrouter.http.state import State
 from taskrouter.http.subtitles import srt, vtt
 from taskrouter.verbs import Transcript
@@ -48,7 +48,7 @@ async def transcriptions(state: State, exchange: Exchange) -> None:
         it.answered(heard)
         await _answer(exchange, it, heard, wanted)
     finally:
-        await form.close()
+        close(form)
 
 
 def _wanted(form: FormData) -> _Wanted:
