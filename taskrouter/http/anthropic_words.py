@@ -220,7 +220,7 @@ def _extra(body: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if body.get("top_k") is not None:
         found["top_k"] = body["top_k"]
-    tools = body.get("tools") or []
+    tools = body["tools"] if body.get("tools") is not None else []
     if not isinstance(tools, list):
         raise BadInput("tools must be a list of tools, each with a name and an input_schema")
     if tools:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import io
+import json
 import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import openai
 import pytest
 
 from taskrouter.backends import fake_model
-from taskrouter.backends.fake import FakeBackend
-from taskrouter.http import subtitles
-from taskrouter.types import ModelKey
+from taskrouter.backends.fake_script import answer
+from taskrouter.http import forms, subtitles
 from taskrouter.verbs import Segment, TranscribeRequest
 
+from .noting import Noting
 from .serving import API_KEY, Served, keys, serving, written
 
 SOUND = b"RIFF" + bytes(range(256)) * 8
@@ -46,21 +49,6 @@ TASKS: dict[str, Any] = {
 }
 
 
-class Noting(FakeBackend):
-    """A fake that can be waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.happened: dict[str, threading.Event] = {}
-
-    def event(self, what: str) -> threading.Event:
-        return self.happened.setdefault(what, threading.Event())
-
-    def _note(self, what: str, key: ModelKey) -> None:
-        super()._note(what, key)
-        self.event(what).set()
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     file = written(tmp_path_factory.mktemp("served"), TASKS, default_task="hear", media={"max_bytes": "128KiB"})
@@ -78,7 +66,6 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TranscribeRequest, bytes]]:
     """What models are asked, and the bytes of the sound as each of two readers would find them."""
     found: list[tuple[TranscribeRequest, bytes]] = []
-    answer = fake_model.answer
 
     def noted(label: str, script: Any, verb: str, request: Any) -> Any:
         once, again = request.audio.read(1 << 30), request.audio.read(1 << 30)
@@ -258,29 +245,18 @@ def test_more_than_media_allows_is_refused(client: openai.OpenAI, served: Served
 
 def test_a_body_of_no_declared_length_is_bounded_too(served: Served) -> None:
     """Read no further than it may: the server answers while there is more to come."""
-    sent = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal sent
-        yield b"--edge\r\ncontent-disposition: form-data; " + FILE[0].encode() + b"\r\n\r\n"
-        while True:
-            sent += 1 << 16
-            yield bytes(1 << 16)
-
+    piece = bytes(1 << 16)
     parts = urlsplit(served.url)
     with socket.create_connection((parts.hostname, parts.port), timeout=30) as connection:
         head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {API_KEY}\r\n"
         connection.sendall(f"{head}content-type: {FORM}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
-        for piece in endless():
-            connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
-            if sent >= MOST + (1 << 20) + (1 << 16):
-                break
+        begun = b"--edge\r\ncontent-disposition: form-data; " + FILE[0].encode() + b"\r\n\r\n"
+        for each in (begun, *[piece] * ((MOST + forms.BESIDE) // len(piece) + 1)):
+            connection.sendall(b"%x\r\n%s\r\n" % (len(each), each))
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
 
 
 def test_large_files_are_on_disk_while_they_wait(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    from taskrouter.http import forms
-
     monkeypatch.setattr(forms._Parser, "spool_max_size", 1 << 12)
     files: list[Told] = []
 
@@ -348,3 +324,68 @@ def test_cues_hold_what_no_player_misreads() -> None:
     odd = [Segment(-1.0, -2.0, "a\n\nb"), Segment(59.9996, 3599.9999, "")]
     assert subtitles.srt(odd) == ("1\n00:00:00,000 --> 00:00:00,000\na b\n\n2\n00:01:00,000 --> 01:00:00,000\n\n\n")
     assert subtitles.vtt([]) == "WEBVTT\n\n"
+
+
+class Provider(http.server.BaseHTTPRequestHandler):
+    """Fails under ``/one``, and answers under ``/two``."""
+
+    protocol_version = "HTTP/1.1"
+    bodies: ClassVar[list[bytes]] = []
+
+    def log_message(self, *_: Any) -> None:
+        """Nobody reads it."""
+
+    def do_POST(self) -> None:
+        self.bodies.append(self.rfile.read(int(self.headers["content-length"])))
+        segment = {"id": 0, "start": 0.0, "end": 1.0, "text": "so it", "avg_logprob": -0.1}
+        words = [{"word": "so", "start": 0.0, "end": 0.5}, {"word": "it", "start": 0.5, "end": 1.0}]
+        heard = {"text": "so it", "language": "english", "duration": 1.0, "segments": [segment], "words": words}
+        failed = self.path.startswith("/one")
+        data = json.dumps({"error": {"message": "broken"}} if failed else heard).encode()
+        self.send_response(500 if failed else 200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def provider() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Provider) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_providers_are_given_the_whole_file_each(
+    tmp_path: Path, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUR_KEY", "test-key-1")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    far = {"model_id": "whisper-1", "framework": "external_api", "provider": "openai", "api_key_env": "OUR_KEY",
+           "requires_api_key": True, "max_retries": 0, "timeout_s": 30}  # fmt: skip
+    options = {name: {**far, "api_endpoint": f"{provider}/{name}/v1"} for name in ("one", "two")}
+    tasks = {"hear": {"kind": "transcription", "selected": "one", "fallback": ["two"], "options": options}}
+    Provider.bodies.clear()
+    with (
+        serving(written(tmp_path, tasks)) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client,
+    ):
+        raw = client.audio.transcriptions.with_raw_response.create(
+            model="hear", file=("../talk.flac", SOUND), response_format="verbose_json",
+            timestamp_granularities=["word", "segment"],
+        )  # fmt: skip
+    found: Any = raw.parse()
+    assert raw.headers["x-taskrouter-option"] == "two"
+    assert raw.headers["x-taskrouter-reason"].startswith("one: ")
+    assert [(each.word, each.end) for each in found.words] == [("so", 0.5), ("it", 1.0)]
+    assert found.segments[0].avg_logprob == -0.1
+    assert len(Provider.bodies) == 2
+    for body in Provider.bodies:
+        assert SOUND in body
+        assert b'filename="audio.flac"' in body
+        assert b"timestamp_granularities" in body
