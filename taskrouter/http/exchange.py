@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -97,6 +97,22 @@ class Exchange:
             if size > most:
                 raise MediaTooLarge(f"the request's body has more than the {most:,} bytes that are taken")
         return b"".join(parts)
+
+    async def pieces(self, most: int) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, for who needn't have it whole; ``watch`` is the caller's. Raises as ``body``."""
+        told = self.headers.get(b"content-length")
+        if told is not None and told.isdigit() and int(told) > most:
+            raise MediaTooLarge(f"the request's body has {int(told):,} bytes; {most:,} are taken")
+        size, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            piece, more = message.get("body", b""), bool(message.get("more_body"))
+            size += len(piece)
+            if size > most:
+                raise MediaTooLarge(f"the request's body has more than the {most:,} bytes that are taken")
+            yield piece
 
     async def json(self, most: int) -> dict[str, Any]:
         """The body as a JSON object. Raises ``BadInput`` for anything else."""
