@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from taskrouter.backends.engines.model import EngineModel
+from taskrouter.errors import BadInput
 from taskrouter.http.asked import Asked
 from taskrouter.http.exchange import EVENTS, JSON, Exchange
 from taskrouter.http.streaming import NO_CACHE, awaited
@@ -75,4 +76,7 @@ def _model(lease: Lease) -> EngineModel:
 
 
 def _renamed(body: Mapping[str, Any], name: str) -> bytes:
-    return orjson.dumps({**body, "model": name})
+    try:
+        return orjson.dumps({**body, "model": name})
+    except orjson.JSONEncodeError as error:
+        raise BadInput(f"the body can't be passed on: {error}") from error
