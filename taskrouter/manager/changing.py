@@ -29,15 +29,16 @@ class Changing(Bound):
         ``get_model``. Raises what that raises, ``UnknownOption``, and ``BadInput`` for an external option.
         """
         check_bounds(timeout, None)
-        performer, target = self.enter(), self._local(task_type, option, "load")
+        performer, target = self.enter(), self.local_target(task_type, option)
         event = self._claim(performer, target, timeout)
         await performer.acquire(event, task=target.task, option=target.option)
         performer.release(event.ticket)
 
-    def _local(self, task_type: str, option: str | None, what: str) -> Target:
+    def local_target(self, task_type: str, option: str | None = None) -> Target:
+        """The same as ``target``, of a model of this machine. Raises ``BadInput`` for an external option."""
         target = self.target(task_type, option)
         if self._catalog.tasks[target.task].options[target.option].is_external:
-            raise errors.BadInput(f"{target.task}/{target.option} is an external API: there is no model to {what}")
+            raise errors.BadInput(f"{target.task}/{target.option} is an external API: it has no model here")
         return target
 
     async def pin_model(self, task_type: str, pinned: bool = True, option: str | None = None) -> None:
@@ -47,7 +48,7 @@ class Changing(Bound):
         of it is changed. Raises ``UnknownTask``, ``UnknownOption``, ``BadInput`` for an external option.
         """
         performer = self.enter()
-        key = self._local(task_type, option, "pin").key
+        key = self.local_target(task_type, option).key
         self._pins[key] = pinned, self._specs_written()[key].pinned
         performer.post(Pin(key, pinned))
 
