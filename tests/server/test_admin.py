@@ -137,7 +137,12 @@ def test_status_says_everything_as_json(served: Served) -> None:
     say = found["tasks"]["say"]
     assert (say["selected"], say["kind"], say["options"]) == ("one", "chat", ["one", "two", "out"])
     model = found["models"][say["option_model"]]
-    assert (model["label"], model["state"], model["devices"], model["charges"]) == ("one", "ready", ["cpu"], {"cpu": GIB})
+    assert (model["label"], model["state"], model["devices"], model["charges"]) == (
+        "one",
+        "ready",
+        ["cpu"],
+        {"cpu": GIB},
+    )
     assert (model["leases"], model["pinned"], model["cooldown_until"]) == (0, False, None)
     assert abs(model["loaded_at"] - time.time()) < 60
     assert model["loaded_at"] <= model["last_used"]
@@ -163,7 +168,11 @@ def test_every_option_is_listed_with_its_state_its_need_and_its_fit(served: Serv
     found = ok(served, "/admin/models")
     rows = {f"{each['task']}/{each['option']}": each for each in found["models"]}
     assert list(rows) == ["say/one", "say/two", "say/out", "write/it", "huge/giant", "bad/broken"]
-    assert (rows["say/one"]["state"], rows["say/one"]["charged_bytes"], rows["say/one"]["selected"]) == ("ready", GIB, True)
+    assert (rows["say/one"]["state"], rows["say/one"]["charged_bytes"], rows["say/one"]["selected"]) == (
+        "ready",
+        GIB,
+        True,
+    )
     assert (rows["say/two"]["state"], rows["say/two"]["need_bytes"], rows["say/two"]["need_source"]) == (
         "disk", 6 * GIB, "declared",
     )  # fmt: skip
@@ -178,7 +187,10 @@ def test_every_option_is_listed_with_its_state_its_need_and_its_fit(served: Serv
 
 
 def test_a_need_that_was_only_estimated_says_so(tmp_path: Path) -> None:
-    task = {"selected": "it", "options": {"it": {"framework": "fake", "model_id": "m", "engine_args": {"bytes": "2GiB"}}}}
+    task = {
+        "selected": "it",
+        "options": {"it": {"framework": "fake", "model_id": "m", "engine_args": {"bytes": "2GiB"}}},
+    }
     with serving(written(tmp_path, {"t": task}), keys()) as served:
         (before,) = ok(served, "/admin/models")["models"]
         assert (before["need_source"], before["fit"]) == ("unknown", "unknown")
@@ -267,18 +279,39 @@ def test_only_so_many_operations_are_remembered() -> None:
     assert known.get("0").state == "loading"
 
 
-def test_unloading_waits_for_calls_at_work_unless_it_is_forced(served: Served) -> None:
-    async def held() -> Any:
-        lease = served.manager.lease("write")
-        await lease.__aenter__()
-        return lease
+def test_unloading_waits_for_calls_at_work_unless_it_is_forced(file: Path) -> None:
+    backend = FakeBackend({"one": FakeScript(hang="call")})
+    unload = "/admin/tasks/say/unload"
 
-    assert ok(served, "/admin/tasks/write/unload", {}) == {"task": "write", "option": "it", "state": "disk"}
+    async def calls(many: int) -> None:
+        while [what for what, _ in backend.events].count("call-start") < many:
+            await asyncio.sleep(0.01)
+
+    async def main(served: Served) -> None:
+        first = asyncio.ensure_future(asyncio.to_thread(ask, served))
+        await calls(1)
+        gone = asyncio.ensure_future(asyncio.to_thread(ok, served, unload, {}))
+        while await asyncio.to_thread(state, served, "one") != "draining":
+            assert not gone.done()
+        served.loop.call_soon_threadsafe(backend.resume, "one")
+        assert (await first)[0] == 200
+        assert await gone == {"task": "say", "option": "one", "state": "disk"}
+        second = asyncio.ensure_future(asyncio.to_thread(ask, served))
+        await calls(2)
+        assert (await asyncio.to_thread(ok, served, unload, {"force": True}))["state"] == "disk"
+        status, found, _ = await second
+        assert (status, found["error"]["code"]) == (503, "unloaded")
+
+    with serving(file, keys(), fake=backend) as served:
+        assert ok(served, unload, {}) == {"task": "say", "option": "one", "state": "disk"}
+        asyncio.run(main(served))
+
+
+def test_another_option_than_the_selected_one_is_unloaded_where_it_is_named(served: Served) -> None:
     ok(served, "/admin/tasks/write/load", {"wait": True})
     ok(served, "/admin/tasks/say/load", {"option": "one", "wait": True})
     ok(served, "/admin/tasks/say/unload", {"option": "one"})
     assert (state(served, "it"), state(served, "one")) == ("ready", "disk")
-    assert ok(served, "/admin/tasks/write/unload", {"force": True})["state"] == "disk"
     assert ok(served, "/admin/tasks/say/unload", {"option": "out"})["state"] == "external"
 
 
