@@ -1,11 +1,11 @@
-"""The admin API over a real socket."""
+"""The admin API over a real socket: who may, what is told, what is refused."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,29 +14,11 @@ from typing import Any
 import pytest
 
 from taskrouter import errors
-from taskrouter.backends.fake import FakeBackend, FakeScript
-from taskrouter.http.operations import KEPT, Operations
 from taskrouter.http.status import plain
-from taskrouter.residency.actions import WakeAt
-from taskrouter.residency.events import Tick
 from taskrouter.spend import SpendLedger
 
+from .administering import GIB, TASKS, ask, call, ok
 from .serving import ADMIN_KEY, API_KEY, ENVIRON, Served, keys, serving, written
-
-GIB = 1 << 30
-CLAUDE = {"model_id": "claude-sonnet-4-5", "framework": "external_api", "provider": "anthropic"}
-
-
-def fake(name: str, vram_gb: float = 1, **more: Any) -> dict[str, Any]:
-    return {"framework": "fake", "model_id": name, "vram_gb": vram_gb, **more}
-
-
-TASKS: dict[str, Any] = {
-    "say": {"kind": "chat", "selected": "one", "options": {"one": fake("o"), "two": fake("t", 6), "out": dict(CLAUDE)}},
-    "write": {"selected": "it", "options": {"it": fake("w", 3)}},
-    "huge": {"selected": "giant", "options": {"giant": fake("g", 100)}},
-    "bad": {"selected": "broken", "options": {"broken": fake("b", engine_args={"fail": "error"})}},
-}
 
 
 @pytest.fixture
@@ -48,48 +30,6 @@ def file(tmp_path: Path) -> Path:
 def served(file: Path) -> Iterator[Served]:
     with serving(file, keys()) as server:
         yield server
-
-
-def call(
-    served: Served, path: str, body: Any = None, *, key: str | None = ADMIN_KEY, post: bool | None = None
-) -> tuple[int, Any, dict[str, str]]:
-    """Ask; the status, the JSON, the headers."""
-    data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    method = "POST" if (body is not None if post is None else post) else "GET"
-    request = urllib.request.Request(served.url + path, data, method=method)
-    if key is not None:
-        request.add_header("authorization", f"Bearer {key}")
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, json.load(answer), dict(answer.headers.items())
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error), dict(error.headers.items())
-
-
-def ok(served: Served, path: str, body: Any = None) -> Any:
-    status, found, _ = call(served, path, body)
-    assert status == 200, found
-    return found
-
-
-def ask(served: Served, model: str = "say") -> tuple[int, Any, dict[str, str]]:
-    body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
-    return call(served, "/v1/chat/completions", body, key=API_KEY)
-
-
-def ended(served: Served, name: str) -> dict[str, Any]:
-    """A load's operation, once it has ended."""
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        found: dict[str, Any] = ok(served, f"/admin/operations/{name}")
-        if found["state"] != "loading":
-            return found
-    raise AssertionError("it did not end")
-
-
-def state(served: Served, option: str) -> str:
-    return next(each["state"] for each in ok(served, "/admin/models")["models"] if each["option"] == option)
 
 
 # --- who may ----------------------------------------------------------------------------------------------------------
@@ -219,147 +159,10 @@ def test_spend_is_what_the_ledger_says(served: Served, tmp_path: Path) -> None:
     assert found["spend"] == [{"task": "say", "requests": 1, "input_tokens": 10, "output_tokens": 5, "usd": 0.25}]
     assert (found["by"], found["total"]["usd"]) == ("task", 0.25)
     for query in ("days=0", "days=x", "days=99999999", "days=-1", "by=secret", "more=1", "days=²"):
-        status, wrong, _ = call(served, f"/admin/spend?{urllib.request.quote(query, safe='=')}")
+        status, wrong, _ = call(served, f"/admin/spend?{urllib.parse.quote(query, safe='=')}")
         assert (status, wrong["error"]["code"]) == (400, "bad_input"), query
     (tmp_path / "spend.sqlite").write_bytes(b"no database" * 1000)
     assert call(served, "/admin/spend")[0] == 503
-
-
-# --- models come and go -----------------------------------------------------------------------------------------------
-
-
-def test_a_load_is_begun_at_once_and_its_progress_is_told(file: Path) -> None:
-    backend = FakeBackend({"it": FakeScript(hang="load", bytes=3 * GIB)})
-    with serving(file, keys(), fake=backend) as served:
-        status, found, headers = call(served, "/admin/tasks/write/load", {})
-        assert status == 202
-        assert found["state"] == "loading"
-        assert headers["location"] == f"/admin/operations/{found['operation']}"
-        there = ok(served, f"/admin/operations/{found['operation']}")
-        assert (there["state"], there["task"], there["option"], there["error"]) == ("loading", "write", "it", None)
-        while "load-start" not in {what for what, _ in backend.events}:
-            time.sleep(0.01)
-        served.loop.call_soon_threadsafe(backend.resume, "it")
-        done = ended(served, found["operation"])
-        assert (done["state"], done["error"]) == ("done", None)
-        assert done["seconds"] >= there["seconds"]
-        assert state(served, "it") == "ready"
-
-
-def test_a_load_that_is_waited_for_answers_when_it_is_ready_or_with_its_error(served: Served) -> None:
-    found = ok(served, "/admin/tasks/say/load", {"option": "two", "wait": True})
-    assert (found["state"], found["task"], found["option"], found["error"]) == ("done", "say", "two", None)
-    assert (state(served, "two"), state(served, "one")) == ("ready", "disk")
-    assert ok(served, "/admin/status")["tasks"]["say"]["selected"] == "one"
-    status, wrong, _ = call(served, "/admin/tasks/huge/load", {"wait": True})
-    assert (status, wrong["error"]["code"]) == (507, "insufficient_memory")
-    status, wrong, _ = call(served, "/admin/tasks/bad/load", {"wait": True})
-    assert (status, wrong["error"]["code"]) == (502, "load_failed")
-
-
-def test_a_load_that_fails_says_so_in_its_operation(served: Served) -> None:
-    _, found, _ = call(served, "/admin/tasks/huge/load", post=True)
-    failed = ended(served, found["operation"])
-    assert (failed["state"], failed["error"]["code"]) == ("failed", "insufficient_memory")
-    assert "100" in failed["error"]["message"]
-    _, found, _ = call(served, "/admin/tasks/write/load", {"timeout_s": 0})
-    assert ended(served, found["operation"])["error"]["code"] == "overloaded"
-
-
-def test_only_so_many_operations_are_remembered() -> None:
-    known = Operations()
-    for number in range(KEPT):
-        known.begin(str(number), "t", "o", 0.0)
-    with pytest.raises(errors.TaskRouterError, match="under way"):
-        known.begin("more", "t", "o", 0.0)
-    known.get("7").ended = 1.0
-    known.begin("more", "t", "o", 0.0)
-    with pytest.raises(errors.TaskRouterError, match="no operation '7'"):
-        known.get("7")
-    assert known.get("0").state == "loading"
-
-
-def test_unloading_waits_for_calls_at_work_unless_it_is_forced(file: Path) -> None:
-    backend = FakeBackend({"one": FakeScript(hang="call")})
-    unload = "/admin/tasks/say/unload"
-
-    async def calls(many: int) -> None:
-        while [what for what, _ in backend.events].count("call-start") < many:
-            await asyncio.sleep(0.01)
-
-    async def main(served: Served) -> None:
-        first = asyncio.ensure_future(asyncio.to_thread(ask, served))
-        await calls(1)
-        gone = asyncio.ensure_future(asyncio.to_thread(ok, served, unload, {}))
-        while await asyncio.to_thread(state, served, "one") != "draining":
-            assert not gone.done()
-        served.loop.call_soon_threadsafe(backend.resume, "one")
-        assert (await first)[0] == 200
-        assert await gone == {"task": "say", "option": "one", "state": "disk"}
-        second = asyncio.ensure_future(asyncio.to_thread(ask, served))
-        await calls(2)
-        assert (await asyncio.to_thread(ok, served, unload, {"force": True}))["state"] == "disk"
-        status, found, _ = await second
-        assert (status, found["error"]["code"]) == (503, "unloaded")
-
-    with serving(file, keys(), fake=backend) as served:
-        assert ok(served, unload, {}) == {"task": "say", "option": "one", "state": "disk"}
-        asyncio.run(main(served))
-
-
-def test_another_option_than_the_selected_one_is_unloaded_where_it_is_named(served: Served) -> None:
-    ok(served, "/admin/tasks/write/load", {"wait": True})
-    ok(served, "/admin/tasks/say/load", {"option": "one", "wait": True})
-    ok(served, "/admin/tasks/say/unload", {"option": "one"})
-    assert (state(served, "it"), state(served, "one")) == ("ready", "disk")
-    assert ok(served, "/admin/tasks/say/unload", {"option": "out"})["state"] == "external"
-
-
-def test_the_least_recently_used_is_evicted(served: Served) -> None:
-    assert ok(served, "/admin/evict", {}) == {"task": None}
-    ok(served, "/admin/tasks/write/load", {"wait": True})
-    ok(served, "/admin/tasks/say/load", {"wait": True})
-    assert ok(served, "/admin/evict", {}) == {"task": "write"}
-    assert (state(served, "it"), state(served, "one")) == ("disk", "ready")
-
-
-def test_an_option_is_selected_and_kept_in_the_file_where_that_is_asked(served: Served, file: Path) -> None:
-    found = ok(served, "/admin/tasks/say/select", {"option": "two"})
-    assert found == {"task": "say", "selected": "two", "persisted": False}
-    assert ask(served)[2]["x-taskrouter-option"] == "two"
-    assert json.loads(file.read_text())["tasks"]["say"]["selected"] == "one"
-    file.write_text("tasks:\n  say:\n    selected: one\n    options:\n      one: {framework: fake, model_id: o}\n"
-                    "      two: {framework: fake, model_id: t}\n")  # fmt: skip
-    ok(served, "/admin/tasks/say/select", {"option": "two", "persist": True})
-    assert "selected: two" in file.read_text()
-
-
-def test_a_file_that_can_not_be_written_keeps_the_selection(served: Served, file: Path) -> None:
-    file.write_text("tasks: [")
-    status, found, _ = call(served, "/admin/tasks/say/select", {"option": "two", "persist": True})
-    assert 400 <= status < 500, found
-    assert str(file.parent) not in json.dumps(found)
-    assert ok(served, "/admin/status")["tasks"]["say"]["selected"] == "one"
-
-
-def test_a_pinned_model_stays(served: Served) -> None:
-    ok(served, "/admin/tasks/write/load", {"wait": True})
-    assert ok(served, "/admin/tasks/write/pin", {"pinned": True}) == {"task": "write", "option": "it", "pinned": True}
-    status, found, _ = call(served, "/admin/tasks/say/load", {"option": "two", "wait": True})
-    assert (status, found["error"]["code"]) == (409, "all_pinned")
-    ok(served, "/admin/tasks/write/pin", {"pinned": False, "option": "it"})
-    ok(served, "/admin/tasks/say/load", {"option": "two", "wait": True})
-    assert state(served, "it") == "disk"
-
-
-def test_a_cooldown_is_cleared(served: Served) -> None:
-    for _ in range(2):
-        assert ask(served, "bad")[0] == 502
-    status, found, _ = ask(served, "bad")
-    assert (status, found["error"]["code"]) == (503, "cooling_down")
-    assert state(served, "broken") == "cooldown"
-    assert ok(served, "/admin/tasks/bad/cooldown/clear", {}) == {"task": "bad", "cleared": True}
-    assert ask(served, "bad")[0] == 502
 
 
 # --- what makes no sense ----------------------------------------------------------------------------------------------
@@ -417,96 +220,3 @@ def test_a_body_that_makes_no_sense_is_refused_and_changes_nothing(served: Serve
     after = ok(served, "/admin/status")
     assert (after["draining"], after["tasks"]["say"]["selected"]) == (False, "one")
     assert not any(model["pinned"] or model["charges"] for model in after["models"].values())
-
-
-# --- the server -------------------------------------------------------------------------------------------------------
-
-
-def test_a_reload_answers_what_changed_or_all_that_is_wrong(served: Served, file: Path) -> None:
-    whole = json.loads(file.read_text())
-    whole["tasks"]["more"] = {"selected": "m", "options": {"m": fake("m")}}
-    del whole["tasks"]["huge"]
-    file.write_text(json.dumps(whole))
-    found = ok(served, "/admin/reload", {})
-    assert (found["added"], found["removed"], found["selected"]) == (["more/m"], ["huge/giant"], {})
-    assert "added more/m" in found["text"]
-    whole["tasks"]["more"] = {"selected": "nothing", "options": {"m": {"framework": "fake", "vram_gb": "much"}}}
-    file.write_text(json.dumps(whole))
-    status, wrong, _ = call(served, "/admin/reload", post=True)
-    assert (status, wrong["error"]["code"]) == (400, "config_error")
-    assert len(wrong["error"]["problems"]) >= 2
-    assert {each["file"] for each in wrong["error"]["problems"]} == {"models.yaml"}
-    assert any("vram_gb" in each["path"] for each in wrong["error"]["problems"])
-    file.unlink()
-    status, wrong, _ = call(served, "/admin/reload", {})
-    assert status == 400
-    assert str(file.parent) not in json.dumps(wrong)
-    assert "more" in ok(served, "/admin/status")["tasks"]
-
-
-def test_while_it_drains_new_work_is_refused_and_what_is_under_way_ends(file: Path) -> None:
-    backend = FakeBackend({"one": FakeScript(hang="call")})
-    with serving(file, keys(), fake=backend) as served:
-
-        async def asked() -> tuple[int, Any, dict[str, str]]:
-            return await asyncio.to_thread(ask, served)
-
-        async def main() -> None:
-            under_way = asyncio.ensure_future(asked())
-            while "call-start" not in {what for what, _ in backend.events}:
-                await asyncio.sleep(0.01)
-            assert (await asyncio.to_thread(ok, served, "/admin/drain", {"draining": True})) == {"draining": True}
-            status, found, headers = await asked()
-            assert (status, found["error"]["code"]) == (503, "draining")
-            assert int(headers["retry-after"]) >= 1
-            status, found, _ = await asyncio.to_thread(call, served, "/ready")
-            assert (status, found["ready"]) == (503, False)
-            assert (await asyncio.to_thread(call, served, "/v1/models", key=API_KEY))[0] == 200
-            assert (await asyncio.to_thread(ok, served, "/admin/status"))["draining"] is True
-            assert not under_way.done()
-            served.loop.call_soon_threadsafe(backend.resume, "one")
-            assert (await under_way)[0] == 200
-            await asyncio.to_thread(ok, served, "/admin/drain", {"draining": False})
-            assert (await asyncio.to_thread(call, served, "/ready"))[0] == 200
-
-        asyncio.run(main())
-
-
-def test_readiness_turns_false_when_the_oldest_waiter_is_past_its_bound(tmp_path: Path) -> None:
-    """Case 28: the process answers all the while, and that is not enough."""
-    tasks = {"say": {**TASKS["write"], "max_wait_s": 0.2}}
-    backend = FakeBackend({"it": FakeScript(hang="load", bytes=GIB)})
-    with serving(written(tmp_path, tasks), keys(), fake=backend) as served:
-        assert call(served, "/ready", key=None)[0] == 200
-        performer = served.manager.performer
-        assert performer is not None
-        wake = performer._perform[WakeAt]
-
-        async def stall() -> asyncio.Task[Any]:
-            async def nothing() -> None:
-                """The devices aren't looked at either."""
-
-            # What would refuse the waiter at its deadline never comes: nothing moves any more.
-            performer._perform[WakeAt] = lambda action: None
-            performer.observe = nothing  # type: ignore[method-assign]
-            return asyncio.ensure_future(served.manager.load_option("say"))
-
-        waiter = served.run(stall())
-        status, found = 200, {}
-        until = time.monotonic() + 20
-        while status == 200 and time.monotonic() < until:
-            status, found, _ = call(served, "/ready", key=None)
-        assert (status, found["ready"], found["waiting"]) == (503, False, 1)
-        assert "past its bound" in found["why"]
-        assert found["oldest_wait_s"] > 0.2
-        assert call(served, "/health", key=None)[0] == 200
-        assert ok(served, "/admin/status")["healthy"] is False
-
-        async def go_on() -> None:
-            performer._perform[WakeAt] = wake
-            performer.post(Tick())
-            with pytest.raises(errors.Overloaded):
-                await waiter
-
-        served.run(go_on())
-        assert call(served, "/ready", key=None)[0] == 200

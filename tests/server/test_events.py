@@ -6,7 +6,7 @@ import json
 import socket
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import pytest
 from taskrouter.http import events as module
 from taskrouter.http.events import KEPT, MOST_READERS, Events
 
+from .administering import TASKS, ask, call, ok, wait_for
 from .serving import ADMIN_KEY, API_KEY, Served, keys, serving, written
-from .test_admin import TASKS, ask, call, ok
 
 
 @pytest.fixture
@@ -70,12 +70,6 @@ def listening(served: Served) -> Iterator[Listening]:
         yield reader
     finally:
         reader.answer.close()
-
-
-def wait_for(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < until, "it never came"
 
 
 def hub(served: Served) -> Events:
