@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -151,6 +152,31 @@ def test_the_first_token_of_a_stream_is_timed(served: Served) -> None:
     first = value(found, "first_token_seconds_sum", task="say", option="one")
     assert 0 < first <= value(found, "request_seconds_sum", task="say", option="one")
     assert value(found, "tokens_total", task="say", option="one", direction="out") > 0
+
+
+def test_what_is_passed_through_from_an_engine_is_counted_just_so(tmp_path: Path) -> None:
+    words = ["--port", "{port}", "--model", "{model_id}", "--api-key", "{api_key}", "--ready-after", "0.1"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "engines" / "stub.py"), *words]
+    option = {"model_id": "stub", "framework": "command", "command": command, "vram_gb": 1}
+    tasks = {"talk": {"kind": "chat", "selected": "stub", "options": {"stub": option}}}
+    messages: Any = [{"role": "user", "content": "hello there"}]
+    with (
+        serving(written(tmp_path, tasks), keys()) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key=API_KEY, max_retries=0) as client,
+    ):
+        usage = client.chat.completions.create(model="talk", messages=messages).usage
+        assert usage is not None
+        for told in (True, False):
+            list(client.chat.completions.create(
+                model="talk", messages=messages, stream=True, stream_options={"include_usage": told}
+            ))  # fmt: skip
+        found = scraped(served)
+    names = {"task": "talk", "option": "stub"}
+    assert value(found, "requests_total", **names, status="2xx") == 3
+    assert value(found, "first_token_seconds_count", **names) == 2
+    # An engine that wasn't asked for its tokens says nothing of them.
+    assert value(found, "tokens_total", **names, direction="in") == 2 * usage.prompt_tokens > 0
+    assert value(found, "tokens_total", **names, direction="out") == 2 * usage.completion_tokens > 0
 
 
 def test_names_that_are_not_in_the_file_are_no_labels(served: Served) -> None:
