@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from taskrouter.http import anthropic, health, openai
+from taskrouter.http import admin, anthropic, events, exposing, health, openai
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
@@ -48,6 +49,11 @@ def with_admin_key(state: State, exchange: Exchange) -> None:
     state.keys.check_admin(exchange.headers)
 
 
+def with_any_key(state: State, exchange: Exchange) -> None:
+    """The admin's key or a caller's is wanted, where there are any."""
+    state.keys.check_reader(exchange.headers)
+
+
 class Handler:
     """One path's ASGI application: checks who asks, bounds how much, answers, and tells what failed."""
 
@@ -61,9 +67,11 @@ class Handler:
         exchange = Exchange(scope, receive, send)
         exchange.style = self._style
         entered = False
+        begun = time.perf_counter()
         try:
             self._guard(self._state, exchange)
             if exchange.caller is not None:
+                self._state.check_open(exchange)
                 self._state.limits.enter(exchange.caller, asyncio.get_running_loop().time())
                 entered = True
             fields = {name: str(value) for name, value in (scope.get("path_params") or {}).items()}
@@ -80,6 +88,7 @@ class Handler:
             exchange.unwatch()
             if entered and exchange.caller is not None:
                 self._state.limits.leave(exchange.caller)
+            self._state.ended(exchange, time.perf_counter() - begun)
 
 
 class Gateway(Starlette):
@@ -144,6 +153,21 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/v1/models/{name:path}", openai.model, "GET"),
         at("/health", health.health, "GET", open_to_all),
         at("/ready", health.ready, "GET", open_to_all),
+        at("/metrics", exposing.metrics, "GET", with_any_key),
+        at("/admin/status", admin.status, "GET", with_admin_key),
+        at("/admin/models", admin.models, "GET", with_admin_key),
+        at("/admin/spend", admin.spend, "GET", with_admin_key),
+        at("/admin/events", events.events, "GET", with_admin_key),
+        at("/admin/operations/{name}", admin.operation, "GET", with_admin_key),
+        at("/admin/tasks/{task}/explain", admin.explain, "GET", with_admin_key),
+        at("/admin/tasks/{task}/load", admin.load, "POST", with_admin_key),
+        at("/admin/tasks/{task}/unload", admin.unload, "POST", with_admin_key),
+        at("/admin/tasks/{task}/select", admin.select, "POST", with_admin_key),
+        at("/admin/tasks/{task}/pin", admin.pin, "POST", with_admin_key),
+        at("/admin/tasks/{task}/cooldown/clear", admin.clear_cooldown, "POST", with_admin_key),
+        at("/admin/evict", admin.evict, "POST", with_admin_key),
+        at("/admin/reload", admin.reload, "POST", with_admin_key),
+        at("/admin/drain", admin.drain, "POST", with_admin_key),
     ]
 
     @asynccontextmanager
@@ -153,10 +177,11 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         try:
             yield
         finally:
-            state.draining = True
+            state.end()
             warming.cancel()
             await asyncio.wait({warming})
             await manager.shutdown()
+            state.forget()
 
     app = Gateway(
         routes=routes, lifespan=living if lifespan else None, exception_handlers={HTTPException: _by_starlette}

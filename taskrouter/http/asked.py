@@ -27,6 +27,8 @@ class Asked:
     _handle: Model | None = None
     routed: Routed | None = None
     usage: Usage | None = None
+    first_at: float | None = None
+    """When the first piece of a stream was sent."""
 
     def answered(self, answer: Any) -> None:
         """Note what a whole answer says of itself."""
@@ -38,6 +40,11 @@ class Asked:
         """Note that an answer in pieces has begun."""
         self.routed = stream.routed
         self.ready = self.handle.ready_at
+
+    def sent(self) -> None:
+        """Note that a piece of the answer was sent."""
+        if self.first_at is None:
+            self.first_at = asyncio.get_running_loop().time()
 
     @property
     def handle(self) -> Model:
@@ -51,7 +58,7 @@ class Asked:
     def option(self) -> str:
         if self.routed is not None:
             return self.routed.option
-        return self.named.option or self.manager.tasks[self.named.task].selected
+        return self.named.option or self.manager.selected_option(self.named.task)
 
     def headers(self) -> list[tuple[str, str]]:
         """Which option answers, why that one, and how many seconds the request waited for it."""
@@ -72,7 +79,8 @@ def asked(manager: ModelManager, exchange: Exchange, model: Any) -> Asked:
     """Who is to answer a request. Raises what naming them raises, and ``BadInput`` for a timeout that is none."""
     assert exchange.caller is not None
     name = named(manager, exchange.caller, model)
-    return Asked(manager, name, timeout_of(exchange), exchange.caller.priority)
+    found = exchange.asked = Asked(manager, name, timeout_of(exchange), exchange.caller.priority)
+    return found
 
 
 def _word(text: str) -> str:

@@ -18,6 +18,7 @@ from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.http.failing import failure_of
 
 if TYPE_CHECKING:
+    from taskrouter.http.asked import Asked
     from taskrouter.http.keys import Caller
 
 Scope = Mapping[str, Any]
@@ -39,19 +40,24 @@ class Gone(Exception):
 
 
 class Exchange:
-    """A request, and what answers it. ``started``: the status is sent, so an error can only be told in the body."""
+    """A request, and what answers it. ``started``: the status is sent, so an error can only be told in the body.
+
+    ``asked``: the task that it is for, once that is known. ``status``: what was sent, or what it came to after that.
+    """
 
     __slots__ = (
-        "_receive", "_send", "_task", "_timer", "_watcher", "caller", "gone", "headers", "id", "path", "started",
-        "status", "style",
+        "_receive", "_send", "_task", "_timer", "_watcher", "asked", "caller", "gone", "headers", "id", "path", "scope",
+        "started", "status", "style",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.path: str = scope["path"]
+        self.scope = scope
         self._receive = receive
         self._send = send
         self.caller: Caller | None = None
+        self.asked: Asked | None = None
         self.id = f"{_START}-{next(_NUMBERS)}"
         self.started = False
         self.status = 0
@@ -180,6 +186,7 @@ class Exchange:
             data = orjson.dumps(failure.body)
             await self.answer_bytes(data, JSON, failure.status, failure.headers)
         else:
+            self.status = failure.status
             event = b"event: error\n" if self.style == "anthropic" else b""
             await self.write(event + b"data: " + orjson.dumps(failure.body) + b"\n\n", more=False)
 

@@ -88,6 +88,23 @@ class Keys:
         if shown is None or not hmac.compare_digest(_digest(shown), self.admin):
             raise Refused(401, "that is not the admin key", code="invalid_admin_key")
 
+    def check_reader(self, headers: Mapping[bytes, bytes]) -> None:
+        """Whether a request may read what is counted of all tasks: the admin, and callers that may ask all.
+
+        Anybody where there are no keys. Raises ``Refused``.
+        """
+        if not self.callers and self.admin is None:
+            return
+        shown = _shown(headers)
+        digest = b"" if shown is None else _digest(shown)
+        if self.admin is not None and hmac.compare_digest(digest, self.admin):
+            return
+        caller = self.callers.get(digest)
+        if caller is None:
+            raise Refused(401, "that is not a key of this server; metrics want one", code="invalid_api_key")
+        if caller.tasks is not None:
+            raise Refused(403, "this key may ask some tasks only, and metrics are of all", code="task_not_allowed")
+
 
 def read_keys(environ: Mapping[str, str], *, api_keys_env: str, admin_key_env: str, file: Path | None = None) -> Keys:
     """Read the keys. Raises ``ConfigError`` for one that is too short, twice there, or written wrongly."""
@@ -101,6 +118,8 @@ def read_keys(environ: Mapping[str, str], *, api_keys_env: str, admin_key_env: s
     admin = environ.get(admin_key_env) or None
     if admin is not None and len(admin) < SHORTEST:
         problems.append(Problem(f"${admin_key_env}", 0, 0, "", f"the admin key has less than {SHORTEST} letters"))
+    if admin is not None and _digest(admin.encode()) in callers:
+        problems.append(Problem(f"${admin_key_env}", 0, 0, "", "the admin key is a caller's key, too"))
     if problems:
         raise ConfigError(problems)
     return Keys(callers, None if admin is None else _digest(admin.encode()))

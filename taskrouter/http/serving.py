@@ -89,12 +89,14 @@ async def serve(manager: ModelManager, keys: Keys, listening: socket.socket) -> 
     """Serve until SIGTERM or SIGINT; what is under way is answered first. SIGHUP reads models.yaml again."""
     import uvicorn
 
+    from taskrouter.http.ending import Server
+
     app = create_app(manager, keys)
     settings: dict[str, Any] = {
         "log_config": None, "access_log": False, "server_header": False, "date_header": False,
         "timeout_graceful_shutdown": DRAIN_S, "timeout_keep_alive": 75, "h11_max_incomplete_event_size": 1 << 16,
     }  # fmt: skip
-    server = uvicorn.Server(uvicorn.Config(app, **settings))
+    server = Server(uvicorn.Config(app, **settings))
     manager.enter()
     manager.reload_on(signal.SIGHUP)
     await server.serve(sockets=[listening])

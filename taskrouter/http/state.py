@@ -6,13 +6,21 @@ import time
 from typing import Any
 
 from taskrouter.http.asked import Asked, asked
+from taskrouter.http.events import Events
 from taskrouter.http.exchange import Exchange
+from taskrouter.http.failing import Refused
 from taskrouter.http.keys import Keys
 from taskrouter.http.limits import Limits
+from taskrouter.http.metrics import Metrics
+from taskrouter.http.operations import Operations
 from taskrouter.manager import ModelManager
 
 _BASE64 = 4 / 3
 _BESIDE = 1 << 20
+RETRY_S = 10.0
+"""When to ask again a server that is being drained: another one answers then, or this one does."""
+REFUSES = frozenset({409, 429, 500, 501, 502, 503, 504, 507})
+"""What a request is answered where it wasn't the request's fault."""
 
 
 class State:
@@ -23,7 +31,40 @@ class State:
         self.keys = keys
         self.limits = Limits()
         self.begun = int(time.time())
+        self.since = time.monotonic()
+        self.metrics = Metrics()
+        self.events = Events()
+        self.operations = Operations()
         self.draining = False
+        """New work is refused, while what is under way ends."""
+        self.ending = False
+        """The server shuts down."""
+        self._unwatch = [manager.watch(each.happened) for each in (self.metrics, self.events)]
+
+    def end(self) -> None:
+        """The server begins to end: take nothing new, and end what has no end of its own. Idempotent."""
+        self.draining = self.ending = True
+        self.events.end()
+
+    def forget(self) -> None:
+        """The server has ended."""
+        for unwatch in self._unwatch:
+            unwatch()
+
+    def check_open(self, exchange: Exchange) -> None:
+        """Raises ``Refused`` (503) for new work while none is taken. To read what is there is no work."""
+        if self.draining and exchange.scope["method"] == "POST":
+            text = "the server takes no new work: it is being drained"
+            raise Refused(503, text, code="draining", retry_after_s=RETRY_S)
+
+    def ended(self, exchange: Exchange, seconds: float) -> None:
+        """A request has ended, however it did."""
+        self.metrics.count(exchange, seconds)
+        if exchange.status in REFUSES and len(self.events) and exchange.caller is not None:
+            task = exchange.asked.named.task if exchange.asked is not None else None
+            option = exchange.asked.option if exchange.asked is not None else None
+            self.events.tell("request_refused", at=time.time(), status=exchange.status, task=task, option=option,
+                             caller=exchange.caller.name, request=exchange.id)  # fmt: skip
 
     @property
     def most_bytes(self) -> int:

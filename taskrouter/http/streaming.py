@@ -49,6 +49,7 @@ async def send_events(exchange: Exchange, asked: Asked, events: AsyncIterator[by
         await exchange.start(200, EVENTS, (*asked.headers(), *NO_CACHE))
     async for event in events:
         await exchange.write(event)
+        asked.sent()
     await exchange.write(end, more=False)
 
 

@@ -7,11 +7,13 @@ from taskrouter.manager.machine import Machine, StillMachine, ThisMachine
 from taskrouter.manager.manager import ModelManager
 from taskrouter.manager.statistics import Statistics
 from taskrouter.manager.streams import Stream
+from taskrouter.manager.watching import Happened
 
 __all__ = [
     "Budget",
     "DeviceFit",
     "Fit",
+    "Happened",
     "Lease",
     "Machine",
     "Model",

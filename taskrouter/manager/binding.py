@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 from taskrouter import errors
@@ -18,6 +20,7 @@ from taskrouter.manager.resting import Resting
 from taskrouter.manager.routed import Router
 from taskrouter.manager.spans import Spans
 from taskrouter.manager.targets import Target
+from taskrouter.manager.watching import Watcher, Watchers
 from taskrouter.residency.events import Acquire
 from taskrouter.types import ModelKey
 
@@ -51,6 +54,7 @@ class Bound(Questions):
         performer = Resting(self._core, self._registry, self._machine, spans, self._requests, start_timeout_s)
         performer.on_observe.append(LeakWatch(self.leases, lambda: self._catalog.memory.lease_warn_s).look)
         performer.on_observe.append(spans.look)
+        performer.watchers = self._watchers
         performer.start()
         self.performer = performer
         self._record(performer)
@@ -61,6 +65,17 @@ class Bound(Questions):
 
     router: Router
     """Set on the first await."""
+
+    @functools.cached_property
+    def _watchers(self) -> Watchers:
+        return Watchers(self._requests, self._tasks_with)
+
+    def watch(self, watcher: Watcher) -> Callable[[], None]:
+        """Have this called with everything that ``Happened`` to models, on the manager's loop; answers what ends that.
+
+        It must be quick, and what it raises is logged.
+        """
+        return self._watchers.add(watcher)
 
     def _pipelines(self, performer: Performer) -> Pipelines:
         def key_of(task: str) -> ModelKey | None:

@@ -9,26 +9,60 @@ from opentelemetry.context import Context, get_current
 from taskrouter import errors, telemetry
 from taskrouter.config import Catalog, parse_catalog
 from taskrouter.config.writing import selected_can_be_written, write_selected
+from taskrouter.manager.asking import check_bounds
 from taskrouter.manager.binding import Bound
 from taskrouter.manager.leases import held_lease
 from taskrouter.manager.performing import Performer
 from taskrouter.manager.targets import Target
 from taskrouter.residency import State
-from taskrouter.residency.events import ClearCooldown, Reason, Reconfigure, Release, Retire
+from taskrouter.residency.events import ClearCooldown, Pin, Reason, Reconfigure, Release, Retire
 from taskrouter.types import ModelKey
 
 
 class Changing(Bound):
-    """Unloading, evicting, selecting."""
+    """Loading, pinning, unloading, evicting, selecting."""
 
-    async def unload_model(self, task_type: str, *, force: bool = False) -> None:
+    async def load_option(self, task_type: str, option: str | None = None, *, timeout: float | None = None) -> None:
+        """Have an option's model loaded (``None``: the selected one's), and return when it is ready.
+
+        Unlike ``load_model`` it keeps no claim on it, and never asks another option instead. ``timeout`` is that of
+        ``get_model``. Raises what that raises, ``UnknownOption``, and ``BadInput`` for an external option.
+        """
+        check_bounds(timeout, None)
+        performer, target = self.enter(), self.local_target(task_type, option)
+        event = self._claim(performer, target, timeout)
+        await performer.acquire(event, task=target.task, option=target.option)
+        performer.release(event.ticket)
+
+    def local_target(self, task_type: str, option: str | None = None) -> Target:
+        """The same as ``target``, of a model of this machine. Raises ``BadInput`` for an external option."""
+        target = self.target(task_type, option)
+        if self._catalog.tasks[target.task].options[target.option].is_external:
+            raise errors.BadInput(f"{target.task}/{target.option} is an external API: it has no model here")
+        return target
+
+    async def pin_model(self, task_type: str, pinned: bool = True, option: str | None = None) -> None:
+        """Keep the model of the task's selected option (or of this one) from being evicted, or no longer.
+
+        It holds for every option that is the same model, loaded or not, until the process ends or what the file says
+        of it is changed. Raises ``UnknownTask``, ``UnknownOption``, ``BadInput`` for an external option.
+        """
+        performer = self.enter()
+        key = self.local_target(task_type, option).key
+        self._pins[key] = pinned, self._specs_written()[key].pinned
+        performer.post(Pin(key, pinned))
+
+    async def unload_model(self, task_type: str, *, force: bool = False, option: str | None = None) -> None:
         """Unload the task's model: operations at work finish first (``force``: are told to stop), waiters are refused.
 
-        Nothing happens where it isn't loaded. Other tasks that share the model lose it too. Raises ``UnknownTask``,
-        ``WouldDeadlock`` where the caller itself holds a lease on it, ``ModelStuck`` for a load that can't be killed.
+        ``option`` unloads another one's than the selected one's. Nothing happens where it isn't loaded. Other tasks
+        that share the model lose it too. Raises ``UnknownTask``, ``UnknownOption``, ``WouldDeadlock`` where the caller
+        itself holds a lease on it, ``ModelStuck`` for a load that can't be killed.
         """
         performer = self.enter()
         task = self._task(task_type)
+        if option is not None:
+            task = task.with_selected(option)
         key = self._keys.get((task.task_name, task.selected))
         if key is not None and key in self._specs_known:
             await self._unload(performer, key, get_current(), force=force)
@@ -147,6 +181,7 @@ class Changing(Bound):
         if known is None or option not in known.options:
             raise errors.UnknownOption(f"{task}/{option} is no longer configured: the file was reloaded meanwhile")
         self._selected[task] = option
+        self._watchers.tell("selected", task=task, option=option)
         self._targets.clear()
         for spec in self._specs().values():
             performer.post(Reconfigure(spec))

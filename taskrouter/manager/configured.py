@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ class Configured:
         self._closing: asyncio.Task[None] | None = None
         self._warmed: dict[str, str] = {}
         self.leases: dict[TicketId, Held] = {}
+        self._pins: dict[ModelKey, tuple[bool, bool]] = {}
+        """Models that were pinned (or not) meanwhile, and what the file said then."""
         self._configure(catalog)
         self._selected = dict(self._written)
 
@@ -142,6 +145,16 @@ class Configured:
         return self._machine.devices
 
     def _specs(self) -> dict[ModelKey, ModelSpec]:
+        found = self._specs_written()
+        for key, (pinned, written) in list(self._pins.items()):
+            spec = found.get(key)
+            if spec is None or spec.pinned is not written:
+                del self._pins[key]  # the file has changed its mind, and it came later
+            else:
+                found[key] = replace(spec, pinned=pinned)
+        return found
+
+    def _specs_written(self) -> dict[ModelKey, ModelSpec]:
         return specs.model_specs(self._catalog, self._uses, self._selected, self._devices, self._registry)
 
     @functools.cached_property

@@ -23,6 +23,7 @@ from taskrouter.manager.recording import Recorder
 from taskrouter.manager.refusals import error_of
 from taskrouter.manager.residents import Resident
 from taskrouter.manager.spans import Spans
+from taskrouter.manager.watching import Watchers
 from taskrouter.residency import Residency
 from taskrouter.residency.actions import Action, Grant, Refusal, Refuse, WakeAt
 from taskrouter.residency.events import Acquire, Event, GiveUp, Release, Tick
@@ -67,6 +68,8 @@ class Posting:
         """What comes after what, where anybody said so."""
         self.recorder: Recorder | None = None
         """Where requests and decisions are recorded, where the file says so."""
+        self.watchers: Watchers | None = None
+        """Who listens to what happens."""
         self._waiters: dict[TicketId, Waiter] = {}
         self._wake: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -110,12 +113,16 @@ class Posting:
     def post(self, event: Event) -> None:
         """Tell the core; start what it answers. Never awaits."""
         actions = self.core.handle(event, now=self.time())
+        if self.watchers is not None and self.watchers.on:
+            self.watchers.took(event)
         if actions:
             self.perform(actions)
 
     def perform(self, actions: list[Action]) -> None:
         """Start what the core answered. Never awaits."""
         self.spans.deciding(actions)
+        if self.watchers is not None and self.watchers.on:
+            self.watchers.deciding(actions)
         for action in actions:
             self._perform[type(action)](action)
         if self.recorder is not None:

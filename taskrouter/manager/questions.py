@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from taskrouter.manager import reports, specs
@@ -47,6 +48,19 @@ class Questions(Configured):
             task: reports.loaded_model(self.tasks[task], self._core.status(key), times.get(task))
             for task, key in self._loaded()
         }
+
+    def selected_option(self, task: str) -> str:
+        """The option that a task selects now; an empty name for a task that isn't there any more."""
+        return self._selected.get(task, "")
+
+    def key_of(self, task: str, option: str) -> ModelKey | None:
+        """The model of an option; ``None`` for an external one, or one that isn't there."""
+        return self._keys.get((task, option))
+
+    @property
+    def spend_path(self) -> Path | None:
+        """The file that spend is kept in, where it is kept in one."""
+        return getattr(self._spend, "path", None)
 
     def statistics(self) -> Statistics:
         """A frozen snapshot of everything: devices, models, who waits. Holds no reference to a model."""

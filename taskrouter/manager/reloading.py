@@ -39,6 +39,11 @@ class Reloaded:
     restart: tuple[str, ...] = ()
     warnings: tuple[Problem, ...] = ()
 
+    def data(self) -> dict[str, Any]:
+        """What changed, for programs."""
+        names = {name: list(getattr(self, name)) for name in ("added", "removed", "changed", "restart")}
+        return {**names, "selected": {task: list(both) for task, both in self.selected.items()}}
+
     def __str__(self) -> str:
         words = (("added", self.added), ("removed", self.removed), ("changed", self.changed))
         said = [f"{word} {', '.join(names)}" for word, names in words if names]
@@ -106,6 +111,7 @@ class Reloading(Changing):
             performer.pipelines.selected()
         elif catalog.pipelines:
             performer.pipelines = self._pipelines(performer)
+        self._watchers.tell("reloaded", **reloaded.data())
         return reloaded
 
     def reload_on(self, number: signal.Signals) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from taskrouter.cli.spend import dollars, first_day
+from taskrouter.cli.spend import dollars
 from taskrouter.spend import SpendLedger
 from taskrouter.spend.file import VERSION
+from taskrouter.spend.grouping import first_day
 
 from .stage import Cli
 

@@ -17,6 +17,7 @@ import uvicorn
 from taskrouter.backends.fake import FakeBackend
 from taskrouter.backends.registry import Registry
 from taskrouter.http.app import create_app
+from taskrouter.http.ending import Server
 from taskrouter.http.keys import Keys, read_keys
 from taskrouter.http.serving import listen
 from taskrouter.manager import ModelManager, StillMachine
@@ -66,7 +67,7 @@ def serving(file: Path, known: Keys | None = None, *, fake: FakeBackend | None =
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
     begun = threading.Event()
 
-    class Told(uvicorn.Server):
+    class Told(Server):
         """Says when it has started."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

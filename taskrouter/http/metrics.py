@@ -1,0 +1,113 @@
+"""What is counted, for Prometheus: requests by task and option, and what happened to models.
+
+Plain numbers in dicts, on one loop: counting a request costs a few microseconds. Only names of the file become labels,
+so there are never more series than the file has options. ``exposing.py`` writes them out.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from taskrouter.manager import Happened
+from taskrouter.residency.events import Reason
+
+if TYPE_CHECKING:
+    from taskrouter.http.exchange import Exchange
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Bounds of the buckets of requests; of loads the same."""
+EVICTS = frozenset({Reason.ROOM.value, Reason.SHRUNK.value, Reason.HOST_ROOM.value})
+"""Why a model goes whose room is needed."""
+
+Pair = tuple[str, str]
+
+
+class Histogram:
+    """Seconds, by bucket; the last is of all that are longer."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(SECONDS) + 1)
+        self.sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(SECONDS, seconds)] += 1
+        self.sum += seconds
+
+
+class Answers:
+    """Requests to one option of one task."""
+
+    __slots__ = ("first", "seconds", "tokens_in", "tokens_out")
+
+    def __init__(self) -> None:
+        self.seconds = Histogram()
+        self.first = Histogram()
+        self.tokens_in = 0
+        self.tokens_out = 0
+
+
+class Metrics:
+    """One server's counts."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, str, str]] = Counter()
+        """By task, option, and status class; a task and an option that were never found are empty names."""
+        self.answers: dict[Pair, Answers] = {}
+        self.models: dict[str, Counter[Pair]] = {
+            name: Counter() for name in ("loads", "load_failures", "unloads", "evictions", "sleeps", "wakes")
+        }
+        """By model and reason."""
+        self.deaths: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
+        self.loads: dict[str, Histogram] = {}
+
+    def count(self, exchange: Exchange, seconds: float) -> None:
+        """A request has ended."""
+        # Whoever goes away early has no status, or one that never came to its end.
+        kind = "gone" if exchange.gone or not exchange.status else _CLASSES[exchange.status // 100]
+        asked = exchange.asked
+        if asked is None:
+            self.requests["", "", kind] += 1
+            return
+        name = (asked.named.task, asked.option)
+        self.requests[*name, kind] += 1
+        known = self.answers.get(name)
+        if known is None:
+            known = self.answers[name] = Answers()
+        known.seconds.add(seconds)
+        if asked.first_at is not None:
+            known.first.add(max(asked.first_at - asked.begun, 0.0))
+        usage = asked.usage
+        if usage is not None:
+            known.tokens_in += max(usage.prompt_tokens, 0)
+            known.tokens_out += max(usage.completion_tokens, 0)
+
+    def happened(self, happened: Happened) -> None:
+        """Something happened to a model."""
+        facts = happened.facts
+        model, reason = facts.get("model", ""), facts.get("reason", "")
+        match happened.what:
+            case "loading":
+                self.models["loads"][model, reason] += 1
+            case "loaded":
+                if "seconds" in facts:
+                    self.loads.setdefault(model, Histogram()).add(facts["seconds"])
+            case "load_failed" | "preflight_failed":
+                self.models["load_failures"][model, reason] += 1
+            case "unloading" | "sleeping":
+                self.models["unloads" if happened.what == "unloading" else "sleeps"][model, reason] += 1
+                if reason in EVICTS or "wanted" in facts:
+                    self.models["evictions"][model, reason] += 1
+            case "waking":
+                self.models["wakes"][model, reason] += 1
+            case "died":
+                self.deaths[model] += 1
+            case "refused":
+                self.refusals[reason] += facts["callers"]
+
+
+_CLASSES = ("gone", "1xx", "2xx", "3xx", "4xx", "5xx")
