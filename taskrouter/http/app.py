@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from taskrouter.http import health, openai, tasks
+from taskrouter.http import document, health, openai, tasks
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
@@ -141,7 +141,9 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/v1/tasks/{task:path}", tasks.task, "POST"),
         at("/health", health.health, "GET", open_to_all),
         at("/ready", health.ready, "GET", open_to_all),
+        at("/openapi.json", document.openapi, "GET", open_to_all),
     ]
+    state.routes = routes
 
     @asynccontextmanager
     async def living(app: Starlette) -> AsyncIterator[None]:

@@ -6,7 +6,6 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
@@ -16,26 +15,7 @@ from taskrouter.http.encoding import mask_of
 
 from .reading import ReadingBackend
 from .serving import Served
-from .task_server import CUP_BOX, PICTURE, URL, connected, curl, head_of, refused, task_client, task_server
-
-ASKED: dict[str, tuple[str, dict[str, Any], Any]] = {
-    "say": ("chat", {"messages": "hello", "max_tokens": 2},
-            {"text": "say/it: hello", "finish_reason": "stop", "tool_calls": [], "reasoning": None}),
-    "write": ("generate", {"prompt": "once", "max_tokens": 1}, {"text": "write/it:", "finish_reason": "length"}),
-    "hear": ("transcribe", {"audio": URL, "language": "en"},
-             {"text": "hello you", "language": None, "duration_s": None, "segments": []}),
-    "find": ("detect", {"image": URL, "threshold": 0.5}, [{"label": "cup", "score": 0.75, "box": CUP_BOX}]),
-    "look": ("classify", {"input": URL, "top_k": 1}, [{"label": "cat", "score": 0.75}]),
-    "listen": ("classify", {"input": URL}, [{"label": "bark", "score": 1.0}]),
-    "watch": ("classify", {"input": URL}, [{"label": "dance", "score": 1.0}]),
-    "cut": ("segment", {"image": URL, "points": [[1, 2], [[0, 0, False], [1, 1]]], "boxes": [[0, 0, 1, 1.5]]}, None),
-    "follow": ("track", {"video": URL, "labels": ["cup"], "fps": 5}, [
-        {"id": 1, "label": "cup",
-         "sightings": [{"frame": 0, "time_s": 0.0, "box": CUP_BOX, "score": 0.75, "mask": None}]}]),
-    "far": ("depth", {"image": URL}, {"unit": "relative", "values": {
-        "shape": [2, 2], "dtype": "float32", "data": base64.b64encode(bytes.fromhex("0000003f0000803f0000004000008040"))
-        .decode()}}),
-}  # fmt: skip
+from .task_server import ASKED, CUP_BOX, PICTURE, URL, connected, curl, head_of, refused, task_client, task_server
 
 
 @pytest.fixture(scope="module")
