@@ -151,6 +151,11 @@ CHECKS = [
 ]
 
 
+def loaded(document: dict[str, Any]) -> list[Any]:
+    found: list[Any] = list(schemathesis.openapi.from_dict(document).get_all_operations())
+    return [each.ok() for each in found]
+
+
 def asked(operation: Any, mode: schemathesis.GenerationMode, url: str) -> set[int]:
     """Put generated requests to one operation; answers the statuses that came."""
     headers = {"authorization": f"Bearer {ADMIN_KEY if operation.path.startswith('/admin') else API_KEY}"}
@@ -182,8 +187,7 @@ def test_the_server_does_what_the_document_says(
         for task, (_, arguments, _) in ASKED.items():
             assert client.post(task, json=arguments).status_code == 200  # loaded: a timeout of 0 is enough
     seen: dict[tuple[str, str], set[int]] = {}
-    for found in schemathesis.openapi.from_dict(narrowed(document)).get_all_operations():
-        operation = found.ok()
+    for operation in loaded(narrowed(document)):
         where = (operation.method.lower(), operation.path)
         # What can't be asked wrongly has nothing to generate.
         told = operation.definition.raw
@@ -194,6 +198,6 @@ def test_the_server_does_what_the_document_says(
         assert set(seen) == set(operations(document)) - ENDLESS - CLOSING
         assert 200 in seen["post", "/v1/chat/completions"]
     for task in ASKED:
-        (found,) = schemathesis.openapi.from_dict(narrowed(document, task)).get_all_operations()
-        statuses = asked(found.ok(), mode, served.url)
+        (operation,) = loaded(narrowed(document, task))
+        statuses = asked(operation, mode, served.url)
         assert (200 if mode.is_positive else 400) in statuses, (task, statuses)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
+from starlette.datastructures import UploadFile
 
 from taskrouter.http.encoding import mask_of
+from taskrouter.http.forms import Upload
 
 from .reading import ReadingBackend
 from .serving import Served
@@ -181,3 +185,11 @@ def test_a_client_that_leaves_in_mid_upload_leaves_nothing(served: Served, clien
         begun = b'--b\r\ncontent-disposition: form-data; name="image"; filename="x"\r\n\r\n' + b"x" * 280_000
         connection.sendall(head_of("find", "multipart/form-data; boundary=b", 300_000) + begun)
     assert client.post("find", json={"image": URL}).status_code == 200
+
+
+def test_a_file_reaches_a_model_in_another_process_as_its_bytes() -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"what is in it")
+        upload = Upload(UploadFile(file, size=13, filename="../x.wav"), "audio", frozenset({"wav"}))
+        assert (upload.name, upload.size, upload.read(4), upload.read()) == ("audio.wav", 13, b"what", b"what is in it")
+        assert pickle.loads(pickle.dumps(upload)) == b"what is in it"
