@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from taskrouter.http import admin, anthropic, events, exposing, health, openai
+from taskrouter.http import admin, anthropic, document, events, exposing, health, openai, tasks
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
@@ -151,6 +151,7 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/v1/messages/count_tokens", anthropic.count_tokens, "POST", style="anthropic"),
         at("/v1/models", openai.models, "GET"),
         at("/v1/models/{name:path}", openai.model, "GET"),
+        at("/v1/tasks/{task:path}", tasks.task, "POST"),
         at("/health", health.health, "GET", open_to_all),
         at("/ready", health.ready, "GET", open_to_all),
         at("/metrics", exposing.metrics, "GET", with_any_key),
@@ -168,7 +169,9 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/admin/evict", admin.evict, "POST", with_admin_key),
         at("/admin/reload", admin.reload, "POST", with_admin_key),
         at("/admin/drain", admin.drain, "POST", with_admin_key),
+        at("/openapi.json", document.openapi, "GET", open_to_all),
     ]
+    state.routes = routes
 
     @asynccontextmanager
     async def living(app: Starlette) -> AsyncIterator[None]:

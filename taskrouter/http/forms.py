@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -16,19 +17,26 @@ BESIDE = 1 << 20
 """Bytes of a form beside its file: its other fields, and what is between them."""
 _LONGEST_FIELD = 1 << 16
 _MOST_FIELDS = 64
+_IN_MEMORY = 1 << 18
+"""Bytes of a file that aren't worth a file on disk."""
 
 
 class _Parser(MultiPartParser):
     """Knows whether the form has ended."""
 
+    spool_max_size = _IN_MEMORY
     ended = False
 
     def on_end(self) -> None:
         self.ended = True
 
 
-async def form_of(exchange: Exchange, most: int, *, files: int = 1) -> FormData:
+async def form_of(
+    exchange: Exchange, most: int, *, files: int = 1, total: int | None = None, longest: int = _LONGEST_FIELD
+) -> FormData:
     """A multipart form whose files have ``most`` bytes each, at most; then ``watch`` begins. ``close`` it in the end.
+
+    ``total``: bytes of everything; ``longest``: of a field that is no file.
 
     Raises ``Refused`` (415) for another kind of body, ``BadInput`` for one that is broken, ``MediaTooLarge``, ``Gone``.
     """
@@ -40,7 +48,7 @@ async def form_of(exchange: Exchange, most: int, *, files: int = 1) -> FormData:
     parser: _Parser | None = None
 
     async def read() -> AsyncGenerator[bytes, None]:
-        async for piece in exchange.pieces(files * most + BESIDE):
+        async for piece in exchange.pieces(files * most + BESIDE if total is None else total):
             yield piece
         # Said here, where the parser still closes its files: for it a form that breaks off is one with fewer fields.
         if parser is not None and not parser.ended:
@@ -48,11 +56,13 @@ async def form_of(exchange: Exchange, most: int, *, files: int = 1) -> FormData:
 
     parser = _Parser(
         Headers({"content-type": kind}), read(),
-        max_files=files, max_fields=_MOST_FIELDS, max_part_size=_LONGEST_FIELD,
+        max_files=files, max_fields=_MOST_FIELDS, max_part_size=longest,
     )  # fmt: skip
     try:
         form = await parser.parse()
     except MultiPartException as error:
+        if error.message.startswith("Part exceeded"):
+            raise MediaTooLarge(f"a field of the form has more than {longest:,} bytes: send it as a file") from error
         raise BadInput(f"the multipart form can't be read: {error.message}") from error
     try:
         for name, value in form.multi_items():
@@ -100,7 +110,9 @@ class Upload:
     """
 
     def __init__(self, file: UploadFile, stem: str, endings: frozenset[str]) -> None:
+        self.size = file.size or 0
         self._file = file.file
+        self._lock = threading.Lock()
         ending = (file.filename or "").rpartition(".")[2].lower()
         self.name = f"{stem}.{ending}" if ending in endings else stem
 
@@ -109,5 +121,10 @@ class Upload:
 
     def read(self, most: int = -1) -> bytes:
         """Its bytes, ``most`` of them; blocks where they are on disk."""
-        self._file.seek(0)
-        return self._file.read(most)
+        with self._lock:
+            self._file.seek(0)
+            return self._file.read(most)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To a model in a process of its own go the bytes.
+        return bytes, (self.read(),)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
+
+from starlette.routing import BaseRoute
 
 from taskrouter.http.asked import Asked, asked
 from taskrouter.http.events import Events
@@ -40,6 +43,9 @@ class State:
         self.ending = False
         """The server shuts down."""
         self._unwatch = [manager.watch(each.happened) for each in (self.metrics, self.events)]
+        self.routes: Sequence[BaseRoute] = ()
+        self.document: bytes | None = None
+        """What ``GET /openapi.json`` answers, once it was asked for."""
 
     def end(self) -> None:
         """The server begins to end: take nothing new, and end what has no end of its own. Idempotent."""
