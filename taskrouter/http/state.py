@@ -49,8 +49,10 @@ class State:
 
     def end(self) -> None:
         """The server begins to end: take nothing new, and end what has no end of its own. Idempotent."""
-        self.draining = self.ending = True
-        self.events.end()
+        if not self.ending:
+            self.draining = self.ending = True
+            self.events.tell("shutting_down", at=time.time())
+            self.events.end()
 
     def forget(self) -> None:
         """The server has ended."""

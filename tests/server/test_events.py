@@ -122,8 +122,8 @@ def test_the_streams_end_when_the_server_does_and_hold_nothing_up(served: Served
         begun = time.monotonic()
         served.server.should_exit = True
         for each in (reader, other):
-            while each.block():
-                pass
+            assert each.next()["event"] == "shutting_down"
+            assert each.block() == []
         assert time.monotonic() - begun < 4, "uvicorn itself gives up after 5 s"
         wait_for(lambda: not len(hub(served)))
 
