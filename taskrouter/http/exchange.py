@@ -46,8 +46,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_receive", "_send", "_task", "_timer", "_watcher", "asked", "caller", "gone", "headers", "id", "path", "scope",
-        "started", "status", "style",
+        "_receive", "_send", "_task", "_timer", "_watcher", "asked", "caller", "gone", "headers", "id", "path",
+        "queued", "scope", "started", "status", "style",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,6 +62,8 @@ class Exchange:
         self.started = False
         self.status = 0
         self.gone = False
+        self.queued = False
+        """Whether it counts among what its key has under way for its task."""
         self._watcher: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None

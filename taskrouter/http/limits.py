@@ -28,10 +28,15 @@ class Bucket:
         return 0.0
 
 
+MOST_STEPS = 50
+"""What a key has under way counts for so many steps of priority at most."""
+
+
 class Limits:
     """What every key has under way, and asked lately."""
 
     def __init__(self) -> None:
+        self._of_task: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._buckets: defaultdict[str, Bucket] = defaultdict(Bucket)
         self._at_work: defaultdict[str, int] = defaultdict(int)
 
@@ -52,3 +57,21 @@ class Limits:
         self._at_work[caller.name] -= 1
         if not self._at_work[caller.name]:
             del self._at_work[caller.name]
+
+    def queue(self, caller: Caller, task: str) -> int:
+        """Put a request for a task behind what its key has under way there: answers by how many steps of priority.
+
+        A step is worth ``ageing_s`` of waiting, so a key's own requests stay in order, another key's come between them,
+        and nobody is passed over for ever.
+        """
+        key = caller.name, task
+        steps = self._of_task[key]
+        self._of_task[key] += 1
+        return min(steps, MOST_STEPS)
+
+    def unqueue(self, caller: Caller, task: str) -> None:
+        """The request has ended."""
+        key = caller.name, task
+        self._of_task[key] -= 1
+        if not self._of_task[key]:
+            del self._of_task[key]

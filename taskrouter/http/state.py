@@ -67,6 +67,8 @@ class State:
 
     def ended(self, exchange: Exchange, seconds: float) -> None:
         """A request has ended, however it did."""
+        if exchange.queued and exchange.caller is not None and exchange.asked is not None:
+            self.limits.unqueue(exchange.caller, exchange.asked.named.task)
         self.metrics.count(exchange, seconds)
         if exchange.status in REFUSES and len(self.events) and exchange.caller is not None:
             task = exchange.asked.named.task if exchange.asked is not None else None
@@ -79,5 +81,11 @@ class State:
         return int(self.manager.media_limits.max_bytes * _BASE64) + _BESIDE
 
     def asked(self, exchange: Exchange, model: Any) -> Asked:
-        """Who is to answer a request that names this model."""
-        return asked(self.manager, exchange, model)
+        """Who is to answer a request that names this model; where there are several keys, each in its turn."""
+        found = asked(self.manager, exchange, model)
+        caller, task = exchange.caller, found.named.task
+        if caller is not None and len(self.keys.callers) > 1 and not exchange.queued:
+            exchange.queued = True
+            own = self.manager.tasks[task].priority if found.priority is None else found.priority
+            found.priority = own - self.limits.queue(caller, task)
+        return found

@@ -10,7 +10,7 @@ import yaml
 from taskrouter.errors import ConfigError
 from taskrouter.http.failing import Refused
 from taskrouter.http.keys import ANYBODY, Caller, Keys, read_keys
-from taskrouter.http.limits import Limits
+from taskrouter.http.limits import MOST_STEPS, Limits
 
 ONE, TWO, ADMIN = "one-long-enough-key", "two-long-enough-key", "admin-long-enough-key"
 
@@ -133,3 +133,13 @@ def test_so_many_requests_at_once() -> None:
     assert (caught.value.status, caught.value.code) == (429, "concurrency")
     limits.leave(caller)
     limits.enter(caller, 0)
+
+
+def test_a_request_of_a_key_queues_behind_what_that_key_has_under_way_for_the_task() -> None:
+    limits, one, two = Limits(), Caller("one"), Caller("two")
+    assert [limits.queue(one, "say") for _ in range(3)] == [0, 1, 2]
+    assert limits.queue(one, "look") == 0
+    assert limits.queue(two, "say") == 0
+    limits.unqueue(one, "say")
+    assert limits.queue(one, "say") == 2
+    assert max(limits.queue(one, "say") for _ in range(200)) == MOST_STEPS
