@@ -1,0 +1,561 @@
+"""The client, by the wire format alone: what it sends, what it makes of answers, and of servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from aiohttp import web
+
+from taskrouter import connect, errors
+from taskrouter.client import Client
+from taskrouter.media import load_audio, load_image, load_video
+from taskrouter.verbs import (
+    Box,
+    ChatAnswer,
+    ChatChunk,
+    Detection,
+    Embeddings,
+    GenerateAnswer,
+    Label,
+    Passed,
+    Routed,
+    Segment,
+    Transcript,
+    Usage,
+    Why,
+)
+
+from .wire_stub import BOX, DEPTHS, HEADERS, MASK, Stub, stub
+
+USAGE = Usage(3, 1)
+PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+SAMPLES = np.random.default_rng(0).random(800).astype(np.float32)
+
+
+@pytest.fixture
+def server() -> Iterator[Stub]:
+    with stub() as it:
+        yield it
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TASKROUTER_API_KEY", raising=False)
+    monkeypatch.delenv("TASKROUTER_ADMIN_KEY", raising=False)
+
+
+def run(server: Stub, work: Any, **how: Any) -> Any:
+    """What a coroutine function of a client comes to."""
+
+    async def main() -> Any:
+        async with connect(server.url, **how) as client:
+            return await work(client)
+
+    return asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_answers_are_the_librarys_own(server: Stub) -> None:
+    async def ask(client: Client) -> Any:
+        model = client.handle("t")
+        assert model.option is None
+        found = [
+            await model.chat("hello"), await model.generate("go"), await model.embed(["a", "b"]),
+            await model.transcribe(b"RIFF"), await model.classify(b"x"), await model.detect(b"x"),
+            await model.segment(b"x"), await model.track(b"x"), await model.depth(b"x"),
+        ]  # fmt: skip
+        assert model.option == "best"
+        return found
+
+    chat, text, vectors, said, labels, objects, regions, tracks, depth = run(server, ask)
+    assert chat == ChatAnswer("hi", "tool_calls", USAGE, ({"id": "1"},), "so")
+    assert text == GenerateAnswer("on", "length", USAGE)
+    assert vectors == Embeddings(((0.5, -1.0), (1.0, 0.25)), USAGE)
+    assert said == Transcript("a b", "en", 2.5, (Segment(0.0, 1.5, "a"),), USAGE)
+    assert labels == (Label("cat", 0.75), Label("dog", 0.25))
+    box = Box(**BOX)
+    assert objects == (Detection("cat", 0.75, box),)
+    assert [(each.label, each.score, each.box) for each in regions] == [("cat", 0.5, box), (None, None, box)]
+    assert regions[0].mask.dtype == np.bool_
+    assert np.array_equal(regions[0].mask, MASK)
+    assert regions[1].mask.shape == (0, 7)
+    assert (tracks[0].id, tracks[0].label, tracks[0].sightings[0][:4]) == (3, "cat", (0, 0.0, box, 0.5))
+    assert tracks[0].sightings[0].mask is None
+    assert np.array_equal(tracks[0].sightings[1].mask, MASK)
+    assert (depth.unit, depth.values.dtype) == ("m", np.float32)
+    assert np.array_equal(depth.values, DEPTHS)
+    depth.values[0, 0] = 1  # it is the caller's own
+
+
+def test_arguments_are_sent_by_their_names_and_defaults_are_left_out(server: Stub) -> None:
+    async def ask(client: Client) -> None:
+        model = client.handle("a b", option="x?", timeout=2.5)
+        await model.chat("hello", max_tokens=5, stop="end", extra={"top_k": 3})
+        await model.segment(b"x", points=[(1, 2), [(3, 4, False)]], boxes=[(0, 0, 1, 1)], threshold=0.25)
+        await client.handle("t").classify("https://example.invalid/cat.png", top_k=2)
+
+    run(server, ask, api_key="the-key", admin_key="not-for-tasks")
+    chat, segment, classify = server.seen
+    assert (chat["method"], chat["path"]) == ("POST", "/v1/tasks/a%20b/x%3F")
+    assert chat["headers"]["Authorization"] == "Bearer the-key"
+    assert float(chat["headers"]["x-taskrouter-timeout"]) == 2.5
+    assert chat["json"] == {
+        "verb": "chat", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, "stop": ["end"],
+        "extra": {"top_k": 3},
+    }  # fmt: skip
+    assert segment["json"] == {
+        "verb": "segment", "points": [[[1, 2, True]], [[3, 4, False]]], "boxes": [[0, 0, 1, 1]], "threshold": 0.25,
+    }  # fmt: skip
+    assert segment["files"] == {"image": b"x"}
+    assert classify["json"] == {"verb": "classify", "input": "https://example.invalid/cat.png", "top_k": 2}
+    assert "x-taskrouter-timeout" not in classify["headers"]
+
+
+def _sources(folder: Path) -> dict[str, Any]:
+    file = folder / "it.bin"
+    file.write_bytes(b"bytes of a file")
+    return {
+        "path": file, "text": str(file), "bytes": b"bytes of a file", "file object": io.BytesIO(b"bytes of a file"),
+        "data URL": "data:text/plain,bytes%20of%20a%20file",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["path", "text", "bytes", "file object", "data URL"])
+def test_files_of_this_machine_are_read_here(server: Stub, tmp_path: Path, kind: str) -> None:
+    source = _sources(tmp_path)[kind]
+    run(server, lambda client: client.handle("t").track(source))
+    assert server.seen[0]["files"] == {"video": b"bytes of a file"}
+    assert str(tmp_path) not in json.dumps(server.seen[0], default=repr)
+
+
+def test_what_is_no_file_becomes_one_that_loses_nothing(server: Stub) -> None:
+    async def ask(client: Client) -> None:
+        model = client.handle("t")
+        await model.detect(PIXELS)
+        await model.detect(PIL.Image.fromarray(PIXELS))
+        await model.transcribe(SAMPLES, sampling_rate=8000)
+        await model.classify(SAMPLES, sampling_rate=8000)
+        await model.track([PIXELS, PIXELS[::-1]], fps=4)
+
+    run(server, ask)
+    array, picture, speech, sound, video = (next(iter(each["files"].values())) for each in server.seen)
+    assert np.array_equal(np.asarray(load_image(array)), PIXELS)
+    assert array == picture
+    assert np.array_equal(load_audio(speech, sampling_rate=8000), SAMPLES)
+    assert speech == sound
+    clip = load_video(video, fps=4)
+    assert clip.times_s == (0.0, 0.25)
+    assert [np.array_equal(np.asarray(each), PIXELS[:: 1 - 2 * place]) for place, each in enumerate(clip.frames)] == [
+        True, True,
+    ]  # fmt: skip
+    assert [each["json"].get("sampling_rate") for each in server.seen] == [None] * 5
+
+
+def test_pictures_in_a_conversation_and_among_texts_go_inside(server: Stub, tmp_path: Path) -> None:
+    PIL.Image.fromarray(PIXELS).save(tmp_path / "a.png")
+
+    async def ask(client: Client) -> None:
+        part = {"type": "image_url", "image_url": {"url": str(tmp_path / "a.png")}}
+        await client.handle("t").chat([{"role": "user", "content": [part]}])
+        await client.handle("t").embed(["a cat", PIXELS, tmp_path / "a.png"])
+
+    run(server, ask)
+    url = server.seen[0]["json"]["messages"][0]["content"][0]["image_url"]["url"]
+    first, *pictures = server.seen[1]["json"]["inputs"]
+    assert first == "a cat"
+    for each in (url, *(part["image_url"]["url"] for part in pictures)):
+        assert np.array_equal(np.asarray(load_image(each)), PIXELS)
+
+
+def test_a_body_of_many_megabytes_is_sent_without_a_warning(server: Stub) -> None:
+    async def ask(client: Client) -> None:
+        await client.handle("t").chat("x" * (5 << 20))
+        await client.handle("t").detect(b"y" * (5 << 20))
+
+    run(server, ask)
+    assert len(server.seen[0]["json"]["messages"][0]["content"]) == 5 << 20
+    assert server.seen[1]["files"] == {"image": b"y" * (5 << 20)}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda model: model.detect("/nowhere/at/all.png"),
+        lambda model: model.detect(None),
+        lambda model: model.track(7),
+        lambda model: model.transcribe(SAMPLES),
+        lambda model: model.chat("x", extra={"top_k": object()}),
+        lambda model: model.chat("x", extra={"top_k": float("nan")}),
+        lambda model: model.chat("x", max_tokens=0),
+        lambda model: model.segment(b"x", points=[("a", 1)]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_sent(server: Stub, bad: Any) -> None:
+    with pytest.raises(errors.BadInput):
+        run(server, lambda client: bad(client.handle("t")))
+    assert server.seen == []
+
+
+def test_what_a_server_does_not_pass_on_is_said(server: Stub) -> None:
+    with pytest.raises(errors.UnsupportedVerb, match="over HTTP"):
+        run(server, lambda client: client.handle("t").request("/v1/rerank", {}))
+    with pytest.raises(errors.UnsupportedVerb, match="over HTTP"):
+        run(server, lambda client: client.handle("t").ask("diarize", None))
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def refusing(server: Stub, status: int, code: str | None, message: str = "so it is", **headers: str) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        body = {"error": {"message": message, "type": "t", "param": None, "code": code}}
+        return web.json_response(body, status=status, headers=headers)
+
+    server.answer = refuse
+
+
+KINDS = [
+    each
+    for each in vars(errors).values()
+    if isinstance(each, type) and issubclass(each, errors.TaskRouterError) and each is not errors.ServerRefused
+]
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_of_the_library_comes_back_as_itself(server: Stub, kind: type[errors.TaskRouterError]) -> None:
+    refusing(server, kind.status_hint, _snake(kind.__name__), **{"Retry-After": "7"})
+    with pytest.raises(kind, match="so it is") as caught:
+        run(server, lambda client: client.handle("t").chat("x"))
+    assert type(caught.value) is kind
+    assert caught.value.retry_after_s == (None if issubclass(kind, errors.ConfigError) else 7.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (401, "invalid_api_key"),
+        (403, "task_not_allowed"),
+        (429, "rate_limit"),
+        (429, "concurrency"),
+        (404, "not_found"),
+    ],
+)
+def test_what_the_server_itself_refuses_says_what(server: Stub, status: int, code: str) -> None:
+    refusing(server, status, code, **{"Retry-After": "2"})
+    with pytest.raises(errors.ServerRefused, match="so it is") as caught:
+        run(server, lambda client: client.tasks())
+    assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (status, code, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, errors.BadInput), (415, errors.BadInput), (503, errors.ModelUnavailable), (500, errors.TaskRouterError)],
+)
+def test_words_of_a_later_version_are_known_by_their_status(server: Stub, status: int, kind: type[Exception]) -> None:
+    refusing(server, status, "a_word_of_tomorrow")
+    with pytest.raises(kind, match="so it is") as caught:
+        run(server, lambda client: client.handle("t").chat("x"))
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        web.Response(text="<html>nginx</html>", status=502),
+        web.Response(text="<html>nginx</html>", status=200),
+        web.json_response([1, 2]),
+        web.json_response({"result": {"text": 1}}),
+        web.json_response({}),
+        web.json_response({"error": "a text"}, status=404),
+        web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"}),
+    ],
+    ids=["502", "html", "list", "other", "empty", "another's error", "moved"],
+)
+def test_something_else_that_answers_there_is_told_apart(server: Stub, answer: web.Response) -> None:
+    bodies = pickle.dumps((answer.status, answer.body, dict(answer.headers)))
+
+    async def strange(request: web.Request) -> web.Response:
+        status, body, headers = pickle.loads(bodies)
+        return web.Response(status=status, body=body, headers=headers)
+
+    server.answer = strange
+    with pytest.raises(errors.ServerUnreachable, match=server.url):
+        run(server, lambda client: client.handle("t").generate("x"))
+
+
+def test_nobody_there_is_one_short_sentence() -> None:
+    with stub() as gone:
+        url = gone.url
+    with pytest.raises(errors.ServerUnreachable, match=f"nothing answers at {url}") as caught:
+        run(Stub(url), lambda client: client.tasks())
+    assert isinstance(caught.value, ConnectionError)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_falls_silent_is_given_up(server: Stub) -> None:
+    async def silent(request: web.Request) -> web.Response:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.closed.set()
+        raise AssertionError
+
+    server.answer = silent
+    with pytest.raises(errors.ServerUnreachable, match="timeout_s"):
+        run(server, lambda client: client.handle("t").generate("x"), timeout_s=0.2)
+    assert server.closed.wait(10)
+
+
+def test_a_cancelled_call_closes_its_connection(server: Stub) -> None:
+    async def silent(request: web.Request) -> web.Response:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.closed.set()
+        raise AssertionError
+
+    import threading
+
+    asked = threading.Event()
+    server.answer = silent
+
+    async def leave(client: Client) -> None:
+        call = asyncio.ensure_future(client.handle("t").detect(b"x"))
+        assert await asyncio.to_thread(asked.wait, 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert await asyncio.to_thread(server.closed.wait, 10)
+
+    run(server, leave)
+
+
+def test_a_refusal_is_heard_before_a_large_file_is_sent(server: Stub) -> None:
+    refusing(server, 401, "invalid_api_key")
+
+    async def ask(client: Client) -> None:
+        await client.handle("t").detect(b"y" * (64 << 20))
+
+    with pytest.raises(errors.ServerRefused):
+        run(server, ask)
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def streaming(server: Stub, *pieces: bytes, hang: bool = False) -> None:
+    async def stream(request: web.Request) -> web.StreamResponse:
+        assert (await request.json())["stream"] is True
+        response = web.StreamResponse(headers={**HEADERS, "content-type": "text/event-stream"})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+        if hang:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                server.closed.set()
+        return response
+
+    server.answer = stream
+
+
+FIRST = 'data: {"text": "hä", "finish_reason": null, "usage": null, "tool_calls": [], "reasoning": "r"}\n\n'.encode()
+LAST = (
+    b'data: {"text": "", "finish_reason": "stop", "usage": {"prompt_tokens": 3, "completion_tokens": 1}, '
+    b'"tool_calls": [], "reasoning": null}\n\n'
+)
+DONE = b"data: [DONE]\n\n"
+
+
+async def read(client: Client) -> list[Any]:
+    async with client.handle("t").stream_chat("x") as chunks:
+        return [chunk async for chunk in chunks]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7, 1000])
+def test_a_chat_comes_in_pieces_however_they_are_cut(server: Stub, cut: int) -> None:
+    whole = b": waiting for the model\n\n" + FIRST + b": waiting\n\n" + LAST.replace(b"\n", b"\r\n") + DONE
+    streaming(server, *(whole[place : place + cut] for place in range(0, len(whole), cut)))
+    assert run(server, read) == [ChatChunk("hä", reasoning="r"), ChatChunk("", "stop", USAGE)]
+
+
+def test_an_error_in_the_middle_is_raised_there(server: Stub) -> None:
+    streaming(server, FIRST, b'data: {"error": {"message": "it died", "code": "model_died"}}\n\n')
+    got = []
+
+    async def ask(client: Client) -> None:
+        async for chunk in client.handle("t").stream_chat("x"):
+            got.append(chunk.text)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(errors.ModelDied, match="it died"):
+        run(server, ask)
+    assert got == ["hä"]
+
+
+@pytest.mark.parametrize("end", [b"", b"data: {", b"data: 7\n\n", b"data: {}}\n\n"])
+def test_a_stream_that_breaks_off_is_no_answer(server: Stub, end: bytes) -> None:
+    streaming(server, FIRST, end)
+    with pytest.raises(errors.ServerUnreachable):
+        run(server, read)
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "leave", "cancel"])
+def test_a_reader_that_goes_away_closes_the_connection(server: Stub, how: str) -> None:
+    streaming(server, FIRST, hang=True)
+
+    async def ask(client: Client) -> None:
+        stream = client.handle("t").stream_chat("x")
+        assert (await anext(stream)).text == "hä"
+        if how == "close":
+            await stream.aclose()
+        elif how == "leave":
+            async with stream:
+                pass
+        elif how == "cancel":
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(stream), 0.01)
+        del stream
+        assert await asyncio.to_thread(server.closed.wait, 10)
+
+    run(server, ask)
+
+
+def test_a_refused_stream_is_an_error(server: Stub) -> None:
+    refusing(server, 503, "overloaded")
+    with pytest.raises(errors.Overloaded):
+        run(server, read)
+
+
+def test_options_that_were_passed_over_are_told(server: Stub) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        headers = {**HEADERS, "x-taskrouter-reason": "near: cold; far: rate_limit"}
+        return web.json_response({"result": {"text": "x", "finish_reason": "stop"}}, headers=headers)
+
+    server.answer = answer
+    said = run(server, lambda client: client.handle("t").generate("x"))
+    passed = (Passed("near", Why.COLD, ""), Passed("far", Why.RATE_LIMIT, ""))
+    assert said == GenerateAnswer("x", routed=Routed("best", passed))
+
+
+# --- the admin API, and the client itself -----------------------------------------------------------------------------
+
+
+def test_the_admin_key_goes_to_the_admin_api_only(server: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASKROUTER_API_KEY", "api-key-of-the-environment")
+    monkeypatch.setenv("TASKROUTER_ADMIN_KEY", "admin-key-of-the-environment")
+
+    async def ask(client: Client) -> None:
+        assert "environment" not in repr(client) + repr(client.handle("t")) + repr(vars(client))
+        assert await client.tasks() == {"a": ("x",), "b": ()}
+        assert await client.explain("a/b") == "because"
+        await client.load_model("a", option="x", timeout=3)
+        await client.unload_model("a", force=True)
+        await client.set_selected_model("a", "x", persist=True)
+        await client.pin_model("a")
+        await client.pin_model("a", False, option="x")
+        await client.clear_cooldown("a")
+        await client.evict_lru_model()
+        await client.reload()
+        await client.drain()
+        await client.operation("7")
+        for get in (client.status, client.models, client.spend):
+            await get()
+
+    run(server, ask)
+    keys = {each["path"].split("/")[1]: each["headers"]["Authorization"] for each in server.seen}
+    assert keys == {"v1": "Bearer api-key-of-the-environment", "admin": "Bearer admin-key-of-the-environment"}
+    assert [(each["method"], each["path"], each["json"]) for each in server.seen] == [
+        ("GET", "/v1/models", None),
+        ("GET", "/admin/tasks/a%2Fb/explain", None),
+        ("POST", "/admin/tasks/a/load", {"option": "x", "wait": True, "timeout_s": 3}),
+        ("POST", "/admin/tasks/a/unload", {"force": True}),
+        ("POST", "/admin/tasks/a/select", {"option": "x", "persist": True}),
+        ("POST", "/admin/tasks/a/pin", {"pinned": True}),
+        ("POST", "/admin/tasks/a/pin", {"pinned": False, "option": "x"}),
+        ("POST", "/admin/tasks/a/cooldown/clear", {}),
+        ("POST", "/admin/evict", {}),
+        ("POST", "/admin/reload", {}),
+        ("POST", "/admin/drain", {"draining": True}),
+        ("GET", "/admin/operations/7", None),
+        ("GET", "/admin/status", None),
+        ("GET", "/admin/models", None),
+        ("GET", "/admin/spend", None),
+    ]
+
+
+@pytest.mark.parametrize("admin", [None, "an-admin-key"])
+def test_get_model_loads_where_it_may(server: Stub, admin: str | None) -> None:
+    model = run(server, lambda client: client.get_model("t", timeout=4), admin_key=admin)
+    assert repr(model) == f"<RemoteModel t at {server.url}>"
+    loads = ("POST", "/admin/tasks/t/load", {"option": None, "wait": True, "timeout_s": 4})
+    looks = ("GET", "/v1/models/t", None)
+    assert [(each["method"], each["path"], each["json"]) for each in server.seen] == [loads if admin else looks]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:8700", "ftp://here", "http://", "http://a:b@here", "http://here?key=1", "http://here:0",
+     "http://here:99999", "http://he re", "http://here\n", "http://here#x"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(errors.BadInput):
+        connect(url)
+
+
+def test_nonsense_is_refused_at_once() -> None:
+    for how in ({"timeout_s": -1}, {"api_key": "a\nb"}, {"admin_key": "ä"}):
+        with pytest.raises(errors.BadInput):
+            connect("http://here", **how)  # type: ignore[arg-type]
+    client = connect("http://here")
+    for name in ("", ".", "..", None):
+        with pytest.raises(errors.BadInput):
+            client.handle(name)  # type: ignore[arg-type]
+    with pytest.raises(errors.BadInput):
+        client.handle("t", timeout=float("inf"))
+
+
+def test_connections_are_used_again_and_end_with_the_client(server: Stub) -> None:
+    streaming(server, FIRST, DONE)
+
+    async def ask(client: Client) -> set[Any]:
+        ports = set()
+        for _ in range(5):
+            await read(client)
+            pool = client._transport._connections().connector
+            assert pool is not None
+            ports |= {id(each[0]) for waiting in pool._conns.values() for each in waiting}  # type: ignore[attr-defined]
+        return ports
+
+    assert len(run(server, ask)) == 1
+
+    async def after() -> None:
+        client = connect(server.url)
+        await client.close()
+        await client.close()
+        with pytest.raises(errors.ManagerClosed, match="closed"):
+            await client.tasks()
+
+    asyncio.run(after())
+
+
+def test_another_loop_is_told(server: Stub) -> None:
+    client = connect(server.url)
+    with asyncio.Runner() as runner:
+        runner.run(client.tasks())
+        with pytest.raises(errors.WrongLoop):
+            asyncio.run(client.tasks())
+        runner.run(client.close())
