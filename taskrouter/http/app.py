@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from taskrouter.http import health, openai
+from taskrouter.http import health, openai, tasks
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
@@ -118,6 +118,7 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/v1/embeddings", openai.embeddings, "POST"),
         at("/v1/models", openai.models, "GET"),
         at("/v1/models/{name:path}", openai.model, "GET"),
+        at("/v1/tasks/{task:path}", tasks.task, "POST"),
         at("/health", health.health, "GET", open_to_all),
         at("/ready", health.ready, "GET", open_to_all),
     ]

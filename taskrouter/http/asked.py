@@ -28,7 +28,7 @@ class Asked:
 
     def answered(self, answer: Any) -> None:
         """Note what a whole answer says of itself."""
-        self.routed = getattr(answer, "routed", None)
+        self.routed = self.handle.routed
         self.ready = self.handle.ready_at
         self.usage = getattr(answer, "usage", None)
 

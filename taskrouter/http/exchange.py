@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -82,10 +82,13 @@ class Exchange:
         self.watch()
         return data
 
-    async def _body(self, most: int) -> bytes:
+    def _check_told(self, most: int) -> None:
         told = self.headers.get(b"content-length")
         if told is not None and told.isdigit() and int(told) > most:
             raise MediaTooLarge(f"the request's body has {int(told):,} bytes; {most:,} are taken")
+
+    async def _body(self, most: int) -> bytes:
+        self._check_told(most)
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Gone
@@ -104,6 +107,21 @@ class Exchange:
             if size > most:
                 raise MediaTooLarge(f"the request's body has more than the {most:,} bytes that are taken")
         return b"".join(parts)
+
+    async def pieces(self, most: int) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, for who can do with pieces. Raises as ``body`` does; ``watch`` is up to the caller."""
+        self._check_told(most)
+        size, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size > most:
+                raise MediaTooLarge(f"the request's body has more than the {most:,} bytes that are taken")
+            yield piece
+            more = message.get("more_body", False)
 
     async def json(self, most: int) -> dict[str, Any]:
         """The body as a JSON object. Raises ``BadInput`` for anything else."""

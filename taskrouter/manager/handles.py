@@ -22,6 +22,7 @@ from taskrouter.manager.routed import Found, Taken, with_route
 from taskrouter.manager.streams import Channel, Stream
 from taskrouter.residency.events import Acquire
 from taskrouter.types import TicketId
+from taskrouter.verbs import Routed
 
 if TYPE_CHECKING:
     from taskrouter.config import TaskConfig
@@ -38,7 +39,9 @@ class Model(Verbs):
     call, in seconds.
     """
 
-    __slots__ = ("__weakref__", "_claim", "_first", "_manager", "_only", "_priority", "_timeout", "ready_at", "task")
+    __slots__ = (
+        "__weakref__", "_claim", "_first", "_manager", "_only", "_priority", "_timeout", "ready_at", "routed", "task",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -56,6 +59,8 @@ class Model(Verbs):
         self._priority = priority
         self.ready_at: float | None = None
         """When the model of its latest call was ready, by the loop's clock."""
+        self.routed: Routed | None = None
+        """Which option answered its latest call, where the task has several to try: a tuple can't say it itself."""
         self._claim: weakref.finalize[[Performer, TicketId], Model] | None = None
         self._first: Found | None = None
 
@@ -132,6 +137,7 @@ class Model(Verbs):
             self._end_claim(performer)
             self.ready_at = performer.time()
             answer = await run_call(performer, taken.resident, verb, request, lambda: taken.release(performer))
+            self.routed = taken.routed
             return with_route(answer, taken.routed)
 
         first = self._take_first(performer)

@@ -1,0 +1,56 @@
+"""JSON that means one thing only: no key twice in an object, no nesting that somebody further on can't follow."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+from taskrouter.errors import BadInput
+
+DEEPEST = 100
+"""Levels of lists and objects: what writes JSON again for an engine gives up at about twice as many."""
+
+
+def strict(data: bytes, what: str = "the body") -> Any:
+    """Parse JSON. Raises ``BadInput``, with ``what`` it is that can't be read."""
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"{what} is no JSON: {error}") from None
+    _check_depth(found, what)
+    # Only the parser that is slower tells of keys that are there twice. Numbers are of no interest to it.
+    json.loads(data, object_pairs_hook=lambda pairs: _check_keys(pairs, what), parse_int=float)
+    return found
+
+
+def strict_object(data: bytes, what: str = "the body") -> dict[str, Any]:
+    """Parse a JSON object. Raises ``BadInput``."""
+    found = strict(data, what)
+    if not isinstance(found, dict):
+        raise BadInput(f"{what} is a JSON {type(found).__name__}; an object is wanted")
+    return found
+
+
+def _check_depth(found: Any, what: str) -> None:
+    level = [found] if isinstance(found, (dict, list)) else []
+    depth = 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise BadInput(f"{what} is nested more than {DEEPEST} levels deep")
+        level = [
+            child
+            for each in level
+            for child in (each.values() if isinstance(each, dict) else each)
+            if isinstance(child, (dict, list))
+        ]
+
+
+def _check_keys(pairs: list[tuple[str, Any]], what: str) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise BadInput(f"{what} has {name[:80]!r} twice")
+        seen.add(name)
