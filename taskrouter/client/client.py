@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -64,14 +65,17 @@ class Client:
     # --- asking -------------------------------------------------------------------------------------------------------
 
     async def get_model(self, task: str, *, timeout: float | None = None) -> RemoteModel:
-        """A handle on the task's model. With an admin key it is ready when this returns, else its first call loads it.
+        """A handle on the task's model: with an admin key its selected option is ready when this returns, else the first
+        call loads it.
 
         ``timeout`` bounds queue and load in seconds, here and of each call. Raises ``UnknownTask``, and with an admin
         key what loading raises.
         """
         handle = self.handle(task, timeout=timeout)
         if self._transport.has_admin_key:
-            await self.load_model(task, timeout=timeout)
+            # The only thing that is wrong with these arguments: an external API, which is always ready.
+            with suppress(BadInput):
+                await self.load_model(task, timeout=timeout)
         else:
             await self._transport.manage("GET", f"/v1/models/{quote(task, safe='')}", key="api")
         return handle
@@ -116,7 +120,8 @@ class Client:
     ) -> dict[str, Any]:
         """Load the task's model, and wait until it is ready; without ``wait`` answer at once, with an ``operation``."""
         check_bounds(timeout, None)
-        body = {"option": option, "wait": wait, "timeout_s": timeout}
+        body: dict[str, Any] = {"wait": wait}
+        body |= {name: value for name, value in (("option", option), ("timeout_s", timeout)) if value is not None}
         return await self._admin("POST", _of(task, "load"), body, timeout=timeout if wait else None)
 
     async def operation(self, id: str) -> dict[str, Any]:
@@ -124,9 +129,10 @@ class Client:
         _check_name("operation", id)
         return await self._admin("GET", f"operations/{quote(id, safe='')}")
 
-    async def unload_model(self, task: str, *, force: bool = False) -> dict[str, Any]:
+    async def unload_model(self, task: str, *, force: bool = False, option: str | None = None) -> dict[str, Any]:
         """Unload the task's model once its calls have ended; ``force``: they are told to stop."""
-        return await self._admin("POST", _of(task, "unload"), {"force": force})
+        body = {"force": force} if option is None else {"force": force, "option": option}
+        return await self._admin("POST", _of(task, "unload"), body)
 
     async def set_selected_model(self, task: str, option: str, *, persist: bool = False) -> dict[str, Any]:
         """Select another option of a task; ``persist``: in the server's file as well."""

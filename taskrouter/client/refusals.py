@@ -44,8 +44,10 @@ def error_of(told: Mapping[str, Any], status: int, retry_after_s: float | None, 
     """The error that stands in an ``error`` object; ``status`` is 0 where it came in the middle of a stream."""
     code, message = told.get("code"), str(told.get("message") or "the server gave no reason")[:_LONGEST]
     kind = _CLASSES.get(code) if isinstance(code, str) else None
+    if kind is not None and issubclass(kind, ConfigError):
+        return kind(_problems(told, message, where))
     if kind is not None:
-        return _made(kind, message, retry_after_s, where)
+        return kind(message, retry_after_s=retry_after_s)
     if status in _REFUSING:
         return ServerRefused(message, retry_after_s=retry_after_s, status=status, code=str(code or "refused"))
     if status in _WRONG:
@@ -55,10 +57,15 @@ def error_of(told: Mapping[str, Any], status: int, retry_after_s: float | None, 
     return TaskRouterError(message, retry_after_s=retry_after_s)
 
 
-def _made(kind: type[TaskRouterError], message: str, retry_after_s: float | None, where: str) -> TaskRouterError:
-    if issubclass(kind, ConfigError):
-        return kind([Problem(f"at {where}", 0, 0, "", line) for line in message.splitlines()])
-    return kind(message, retry_after_s=retry_after_s)
+def _problems(told: Mapping[str, Any], message: str, where: str) -> list[Problem]:
+    """What is wrong with the server's file: one by one, where it says so."""
+    try:
+        return [
+            Problem(each["file"], int(each["line"]), int(each["column"]), each["path"], each["message"], each["hint"])
+            for each in told["problems"]
+        ]
+    except (KeyError, TypeError, ValueError):
+        return [Problem(f"at {where}", 0, 0, "", line) for line in message.splitlines()]
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -501,7 +501,7 @@ def test_the_admin_key_goes_to_the_admin_api_only(server: Stub, monkeypatch: pyt
 def test_get_model_loads_where_it_may(server: Stub, admin: str | None) -> None:
     model = run(server, lambda client: client.get_model("t", timeout=4), admin_key=admin)
     assert repr(model) == f"<RemoteModel t at {server.url}>"
-    loads = ("POST", "/admin/tasks/t/load", {"option": None, "wait": True, "timeout_s": 4})
+    loads = ("POST", "/admin/tasks/t/load", {"wait": True, "timeout_s": 4})
     looks = ("GET", "/v1/models/t", None)
     assert [(each["method"], each["path"], each["json"]) for each in server.seen] == [loads if admin else looks]
 
