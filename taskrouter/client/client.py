@@ -65,8 +65,8 @@ class Client:
     # --- asking -------------------------------------------------------------------------------------------------------
 
     async def get_model(self, task: str, *, timeout: float | None = None) -> RemoteModel:
-        """A handle on the task's model: with an admin key its selected option is ready when this returns, else the first
-        call loads it.
+        """A handle on the task's model: with an admin key its selected option is ready when this returns, else the
+        first call loads it.
 
         ``timeout`` bounds queue and load in seconds, here and of each call. Raises ``UnknownTask``, and with an admin
         key what loading raises.

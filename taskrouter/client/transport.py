@@ -162,8 +162,8 @@ class Transport:
             return ServerUnreachable(f"the client of {self.url} was closed during the call")
         if isinstance(error, aiohttp.ClientConnectorError):
             return ServerUnreachable(
-                f"nothing answers at {self.url} ({error.os_error.strerror or error.os_error}): start it there with "
-                "taskrouter serve, or look at the address"
+                f"nothing answers at {self.url} ({_reason(error.os_error)}): start it there with taskrouter serve, or "
+                "look at the address"
             )
         return ServerUnreachable(f"the connection to {self.url} broke: {str(error) or type(error).__name__}")
 
@@ -178,6 +178,12 @@ class Transport:
         if not isinstance(data, Mapping):
             raise ServerUnreachable(f"{self.url} answered with a {type(data).__name__}: is that a taskrouter server?")
         return data
+
+
+def _reason(error: OSError) -> str:
+    """In a few words: where several addresses were tried, the system's own are many."""
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or "no connection"
 
 
 def _silent(error: TimeoutError) -> str:

@@ -19,6 +19,7 @@ from taskrouter.verbs import ChatChunk
 
 from .serving import ADMIN_KEY, API_KEY, Served, keys, serving, written
 
+pytestmark = pytest.mark.usefixtures("no_keys")
 CAT = [{"label": "cat", "score": 0.75, "box": [1, 2, 9, 7.5]}, {"label": "dog", "score": 0.5, "box": [0, 0, 3, 3]}]
 PIXELS = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
 
@@ -58,12 +59,6 @@ SEEN = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": P
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(written(tmp_path_factory.mktemp("served"), TASKS), keys()) as server:
         yield server
-
-
-@pytest.fixture(autouse=True)
-def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TASKROUTER_API_KEY", raising=False)
-    monkeypatch.delenv("TASKROUTER_ADMIN_KEY", raising=False)
 
 
 def run(served: Served, work: Callable[[Client], Awaitable[Any]], **how: Any) -> Any:

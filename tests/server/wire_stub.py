@@ -16,6 +16,8 @@ import numpy as np
 import PIL.Image
 from aiohttp import web
 
+from taskrouter import connect
+
 BOX = {"left": 1.0, "top": 2.5, "right": 30.0, "bottom": 40.0}
 MASK = np.random.default_rng(1).random((11, 13)) > 0.5
 DEPTHS = np.linspace(0.25, 9.0, 6, dtype=np.float32).reshape(2, 3)
@@ -74,7 +76,7 @@ class Stub:
     """Set by an answer whose client went away."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        entry = {"method": request.method, "path": request.raw_path, "headers": dict(request.headers)}
+        entry: dict[str, Any] = {"method": request.method, "path": request.raw_path, "headers": dict(request.headers)}
         self.seen.append(entry)
         if self.answer is not None:
             return await self.answer(request)
@@ -99,7 +101,8 @@ async def _read(request: web.Request) -> tuple[Any, dict[str, bytes]]:
 @contextmanager
 def stub() -> Iterator[Stub]:
     """A stub that listens on loopback until the block is left."""
-    it, begun, loops = Stub(), threading.Event(), list[tuple[asyncio.AbstractEventLoop, asyncio.Event]]()
+    loops: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
+    it, begun, loops = Stub(), threading.Event(), []
 
     async def main() -> None:
         app = web.Application(client_max_size=1 << 30)
@@ -124,3 +127,13 @@ def stub() -> Iterator[Stub]:
         loop.call_soon_threadsafe(end.set)
         thread.join(30)
     assert not thread.is_alive()
+
+
+def run(server: Stub, work: Any, **how: Any) -> Any:
+    """What a coroutine function of a client comes to."""
+
+    async def main() -> Any:
+        async with connect(server.url, **how) as client:
+            return await work(client)
+
+    return asyncio.run(asyncio.wait_for(main(), 60))
