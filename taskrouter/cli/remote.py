@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _asked(url: str, ask: Callable[[Client], Awaitable[T]], what: str) -> T:
+QUICK_S = 60.0
+"""How long the server may be silent where it has nothing to wait for; what waits for a model is ended by a person."""
+
+
+def _asked(url: str, ask: Callable[[Client], Awaitable[T]], what: str, silent_s: float | None = QUICK_S) -> T:
     async def main() -> T:
-        async with connect(url) as client:
+        async with connect(url, timeout_s=silent_s) as client:
             return await ask(client)
 
     with waiting(what):
@@ -49,8 +53,8 @@ def status(url: str, *, as_json: bool) -> int:
 def load(url: str, task: str, option: str | None, timeout: float | None, *, wait: bool, as_json: bool) -> int:
     """Load a model. Raises what loading raises."""
     done = _asked(
-        url, lambda client: client.load_model(task, option=option, wait=wait, timeout=timeout), f"loading {task}"
-    )
+        url, lambda client: client.load_model(task, option=option, wait=wait, timeout=timeout), f"loading {task}", None
+    )  # fmt: skip
     if wait:
         return _told(done, f"{_name(done, task, option)} is ready{_seconds(done)}", as_json=as_json)
     return _told(done, f"{task} loads (operation {done.get('operation')})", as_json=as_json)
@@ -59,7 +63,7 @@ def load(url: str, task: str, option: str | None, timeout: float | None, *, wait
 def unload(url: str, task: str, option: str | None, *, force: bool, as_json: bool) -> int:
     """Unload a model."""
     done = _asked(
-        url, lambda client: client.unload_model(task, force=force, option=option), f"unloading {task}"
+        url, lambda client: client.unload_model(task, force=force, option=option), f"unloading {task}", None
     )  # fmt: skip
     return _told(done, f"{_name(done, task, option)} is unloaded", as_json=as_json)
 
@@ -67,7 +71,7 @@ def unload(url: str, task: str, option: str | None, *, force: bool, as_json: boo
 def select(url: str, task: str, option: str, *, persist: bool, as_json: bool) -> int:
     """Select an option."""
     done = _asked(
-        url, lambda client: client.set_selected_model(task, option, persist=persist), f"selecting {option}"
+        url, lambda client: client.set_selected_model(task, option, persist=persist), f"selecting {option}", None
     )  # fmt: skip
     text = f"{task} selects {option}" + (", and so does the server's file" if persist else "")
     return _told(done, text, as_json=as_json)

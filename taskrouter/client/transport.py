@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,7 @@ class Transport:
             return ServerUnreachable(f"the client of {self.url} was closed during the call")
         if isinstance(error, aiohttp.ClientConnectorError):
             return ServerUnreachable(
-                f"nothing answers at {self.url} ({_reason(error.os_error)}): start it there with taskrouter serve, or "
+                f"nothing answers at {self.url} ({_reason(error)}): start it there with taskrouter serve, or "
                 "look at the address"
             )
         return ServerUnreachable(f"the connection to {self.url} broke: {str(error) or type(error).__name__}")
@@ -180,10 +181,13 @@ class Transport:
         return data
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     """In a few words: where several addresses were tried, the system's own are many."""
-    number = error.errno or 0
-    return os.strerror(number) if number > 0 else error.strerror or "no connection"
+    cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
+    if isinstance(cause, (ssl.SSLError, ssl.CertificateError)):
+        return f"no TLS: {getattr(cause, 'verify_message', '') or cause.reason or cause}"
+    number = getattr(cause, "errno", None) or 0
+    return os.strerror(number) if number > 0 else getattr(cause, "strerror", None) or "no connection"
 
 
 def _silent(error: TimeoutError) -> str:
@@ -199,6 +203,7 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")
     except (ValueError, AttributeError, TypeError) as error:
         raise BadInput(f"{url!r} is no address of a server: write http://host:port") from error
     bad = any(letter.isspace() or ord(letter) < 32 for letter in url)

@@ -112,6 +112,25 @@ def test_nobody_there_is_one_short_sentence() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_answer_that_breaks_off_is_none(server: Stub) -> None:
+    async def breaking(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-length": "1000"})
+        await response.prepare(request)
+        await response.write(b'{"result": ')
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    server.answer = breaking
+    with pytest.raises(errors.ServerUnreachable, match="broke"):
+        run(server, lambda client: client.handle("t").generate("x"))
+
+
+def test_no_tls_where_it_is_wanted_is_said(server: Stub) -> None:
+    with pytest.raises(errors.ServerUnreachable, match="no TLS"):
+        run(Stub(server.url.replace("http:", "https:")), lambda client: client.tasks())
+
+
 def test_a_server_that_falls_silent_is_given_up(server: Stub) -> None:
     async def silent(request: web.Request) -> web.Response:
         try:

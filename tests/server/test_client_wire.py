@@ -255,7 +255,7 @@ def test_get_model_loads_where_it_may(server: Stub, admin: str | None) -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "127.0.0.1:8700", "ftp://here", "http://", "http://a:b@here", "http://here?key=1", "http://here:0",
-     "http://here:99999", "http://he re", "http://here\n", "http://here#x"],
+     "http://here:99999", "http://he re", "http://here\n", "http://here#x", "http://a..b"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(errors.BadInput):
