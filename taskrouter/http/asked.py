@@ -11,6 +11,8 @@ from taskrouter.http.naming import Named, named
 from taskrouter.manager import Model, ModelManager, Stream
 from taskrouter.verbs import Routed, Usage
 
+_LONGEST = 500
+
 
 @dataclass(slots=True)
 class Asked:
@@ -75,4 +77,6 @@ def asked(manager: ModelManager, exchange: Exchange, model: Any) -> Asked:
 
 def _word(text: str) -> str:
     """A text as a header's value: no line ends, no other controls, nothing but ASCII."""
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in text)[:500]
+    if text.isascii() and text.isprintable() and len(text) <= _LONGEST:
+        return text
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:_LONGEST])

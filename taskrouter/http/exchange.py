@@ -25,6 +25,8 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
 
+WATCH_AFTER_S = 0.05
+"""A client that goes away is noticed from then on: what is answered sooner isn't worth watching over."""
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
 _DEEPEST = "a JSON body nested too deep"
@@ -40,19 +42,9 @@ class Exchange:
     """A request, and what answers it. ``started``: the status is sent, so an error can only be told in the body."""
 
     __slots__ = (
-        "_left",
-        "_receive",
-        "_send",
-        "_watcher",
-        "caller",
-        "gone",
-        "headers",
-        "id",
-        "path",
-        "started",
-        "status",
-        "style",
-    )
+        "_receive", "_send", "_task", "_timer", "_watcher", "caller", "gone", "headers", "id", "path", "started",
+        "status", "style",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -65,7 +57,8 @@ class Exchange:
         self.status = 0
         self.gone = False
         self._watcher: asyncio.Task[None] | None = None
-        self._left: Callable[[asyncio.Task[None]], None] = _nobody
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
         self.style = "openai"
         """In whose shape errors are told: ``openai`` or ``anthropic``."""
 
@@ -129,20 +122,24 @@ class Exchange:
 
     def watch(self) -> None:
         """From here on, should the client go away, this task is cancelled, and ``gone`` is true. The body is read."""
-        task = asyncio.current_task()
-        assert task is not None
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin_to_watch)
 
-        def left(watcher: asyncio.Task[None]) -> None:
-            if not watcher.cancelled():
-                self.gone = True
-                task.cancel()
-
+    def _begin_to_watch(self) -> None:
+        self._timer = None
         self._watcher = asyncio.ensure_future(self._disconnected())
-        self._watcher.add_done_callback(left)
-        self._left = left
+        self._watcher.add_done_callback(self._left)
+
+    def _left(self, watcher: asyncio.Task[None]) -> None:
+        if not watcher.cancelled() and self._task is not None:
+            self.gone = True
+            self._task.cancel()
 
     def unwatch(self) -> None:
         """It is over: nobody is to be cancelled any more. Idempotent."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.remove_done_callback(self._left)
@@ -158,8 +155,9 @@ class Exchange:
         """Send the status line and the headers."""
         sent = [(b"content-type", kind), (b"x-request-id", self.id.encode())]
         if length is not None:
-            sent.append((b"content-length", str(length).encode()))
-        sent += [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
+            sent.append((b"content-length", b"%d" % length))
+        for name, value in headers:
+            sent.append((name.encode("latin-1"), value.encode("latin-1", "replace")))
         self.started = True
         self.status = status
         await self._send({"type": "http.response.start", "status": status, "headers": sent})
@@ -186,10 +184,6 @@ class Exchange:
         else:
             event = b"event: error\n" if self.style == "anthropic" else b""
             await self.write(event + b"data: " + orjson.dumps(failure.body) + b"\n\n", more=False)
-
-
-def _nobody(_: asyncio.Task[None]) -> None:
-    """Nobody is to be told."""
 
 
 def parsed(data: bytes) -> dict[str, Any]:

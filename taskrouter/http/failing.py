@@ -32,6 +32,8 @@ TOLD: tuple[type[Exception], ...] = (
 )
 """Errors whose message is for whoever asked; of the others their class is said."""
 
+_LONGEST = 2000
+"""Letters of a message."""
 _OPENAI_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     405: "invalid_request_error", 409: "conflict_error", 413: "invalid_request_error", 422: "invalid_request_error",
@@ -64,6 +66,9 @@ class Failure(NamedTuple):
 def failure_of(error: BaseException, style: str, request_id: str) -> Failure:
     """How an error is told, in the ``openai`` or ``anthropic`` shape. Logs what isn't told."""
     status, code, message = _told(error, request_id)
+    if len(message) > _LONGEST:
+        # What a caller sent is quoted in some of them.
+        message = f"{message[:_LONGEST]}…"
     headers: list[tuple[str, str]] = []
     retry_s = getattr(error, "retry_after_s", None)
     if retry_s is not None and status in (409, 429, 500, 502, 503, 504, 507):

@@ -39,8 +39,7 @@ async def pass_on(
         return
     async with lease:
         asked.ready = asyncio.get_running_loop().time()
-        async with _model(lease).passed(path, lambda name: _renamed(body, name)) as response:
-            data = await response.read()
+        data = await _model(lease).passed_whole(path, lambda name: _renamed(body, name))
         await exchange.answer_bytes(data, JSON, 200, asked.headers())
 
 

@@ -262,8 +262,19 @@ def chat_request(
     for place, message in enumerate(checked):
         if not isinstance(message, Mapping) or message.get("role") not in ROLES or "content" not in message:
             raise BadInput(f"messages[{place}] must be a mapping with a role ({', '.join(ROLES)}) and a content")
+        if not _is_content(message["content"]):
+            raise BadInput(f"messages[{place}].content must be a text, or a list of parts, each with a type")
     stops = _check_sampling(max_tokens, temperature, top_p, stop, seed)
     return ChatRequest(checked, max_tokens, temperature, top_p, stops, seed, dict(extra or {}))
+
+
+def _is_content(content: Any) -> bool:
+    if content is None or isinstance(content, str):
+        return True
+    if not isinstance(content, list | tuple):
+        return False
+    typed = (isinstance(part, Mapping) and isinstance(part.get("type"), str) for part in content)
+    return all(typed) and all(isinstance(part.get("text"), str) for part in content if part["type"] == "text")
 
 
 def raw_request(path: str, body: Mapping[str, Any] | None) -> RawRequest:

@@ -115,10 +115,8 @@ def _checked_path(source: str | os.PathLike[str], limits: MediaLimits, what: str
     except (OSError, RuntimeError) as error:
         raise BadInput(f"{text} can't be followed: {error}.") from error
     if limits.roots is not None and not any(path.is_relative_to(Path(root).resolve()) for root in limits.roots):
-        allowed = ", ".join(limits.roots) or "none"
-        raise BadInput(
-            f"{text} lies outside the folders that media.roots allows ({allowed}): move it, or add a folder."
-        )
+        # Not which: whoever names the path may be somebody else than who wrote the file.
+        raise BadInput(f"{text} lies outside the folders that media.roots allows: move it, or add a folder.")
     return path
 
 
@@ -128,7 +126,8 @@ def _open_regular(path: Path, name: str, limits: MediaLimits) -> Iterator[Binary
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise BadInput(f"{name} isn't there: check the path (the current folder is {Path.cwd()}).") from error
+        where = "" if limits.roots is not None else f" (the current folder is {Path.cwd()})"
+        raise BadInput(f"{name} isn't there: check the path{where}.") from error
     except OSError as error:
         raise BadInput(f"{name} can't be opened: {error.strerror or error}.") from error
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -87,9 +86,9 @@ def test_errors_are_the_sdks_own(client: openai.OpenAI, served: Served) -> None:
     assert caught.value.status_code == 507
     with pytest.raises(openai.BadRequestError, match="of kind chat, which can't embed"):
         client.embeddings.create(model="say", input="x")
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="not-the-key", max_retries=0) as other:
-        with pytest.raises(openai.AuthenticationError):
-            ask(other)
+    other = openai.OpenAI(base_url=f"{served.url}/v1", api_key="not-the-key", max_retries=0)
+    with other, pytest.raises(openai.AuthenticationError):
+        ask(other)
     assert ask(client).choices[0].message.content == "parrot: hello there"
 
 

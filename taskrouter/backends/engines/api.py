@@ -204,6 +204,32 @@ class Api:
             if response.headers.get("Transfer-Encoding", "").lower() != "chunked":
                 raise Broken(f"{path}: the stream ended without [DONE]")
 
+    async def post(self, path: str, body: bytes) -> bytes:
+        """The bytes of the answer to a POST of JSON that is written already. Raises as ``call`` does.
+
+        Written out: this is the path of every request that a gateway passes on.
+        """
+        import aiohttp
+
+        self.in_flight += 1
+        try:
+            response = await self._send(path, body)
+            self._hear()
+            try:
+                data = await response.read()
+            finally:
+                response.release()
+        except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not self._session.closed:
+                raise
+            raise Broken(f"{path}: {type(error).__name__}: {error}") from error
+        finally:
+            self.in_flight -= 1
+        self._hear()
+        if response.status >= 400:
+            raise self._refused(response.status, path, data)
+        return data
+
     def opened(self, path: str, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """The answer to a POST of JSON that is written already, to be read by the caller. Raises as ``call`` does."""
         return self._open(path, body)

@@ -16,7 +16,7 @@ from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.launch import Place
 from taskrouter.backends.engines.supervisor import Process, ended, last_words
 from taskrouter.backends.sleep import told
-from taskrouter.errors import BadInput, CallFailed, ModelDied, UnsupportedVerb
+from taskrouter.errors import BadInput, CallFailed, ModelDied, TaskRouterError, UnsupportedVerb
 from taskrouter.media.inline import inlined, is_needed
 from taskrouter.media.showing import Showing
 from taskrouter.types import Charges, Footprint, ModelRequest
@@ -143,6 +143,15 @@ class EngineModel:
             return request
         return await asyncio.to_thread(inlined, request, self._showing)
 
+    async def passed_whole(self, path: str, write: Callable[[str], bytes]) -> bytes:
+        """The bytes of the engine's own answer to a POST; the rest is as in ``passed``."""
+        if self.rest is not Rest.AWAKE:
+            raise CallFailed(f"{self.request.label} was asked for {path} while it is {self.rest.value}")
+        try:
+            return await self.api.post(path, write(self.name))
+        except Broken as error:
+            raise await self._meaning(error) from error
+
     @asynccontextmanager
     async def passed(self, path: str, write: Callable[[str], bytes]) -> AsyncIterator[aiohttp.ClientResponse]:
         """The engine's own answer to a POST, to be handed on: ``write`` makes the body, given the model's name here.
@@ -176,13 +185,16 @@ class EngineModel:
         try:
             yield
         except Broken as error:
-            exited = self.process.exited
-            if not exited.done():
-                await asyncio.wait({exited}, timeout=DEATH_BOUND_S)
-            if exited.done():
-                raise self.death() from error
-            text = f"{self.request.label}: the engine broke the connection off and lives on ({error})"
-            raise CallFailed(text) from error
+            raise await self._meaning(error) from error
+
+    async def _meaning(self, error: Broken) -> TaskRouterError:
+        """Whether a broken connection is the engine's death."""
+        exited = self.process.exited
+        if not exited.done():
+            await asyncio.wait({exited}, timeout=DEATH_BOUND_S)
+        if exited.done():
+            return self.death()
+        return CallFailed(f"{self.request.label}: the engine broke the connection off and lives on ({error})")
 
     def death(self) -> ModelDied:
         """What the engine's first process ended with, and its last words."""
