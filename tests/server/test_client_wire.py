@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,15 @@ def test_get_model_loads_where_it_may(server: Stub, admin: str | None) -> None:
     assert [(each["method"], each["path"], each["json"]) for each in server.seen] == [loads if admin else looks]
 
 
+def test_an_external_api_has_nothing_to_load(server: Stub) -> None:
+    async def external(request: web.Request) -> web.Response:
+        error = {"message": "t/far is an external API: there is no model to load", "type": "t", "code": "bad_input"}
+        return web.json_response({"error": error}, status=400)
+
+    server.answer = external
+    assert run(server, lambda client: client.get_model("t"), admin_key="an-admin-key").task == "t"
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "127.0.0.1:8700", "ftp://here", "http://", "http://a:b@here", "http://here?key=1", "http://here:0",
@@ -273,3 +284,12 @@ def test_nonsense_is_refused_at_once() -> None:
             client.handle(name)  # type: ignore[arg-type]
     with pytest.raises(errors.BadInput):
         client.handle("t", timeout=float("inf"))
+
+
+def test_making_a_client_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from taskrouter import connect; connect('http://here'); "
+        "print([name for name in ('aiohttp', 'starlette', 'torch', 'numpy', 'PIL', 'av') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
