@@ -115,7 +115,12 @@ def _print(url: str, seen: Mapping[str, Any], options: list[Any]) -> None:
     print()
     state = "ready" if seen["healthy"] else "unhealthy: requests wait past their bound"
     state = "draining" if seen.get("draining") else state
-    print(f"{url} is {state}; {seen['waiting']} waiting, the oldest for {seen['oldest_wait_s']:.1f} s")
+    waits = (
+        f"{seen['waiting']} waiting, the oldest for {seen['oldest_wait_s']:.1f} s"
+        if seen["waiting"]
+        else "nobody waits"
+    )
+    print(f"{url} is {state}; {waits}")
 
 
 def _table(*columns: str) -> Table:

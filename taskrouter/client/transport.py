@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import aiohttp
 
 CONNECT_S = 10.0
+MOST_CONNECTIONS = 1000
+"""Calls beyond so many at once wait for one of them to end: often a process has 1024 descriptors."""
 KEEP_ALIVE_S = 4.0
 """Shorter than any server's, so that a request doesn't meet a connection that is being closed just then."""
 _AT_ONCE = 1 << 16
@@ -73,7 +75,7 @@ class Transport:
                 "a client needs aiohttp, which isn't installed: pip install 'taskrouter[engines]'"
             ) from error
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+            connector=aiohttp.TCPConnector(limit=MOST_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=self._timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=1 << 18,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from taskrouter import connect, errors
-from taskrouter.client import BlockingClient, Client
+from taskrouter.client import BlockingClient, Client, transport
 from taskrouter.verbs import ChatChunk
 
 from .serving import ADMIN_KEY, API_KEY, Served, keys, serving, written
@@ -40,6 +40,13 @@ TASKS: dict[str, Any] = {
     "cut": one("segmentation", CAT, slots=4),
     "follow": one("tracking", CAT, slots=5),
     "far": one("depth", [[0.5, 1.25], [2.0, 4.0]]),
+    "two": {
+        "kind": "chat", "selected": "left",
+        "options": {
+            name: {"framework": "fake", "model_id": name, "vram_gb": 0.1, "engine_args": {"slots": slots}}
+            for name, slots in (("left", 7), ("right", 8))
+        },
+    },
     "broken": one("chat", fail="error"),
     "blind": one("chat", lacks=["image"]),
     "stuck": one("chat", hang="call"),
@@ -188,12 +195,14 @@ async def _second(stream: Any) -> Any:
     return await anext(stream)
 
 
-def test_a_hundred_calls_at_once_are_all_answered(served: Served) -> None:
+def test_more_calls_at_once_than_connections_are_all_answered(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MOST_CONNECTIONS", 20)
+
     async def ask(client: Client) -> list[str]:
-        answers = await asyncio.gather(*[client.handle("say").chat(f"number {place}") for place in range(100)])
+        answers = await asyncio.gather(*[client.handle("say").chat(f"number {place}") for place in range(200)])
         return [answer.text for answer in answers]
 
-    assert [text.rpartition(" ")[2] for text in run(served, ask)] == [str(place) for place in range(100)]
+    assert [text.rpartition(" ")[2] for text in run(served, ask)] == [str(place) for place in range(200)]
 
 
 # --- for synchronous callers ------------------------------------------------------------------------------------------
@@ -308,16 +317,16 @@ def test_it_is_pinned_selected_explained_and_drained(served: Served, admin: Bloc
     rows = {each["task"]: each for each in admin.models()["models"]}
     assert rows["vectors"]["pinned"] is True
     admin.pin_model("vectors", False)
-    assert admin.set_selected_model("second", "good")["selected"] == "good"
-    assert admin.status()["tasks"]["second"]["selected"] == "good"
-    admin.set_selected_model("second", "bad")
+    assert admin.set_selected_model("two", "right")["selected"] == "right"
+    assert admin.status()["tasks"]["two"]["selected"] == "right"
+    admin.set_selected_model("two", "left")
     assert admin.explain("second").startswith("second asks ")
     admin.clear_cooldown("second")
     assert admin.drain(True)["draining"] is True
     assert admin.drain(False)["draining"] is False
     assert admin.spend()["total"]["requests"] >= 0
     with pytest.raises(errors.UnknownOption):
-        admin.set_selected_model("second", "nobody")
+        admin.set_selected_model("two", "nobody")
 
 
 def test_a_file_that_can_not_be_used_is_told_line_by_line(admin: BlockingClient, served: Served) -> None:

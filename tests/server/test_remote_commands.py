@@ -79,7 +79,7 @@ def test_the_status_is_a_table(served: Served, capsys: pytest.CaptureFixture[str
     lines = [line.split() for line in out.splitlines()]
     assert ["say", "parrot", "*", "ready", "1.0", "GiB"] in [line[:6] for line in lines]
     assert ["cpu", "1.0", "GiB"] in [line[:3] for line in lines]
-    assert out.splitlines()[-1].startswith(f"{served.url} is ready; 0 waiting")
+    assert out.splitlines()[-1].startswith(f"{served.url} is ready; nobody waits")
 
 
 def test_what_can_not_be_done_is_one_line(
