@@ -69,6 +69,11 @@ SHOWN_BY = {
     "media.max_seconds": "test_the_limits_of_the_file_reach_every_call",
     "media.max_frames": "test_the_limits_of_the_file_reach_every_call",
     "media.remote": "test_the_limits_of_the_file_reach_every_call",
+    "server.host": "test_it_listens_where_the_file_says",
+    "server.port": "test_it_listens_where_the_file_says",
+    "server.api_keys_env": "test_keys_come_from_the_variables_and_the_file_that_the_server_section_names",
+    "server.admin_key_env": "test_keys_come_from_the_variables_and_the_file_that_the_server_section_names",
+    "server.api_keys_file": "test_keys_come_from_the_variables_and_the_file_that_the_server_section_names",
     "media.allowed_hosts": "test_the_limits_of_the_file_reach_every_call",
 }
 """Keys that no row of the manager's table covers, and the test that shows each."""

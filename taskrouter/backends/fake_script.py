@@ -21,9 +21,10 @@ The settings of ``engine_args`` (all optional)::
     verbs                      what it can be asked (default: everything)
     lacks                      what its preflight says it can't take: a list of image, audio, video, document, tools
     context                    the most tokens it takes, as its preflight says
-    answer                     what it answers instead of its own: a text for chat, generate, transcribe; labels for
-                               classify (one, a list from best to worst, or a mapping to scores); rows for depth; things
-                               for detect, segment and track
+    answer                     what it answers instead of its own: a text for chat, generate, transcribe (or text,
+                               segments, language and duration_s of a transcript); labels for classify (one, a list
+                               from best to worst, or a mapping to scores); rows for depth; things for detect, segment
+                               and track
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ from taskrouter.verbs import (
     GenerateRequest,
     Label,
     Region,
+    Segment,
     SegmentRequest,
     Sighting,
     Track,
@@ -223,7 +225,7 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
     embed
         for each text (or picture) a vector of 8 numbers from -1 to 1, made from its digest.
     transcribe
-        a transcript with the model's label.
+        a transcript with the model's label, or what `answer` says.
     detect
         one thing that covers everything, or what `answer` lists: `[{label: cup, score: 0.9, box: [0, 0, 8, 8]}]`.
     depth
@@ -260,7 +262,7 @@ def answer(label: str, script: FakeScript, verb: str, request: Any) -> Any:
             words = sum(len(each.split()) for each in request.inputs if isinstance(each, str))
             return Embeddings(tuple(_vector(text) for text in texts), Usage(words, 0))
         case "transcribe":
-            return Transcript(f"{label}: something was said" if script.answer is None else str(script.answer))
+            return _transcript(f"{label}: something was said" if script.answer is None else script.answer)
         case "detect":
             if not isinstance(request, DetectRequest):
                 raise BadInput(f"{label}: detect takes a DetectRequest")
@@ -290,6 +292,15 @@ def _chat(label: str, script: FakeScript, text: str, prompt_words: int, max_toke
     cut = words[:max_tokens]
     reason = "stop" if len(cut) == len(words) else "length"
     return ChatAnswer(" ".join(cut), reason, Usage(prompt_words, len(cut)))
+
+
+def _transcript(said: Any) -> Transcript:
+    """A text alone, or what is said of it beside (``segments`` as lists of start, end and text)."""
+    if not isinstance(said, Mapping):
+        return Transcript(str(said))
+    segments = tuple(Segment(float(start), float(end), str(text)) for start, end, text in said.get("segments", ()))
+    text = said.get("text", " ".join(each.text for each in segments))
+    return Transcript(str(text), said.get("language"), said.get("duration_s"), segments)
 
 
 def _detections(label: str, script: FakeScript, request: DetectRequest) -> tuple[Detection, ...]:

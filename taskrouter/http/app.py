@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from taskrouter.http import health, openai, tasks
+from taskrouter.http import anthropic, document, health, openai, tasks
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
 from taskrouter.http.state import State
+from taskrouter.http.transcriptions import transcriptions
 from taskrouter.manager import ModelManager
 
 logger = logging.getLogger("taskrouter.http")
@@ -136,12 +137,17 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/v1/chat/completions", openai.chat_completions, "POST"),
         at("/v1/completions", openai.completions, "POST"),
         at("/v1/embeddings", openai.embeddings, "POST"),
+        at("/v1/audio/transcriptions", transcriptions, "POST"),
+        at("/v1/messages", anthropic.messages, "POST", style="anthropic"),
+        at("/v1/messages/count_tokens", anthropic.count_tokens, "POST", style="anthropic"),
         at("/v1/models", openai.models, "GET"),
         at("/v1/models/{name:path}", openai.model, "GET"),
         at("/v1/tasks/{task:path}", tasks.task, "POST"),
         at("/health", health.health, "GET", open_to_all),
         at("/ready", health.ready, "GET", open_to_all),
+        at("/openapi.json", document.openapi, "GET", open_to_all),
     ]
+    state.routes = routes
 
     @asynccontextmanager
     async def living(app: Starlette) -> AsyncIterator[None]:

@@ -75,13 +75,10 @@ class Exchange:
         self.watch()
         return data
 
-    def _check_told(self, most: int) -> None:
+    async def _body(self, most: int) -> bytes:
         told = self.headers.get(b"content-length")
         if told is not None and told.isdigit() and int(told) > most:
             raise MediaTooLarge(f"the request's body has {int(told):,} bytes; {most:,} are taken")
-
-    async def _body(self, most: int) -> bytes:
-        self._check_told(most)
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Gone
@@ -102,19 +99,20 @@ class Exchange:
         return b"".join(parts)
 
     async def pieces(self, most: int) -> AsyncGenerator[bytes, None]:
-        """The body as it comes, for who can do with pieces. Raises as ``body`` does; ``watch`` is up to the caller."""
-        self._check_told(most)
+        """The body as it comes, for who needn't have it whole; ``watch`` is the caller's. Raises as ``body``."""
+        told = self.headers.get(b"content-length")
+        if told is not None and told.isdigit() and int(told) > most:
+            raise MediaTooLarge(f"the request's body has {int(told):,} bytes; {most:,} are taken")
         size, more = 0, True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Gone
-            piece: bytes = message.get("body", b"")
+            piece, more = message.get("body", b""), bool(message.get("more_body"))
             size += len(piece)
             if size > most:
                 raise MediaTooLarge(f"the request's body has more than the {most:,} bytes that are taken")
             yield piece
-            more = message.get("more_body", False)
 
     async def json(self, most: int) -> dict[str, Any]:
         """The body as a JSON object. Raises ``BadInput`` for anything else."""

@@ -109,12 +109,11 @@ def read_keys(environ: Mapping[str, str], *, api_keys_env: str, admin_key_env: s
 def _of_environment(
     environ: Mapping[str, str], name: str, problems: list[Problem]
 ) -> Iterator[tuple[str, bytes, Caller]]:
-    for number, entry in enumerate(re.split(r"[,\n]", environ.get(name, "")), 1):
-        who, equals, key = entry.strip().partition("=")
+    entries = [entry.strip() for entry in re.split(r"[,\n]", environ.get(name, ""))]
+    for number, entry in enumerate(filter(None, entries), 1):
+        who, equals, key = entry.partition("=")
         if not equals:
             who, key = f"key-{number}", who
-        if not key:
-            continue
         if len(key) < SHORTEST:
             problems.append(Problem(f"${name}", 0, 0, "", f"key {number} has less than {SHORTEST} letters"))
         yield f"${name}", _digest(key.encode()), Caller(who)

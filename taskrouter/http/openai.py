@@ -15,7 +15,16 @@ from taskrouter.http.exchange import Exchange
 from taskrouter.http.passing import may_pass, pass_on
 from taskrouter.http.state import State
 from taskrouter.http.streaming import awaited, event_of, send_events
-from taskrouter.http.words import ChunkWriter, chat_body, chat_of, extra_of, sampling_of, usage_body, wants_usage
+from taskrouter.http.words import (
+    ChunkWriter,
+    arguments_of,
+    chat_body,
+    chat_of,
+    extra_of,
+    sampling_of,
+    usage_body,
+    wants_usage,
+)
 from taskrouter.manager import Stream
 from taskrouter.verbs import ChatChunk, ChatRequest, EmbedRequest, GenerateRequest
 
@@ -57,13 +66,13 @@ async def chat_completions(state: State, exchange: Exchange) -> None:
     if body.get("stream") is True:
         await _stream_chat(exchange, it, request, usage=wants_usage(body))
         return
-    answer = await it.handle.chat(**_arguments(request))
+    answer = await it.handle.chat(**arguments_of(request))
     it.answered(answer)
     await exchange.answer(chat_body(answer, str(it.named), exchange.id), headers=it.headers())
 
 
 async def _stream_chat(exchange: Exchange, it: Asked, request: ChatRequest, *, usage: bool) -> None:
-    stream = it.handle.stream_chat(**_arguments(request))
+    stream = it.handle.stream_chat(**arguments_of(request))
     try:
         first = await awaited(exchange, it, lambda: anext(stream, None))
         it.began(stream)
@@ -83,13 +92,6 @@ async def _chunks(first: ChatChunk | None, stream: Stream, writer: ChunkWriter, 
             yield event_of(data)
         if piece.usage is not None:
             it.usage = piece.usage
-
-
-def _arguments(request: ChatRequest) -> dict[str, Any]:
-    return {
-        "messages": request.messages, "max_tokens": request.max_tokens, "temperature": request.temperature,
-        "top_p": request.top_p, "stop": request.stop, "seed": request.seed, "extra": request.extra,
-    }  # fmt: skip
 
 
 def _passes(it: Asked, body: Mapping[str, Any]) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
+
+from starlette.routing import BaseRoute
 
 from taskrouter.http.asked import Asked, asked
 from taskrouter.http.exchange import Exchange
@@ -24,6 +27,9 @@ class State:
         self.limits = Limits()
         self.begun = int(time.time())
         self.draining = False
+        self.routes: Sequence[BaseRoute] = ()
+        self.document: bytes | None = None
+        """What ``GET /openapi.json`` answers, once it was asked for."""
 
     @property
     def most_bytes(self) -> int:

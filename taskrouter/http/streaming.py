@@ -20,8 +20,11 @@ _WAITING = b": waiting for the model\n\n"
 T = TypeVar("T")
 
 
-async def awaited(exchange: Exchange, asked: Asked, begin: Callable[[], Awaitable[T]]) -> T:
-    """What ``begin`` comes to; while that takes long, the stream is started, and comments are sent as heartbeats.
+async def awaited(
+    exchange: Exchange, asked: Asked, begin: Callable[[], Awaitable[T]], heartbeat: bytes = _WAITING
+) -> T:
+    """What ``begin`` comes to; while that takes long, the stream is started, and heartbeats are sent: comments, or what
+    the API has for it.
 
     Errors come out as they are: told with their own status as long as nothing was sent.
     """
@@ -33,7 +36,7 @@ async def awaited(exchange: Exchange, asked: Asked, begin: Callable[[], Awaitabl
                 return task.result()
             if not exchange.started:
                 await exchange.start(200, EVENTS, (*asked.headers(), *NO_CACHE))
-            await exchange.write(_WAITING)
+            await exchange.write(heartbeat)
     except BaseException:
         task.cancel()
         await asyncio.wait({task})

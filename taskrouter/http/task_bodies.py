@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from taskrouter.http.form import Upload
+from taskrouter.http.forms import Upload
 
 _BASE64 = {
     "type": "object", "properties": {"base64": {"type": "string", "contentEncoding": "base64"}},

@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.datastructures import UploadFile
 
 from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.http.exchange import Exchange
 from taskrouter.http.failing import Refused
-from taskrouter.http.form import LONGEST_TEXT, Upload, form
+from taskrouter.http.forms import Upload, close, form_of
 from taskrouter.http.strict_json import strict, strict_object
 from taskrouter.http.task_bodies import CALLS, MEDIA
+from taskrouter.http.transcriptions import ENDINGS
 from taskrouter.verbs import STREAMING_VERBS, VERBS_OF_KIND
 
 REST = "request"
 """The form's field that holds a JSON object of whatever has no field of its own."""
+MOST_FILES = 64
+LONGEST_TEXT = 1 << 20
+"""Bytes of a form's field that is no file."""
 _SMALL = 1 << 17
 """Bytes that are parsed at once; more are for a thread, so that other requests go on."""
 _TEXTS = MEDIA | {"verb", "prompt", "language"}
@@ -52,13 +57,21 @@ async def call_of(
         else:
             yield await asyncio.to_thread(lambda: checked(strict_object(data), kind, verbs))
     elif sort == "multipart/form-data":
-        async with form(exchange, most_each=most_each, most=most) as fields:
+        form = await form_of(exchange, most_each, files=MOST_FILES, total=most, longest=LONGEST_TEXT)
+        try:
+            fields = [(name, _field(name, value)) for name, value in form.multi_items()]
             yield await asyncio.to_thread(lambda: checked(given_by(fields), kind, verbs))
+        finally:
+            close(form)
     else:
         said = f"{sort[:80]!r}" if sort else "nothing"
         raise Refused(
             415, f"content-type says {said}; a task takes application/json and multipart/form-data", code="content_type"
         )
+
+
+def _field(name: str, value: str | UploadFile) -> str | Upload:
+    return value if isinstance(value, str) else Upload(value, name if name in MEDIA else "file", ENDINGS)
 
 
 def given_by(fields: Sequence[tuple[str, str | Upload]]) -> dict[str, Any]:

@@ -67,6 +67,14 @@ def _with_content(message: Any) -> Any:
     return message
 
 
+def arguments_of(request: ChatRequest) -> dict[str, Any]:
+    """A call as the arguments of ``Model.chat`` and ``stream_chat``."""
+    return {
+        "messages": request.messages, "max_tokens": request.max_tokens, "temperature": request.temperature,
+        "top_p": request.top_p, "stop": request.stop, "seed": request.seed, "extra": request.extra,
+    }  # fmt: skip
+
+
 def wants_usage(body: Mapping[str, Any]) -> bool:
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True

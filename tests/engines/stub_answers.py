@@ -58,6 +58,8 @@ class Answer:
 
 
 def text_of(content: Any) -> str:
+    if content is None:  # of an assistant's message that only calls tools
+        return ""
     if isinstance(content, str):
         return content
     return " ".join(part.get("text", part["type"]) for part in content)

@@ -132,7 +132,7 @@ def test_paths_must_lie_under_the_roots_once_links_are_followed(tmp_path: Path) 
     ):
         with pytest.raises(BadInput, match=r"media\.roots"):
             load_image(path, limits)
-    with pytest.raises(BadInput, match=r"media\.roots allows \(none\)"):
+    with pytest.raises(BadInput, match=r"media\.roots allows"):
         load_image(inside / "a.png", MediaLimits(roots=()))
 
 

@@ -55,6 +55,26 @@ PICTURE = b"\x89PNG, or so it says"
 URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
 
 
+ASKED: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "say": ("chat", {"messages": "hello", "max_tokens": 2},
+            {"text": "say/it: hello", "finish_reason": "stop", "tool_calls": [], "reasoning": None}),
+    "write": ("generate", {"prompt": "once", "max_tokens": 1}, {"text": "write/it:", "finish_reason": "length"}),
+    "hear": ("transcribe", {"audio": URL, "language": "en"},
+             {"text": "hello you", "language": None, "duration_s": None, "segments": []}),
+    "find": ("detect", {"image": URL, "threshold": 0.5}, [{"label": "cup", "score": 0.75, "box": CUP_BOX}]),
+    "look": ("classify", {"input": URL, "top_k": 1}, [{"label": "cat", "score": 0.75}]),
+    "listen": ("classify", {"input": URL}, [{"label": "bark", "score": 1.0}]),
+    "watch": ("classify", {"input": URL}, [{"label": "dance", "score": 1.0}]),
+    "cut": ("segment", {"image": URL, "points": [[1, 2], [[0, 0, False], [1, 1]]], "boxes": [[0, 0, 1, 1.5]]}, None),
+    "follow": ("track", {"video": URL, "labels": ["cup"], "fps": 5}, [
+        {"id": 1, "label": "cup",
+         "sightings": [{"frame": 0, "time_s": 0.0, "box": CUP_BOX, "score": 0.75, "mask": None}]}]),
+    "far": ("depth", {"image": URL}, {"unit": "relative", "values": {
+        "shape": [2, 2], "dtype": "float32", "data": base64.b64encode(bytes.fromhex("0000003f0000803f0000004000008040"))
+        .decode()}}),
+}  # fmt: skip
+
+
 @contextmanager
 def task_server(folder: Path) -> Iterator[Served]:
     """Serve them, with a folder that media may be read from and a file that may not be."""

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
+from starlette.datastructures import UploadFile
 
 from taskrouter.http.encoding import mask_of
+from taskrouter.http.forms import Upload
 
 from .reading import ReadingBackend
 from .serving import Served
-from .task_server import CUP_BOX, PICTURE, URL, connected, curl, head_of, refused, task_client, task_server
-
-ASKED: dict[str, tuple[str, dict[str, Any], Any]] = {
-    "say": ("chat", {"messages": "hello", "max_tokens": 2},
-            {"text": "say/it: hello", "finish_reason": "stop", "tool_calls": [], "reasoning": None}),
-    "write": ("generate", {"prompt": "once", "max_tokens": 1}, {"text": "write/it:", "finish_reason": "length"}),
-    "hear": ("transcribe", {"audio": URL, "language": "en"},
-             {"text": "hello you", "language": None, "duration_s": None, "segments": []}),
-    "find": ("detect", {"image": URL, "threshold": 0.5}, [{"label": "cup", "score": 0.75, "box": CUP_BOX}]),
-    "look": ("classify", {"input": URL, "top_k": 1}, [{"label": "cat", "score": 0.75}]),
-    "listen": ("classify", {"input": URL}, [{"label": "bark", "score": 1.0}]),
-    "watch": ("classify", {"input": URL}, [{"label": "dance", "score": 1.0}]),
-    "cut": ("segment", {"image": URL, "points": [[1, 2], [[0, 0, False], [1, 1]]], "boxes": [[0, 0, 1, 1.5]]}, None),
-    "follow": ("track", {"video": URL, "labels": ["cup"], "fps": 5}, [
-        {"id": 1, "label": "cup",
-         "sightings": [{"frame": 0, "time_s": 0.0, "box": CUP_BOX, "score": 0.75, "mask": None}]}]),
-    "far": ("depth", {"image": URL}, {"unit": "relative", "values": {
-        "shape": [2, 2], "dtype": "float32", "data": base64.b64encode(bytes.fromhex("0000003f0000803f0000004000008040"))
-        .decode()}}),
-}  # fmt: skip
+from .task_server import ASKED, CUP_BOX, PICTURE, URL, connected, curl, head_of, refused, task_client, task_server
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +185,11 @@ def test_a_client_that_leaves_in_mid_upload_leaves_nothing(served: Served, clien
         begun = b'--b\r\ncontent-disposition: form-data; name="image"; filename="x"\r\n\r\n' + b"x" * 280_000
         connection.sendall(head_of("find", "multipart/form-data; boundary=b", 300_000) + begun)
     assert client.post("find", json={"image": URL}).status_code == 200
+
+
+def test_a_file_reaches_a_model_in_another_process_as_its_bytes() -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"what is in it")
+        upload = Upload(UploadFile(file, size=13, filename="../x.wav"), "audio", frozenset({"wav"}))
+        assert (upload.name, upload.size, upload.read(4), upload.read()) == ("audio.wav", 13, b"what", b"what is in it")
+        assert pickle.loads(pickle.dumps(upload)) == b"what is in it"

@@ -1,0 +1,135 @@
+"""Keys and what they allow: read from the environment and a file, kept as hashes, and never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from taskrouter.errors import ConfigError
+from taskrouter.http.failing import Refused
+from taskrouter.http.keys import ANYBODY, Caller, Keys, read_keys
+from taskrouter.http.limits import Limits
+
+ONE, TWO, ADMIN = "one-long-enough-key", "two-long-enough-key", "admin-long-enough-key"
+
+
+def read(file: Path | None = None, **environ: str) -> Keys:
+    return read_keys(environ, api_keys_env="KEYS", admin_key_env="ADMIN", file=file)
+
+
+def bearer(key: str) -> dict[bytes, bytes]:
+    return {b"authorization": f"Bearer {key}".encode()}
+
+
+def test_keys_of_the_environment_have_names_or_numbers() -> None:
+    keys = read(KEYS=f"web={ONE}, \n{TWO}\n")
+    assert keys.caller(bearer(ONE)).name == "web"
+    assert keys.caller({b"x-api-key": TWO.encode()}).name == "key-2"
+    for headers in (
+        {},
+        bearer("other"),
+        {b"authorization": ONE.encode()},
+        {b"authorization": b"Basic " + ONE.encode()},
+    ):
+        with pytest.raises(Refused) as caught:
+            keys.caller(headers)
+        assert caught.value.status == 401
+        assert ONE not in str(caught.value)
+
+
+def test_without_keys_anybody_may_ask_and_nobody_may_administer() -> None:
+    keys = read()
+    assert keys.caller({}) is ANYBODY
+    with pytest.raises(Refused, match="the admin API is off") as caught:
+        keys.check_admin(bearer(ADMIN))
+    assert caught.value.status == 403
+
+
+def test_the_admin_key_is_another() -> None:
+    keys = read(KEYS=ONE, ADMIN=ADMIN)
+    keys.check_admin(bearer(ADMIN))
+    for headers in ({}, bearer(ONE)):
+        with pytest.raises(Refused) as caught:
+            keys.check_admin(headers)
+        assert caught.value.status == 401
+    with pytest.raises(Refused):
+        keys.caller(bearer(ADMIN))
+
+
+def test_keys_of_a_file_are_bounded(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    sha256 = "c36421193d6aacaf0446e45b0b8d7d0a4d4d9ea2a2b5d7f33b4ed6e6d3ca0ab4"
+    rows = [
+        {"name": "web", "key": ONE, "tasks": ["say"], "requests_per_minute": 5, "max_concurrency": 2, "priority": 3},
+        {"name": "jobs", "key_env": "JOBS"},
+        {"name": "hashed", "sha256": sha256},
+    ]
+    file.write_text(yaml.safe_dump(rows))
+    keys = read(file, JOBS=TWO)
+    assert keys.caller(bearer(ONE)) == Caller("web", frozenset({"say"}), 5, 2, 3)
+    assert keys.caller(bearer(TWO)).may_ask("anything")
+    assert not keys.caller(bearer(ONE)).may_ask("anything")
+    assert len(keys.callers) == 3
+    assert ONE not in repr(keys)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("{", "can't be read"),
+        ("{name: a}", "wants a list"),
+        (f"[{{name: a, key: {ONE}, task: [x]}}]", "0.task"),
+        ("[{name: a, key: short}]", "0.key"),
+        (f"[{{name: a, key: {ONE}}}, {{name: b, key: {ONE}}}]", "the key of 'b' is there twice"),
+        ("[{name: a}]", "exactly one of key, key_env"),
+        ("[{name: a, key_env: UNSET}]", "exactly one of key, key_env"),
+        (f"[{{name: a, key: {ONE}, requests_per_minute: 0}}]", "0.requests_per_minute"),
+    ],
+)
+def test_a_file_that_is_wrong_says_where_and_never_shows_a_key(tmp_path: Path, rows: str, says: str) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text(rows)
+    with pytest.raises(ConfigError) as caught:
+        read(file)
+    assert says in str(caught.value)
+    assert ONE not in str(caught.value)
+
+
+def test_short_keys_and_missing_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="key 1 has less than 16 letters"):
+        read(KEYS="short")
+    with pytest.raises(ConfigError, match="the admin key has less than 16"):
+        read(ADMIN="short")
+    with pytest.raises(ConfigError, match="can't be read"):
+        read(tmp_path / "none.yaml")
+
+
+def test_so_many_requests_a_minute_may_come_at_any_time_in_it() -> None:
+    limits, caller = Limits(), Caller("a", requests_per_minute=3)
+    for _ in range(3):
+        limits.enter(caller, 100.0)
+    with pytest.raises(Refused) as caught:
+        limits.enter(caller, 100.0)
+    assert (caught.value.status, caught.value.code) == (429, "rate_limit")
+    assert caught.value.retry_after_s == pytest.approx(20)
+    limits.enter(caller, 120.0)
+    with pytest.raises(Refused):
+        limits.enter(caller, 120.0)
+    for _ in range(3):  # a minute later all are there again, and no more
+        limits.enter(caller, 1000.0)
+    with pytest.raises(Refused):
+        limits.enter(caller, 1000.0)
+    limits.enter(Caller("b", requests_per_minute=3), 1000.0)
+
+
+def test_so_many_requests_at_once() -> None:
+    limits, caller = Limits(), Caller("a", max_concurrency=2)
+    limits.enter(caller, 0)
+    limits.enter(caller, 0)
+    with pytest.raises(Refused) as caught:
+        limits.enter(caller, 0)
+    assert (caught.value.status, caught.value.code) == (429, "concurrency")
+    limits.leave(caller)
+    limits.enter(caller, 0)
