@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from taskrouter import errors
+    from taskrouter.client import connect
     from taskrouter.config import InferenceConfig, ModelConfig, TaskConfig
     from taskrouter.errors import ConfigError, InsufficientMemory, Overloaded, TaskRouterError, UnknownTask
     from taskrouter.manager import Lease, Model, ModelManager, Statistics, Stream
     from taskrouter.verbs import ChatAnswer, ChatChunk, Label, Usage
 
 _HOMES = {
+    "client": ("connect",),
     "config": ("InferenceConfig", "ModelConfig", "TaskConfig"),
     "errors": ("ConfigError", "InsufficientMemory", "Overloaded", "TaskRouterError", "UnknownTask"),
     "manager": ("Lease", "Model", "ModelManager", "Statistics", "Stream"),
@@ -41,6 +43,7 @@ __all__ = [
     "TaskRouterError",
     "UnknownTask",
     "Usage",
+    "connect",
     "errors",
 ]
 

@@ -292,6 +292,29 @@ class BudgetSpent(ProviderFailed):
     status_hint = 429
 
 
+# --- asking a server of ours ------------------------------------------------------------------------------------------
+
+
+class ServerUnreachable(TaskRouterError, ConnectionError):
+    """There is no taskrouter at that address, or the connection to it broke, or it fell silent."""
+
+    status_hint = 502
+
+
+class ServerRefused(TaskRouterError, RuntimeError):
+    """The server itself refuses, whichever model was asked: a key, a key's limits, a task that isn't for this key.
+
+    ``status`` is the HTTP status and ``code`` the word for it (``invalid_api_key``, ``rate_limit``) that it said.
+    """
+
+    status_hint = 502
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, status: int, code: str = "refused") -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.status = status
+        self.code = code
+
+
 # --- using the manager ------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from taskrouter import errors
-from taskrouter.errors import ConfigError, ConfigNotFound, NoOptionLeft, Problem, ProviderQuota, TaskRouterError
+from taskrouter.errors import (
+    ConfigError,
+    ConfigNotFound,
+    NoOptionLeft,
+    Problem,
+    ProviderQuota,
+    ServerRefused,
+    TaskRouterError,
+)
 
 
 def tree(root: type[TaskRouterError] = TaskRouterError) -> Iterator[type[TaskRouterError]]:
@@ -51,4 +59,6 @@ def test_what_an_error_knows_beside_its_words_is_kept() -> None:
     assert (str(passed), passed.retry_after_s, passed.passed) == ("nobody is left", 3.0, ("near", "far"))
     quota = ProviderQuota("too many", retry_after_s=7.0, status=429)
     assert (quota.retry_after_s, quota.status, quota.status_hint) == (7.0, 429, 429)
+    refused = ServerRefused("not this key", status=401, code="invalid_api_key")
+    assert (refused.status, refused.code, refused.status_hint) == (401, "invalid_api_key", 502)
     assert TaskRouterError("broken").retry_after_s is None

@@ -15,6 +15,8 @@ from typing import Annotated
 import typer
 
 from taskrouter.cli.exits import EPILOG, Exit, guarded
+from taskrouter.cli.flags import Json
+from taskrouter.cli.remote_commands import remote
 
 app = typer.Typer(
     name="taskrouter",
@@ -25,7 +27,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for programs.")]
 _FILE_HELP = "models.yaml; by default ./models.yaml, else the one that TASKROUTER_CONFIG names."
 
 
@@ -319,6 +320,8 @@ def spend(
 
     return show(file, days=days, by=by.value, as_json=as_json)
 
+
+app.add_typer(remote)
 
 engines = typer.Typer(
     help="The engines that run as child processes (vLLM, SGLang): install them, list them, find what is wrong.",

@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from taskrouter.errors import ManagerClosed
+from taskrouter.manager.asking import Verbs
 from taskrouter.manager.handles import Model
 from taskrouter.manager.leases import Lease, hold, let_go
+from taskrouter.manager.loop_thread import LoopThread
 from taskrouter.manager.streams import Stream
 
 if TYPE_CHECKING:
     from taskrouter.manager.manager import ModelManager
 
 _END = object()
-T = TypeVar("T")
 Run: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-class BlockingManager:
+class BlockingManager(LoopThread):
     """``with manager.blocking() as manager: manager.get_model(task).chat(…)``. Safe to use from any number of threads.
 
     Everything that is awaited on a ``ModelManager`` blocks here; the rest is the same.
@@ -32,11 +31,7 @@ class BlockingManager:
 
     def __init__(self, manager: ModelManager) -> None:
         self._manager = manager
-        self._loop = asyncio.new_event_loop()
-        self._ending = threading.Lock()
-        self._ended = False
-        self._thread = threading.Thread(target=self._serve, name="taskrouter-loop", daemon=True)
-        self._thread.start()
+        super().__init__("blocking manager")
         try:
             self._run(self._bind())
         except BaseException:
@@ -46,37 +41,8 @@ class BlockingManager:
     def __repr__(self) -> str:
         return f"<blocking {self._manager!r}>"
 
-    def _serve(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.get_loop().run_forever()
-            # Leaving the runner cancels what is left, so that no thread waits for an answer for ever.
-
     async def _bind(self) -> None:
         self._manager.enter()
-
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        if threading.current_thread() is self._thread:
-            work.close()
-            raise RuntimeError("a blocking manager can't be called from its own event loop: it would wait for itself")
-        try:
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError as error:  # the loop is closed
-            work.close()
-            raise ManagerClosed("this blocking manager has been shut down; make a new one") from error
-        try:
-            return future.result()
-        except BaseException:
-            # Ctrl-C in the caller's thread gives the call up, as cancelling does on the loop.
-            future.cancel()
-            raise
-
-    def _on_loop(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Do what needs no waiting where nothing changes meanwhile; once the loop is gone, nothing changes at all."""
-
-        async def call() -> T:
-            return work(*args, **kwargs)
-
-        return work(*args, **kwargs) if self._ended else self._run(call())
 
     def __getattr__(self, name: str) -> Any:
         found = self._on_loop(getattr, self._manager, name)
@@ -133,11 +99,6 @@ class BlockingManager:
                 finally:
                     self._end()
 
-    def _end(self) -> None:
-        self._ended = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
     def __enter__(self) -> BlockingManager:
         return self
 
@@ -150,7 +111,7 @@ class BlockingManager:
 class BlockingModel:
     """A handle, or a lease's model, whose verbs block; streams are plain iterators."""
 
-    def __init__(self, run: Run, model: Model | Lease) -> None:
+    def __init__(self, run: Run, model: Verbs) -> None:
         self._run = run
         self._model = model
 
