@@ -5,6 +5,7 @@
 #   make test-fast   the same without what is slow (≤ 2 minutes)
 #   make check       lint, types, import contracts, then `make test`; what CI runs
 #   make fmt         format
+#   make serve       models.yaml over HTTP
 #   make bench       speed, as ratios against a baseline in the same run
 #
 # Variables: PYTHON (an interpreter), VENV (where the environment goes), JOBS (test processes),
@@ -19,10 +20,13 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 p
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast check lint fmt bench clean
+.PHONY: serve demo test test-fast check lint fmt bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/taskrouter demo
+
+serve: $(VENV)/.dev
+	$(BIN)/taskrouter serve models.yaml
 
 test: $(VENV)/.engines
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
