@@ -23,7 +23,8 @@ _SECURITY: dict[str | None, list[dict[str, list[str]]]] = {
     "either": [{"bearer": []}, {"x-api-key": []}, {"admin": []}],
 }  # fmt: skip
 _TIMEOUT = {
-    "name": "x-taskrouter-timeout", "in": "header", "required": False, "schema": {"type": "number", "minimum": 0},
+    "name": "x-taskrouter-timeout", "in": "header", "required": False,
+    "schema": {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9},
     "description": "Seconds that the request may wait for its model.",
 }  # fmt: skip
 _HEADERS: dict[str, Any] = {

@@ -72,6 +72,7 @@ Messages = Annotated[Any, PlainValidator(_given), WithJsonSchema(_MESSAGES)]
 Inputs = Annotated[Any, PlainValidator(_inputs), WithJsonSchema(_INPUTS)]
 Points = Annotated[Any, PlainValidator(_given), WithJsonSchema(_POINTS)]
 Edges = Annotated[list[float], Field(min_length=4, max_length=4)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Text = Annotated[str, Field(min_length=1)]
@@ -90,11 +91,11 @@ class Body(BaseModel):
 class Sampling(Body):
     """How a text is made."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Share | None = None
     stop: Text | list[Text] | None = Field(None, description="Texts at which the answer ends.")
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     extra: dict[str, Any] | None = Field(None, description="What only some models know; one that doesn't refuses it.")
 
 
@@ -128,7 +129,7 @@ class TranscribeCall(Body):
     audio: Medium
     language: str | None = Field(None, description="A code such as en.")
     prompt: str | None = Field(None, description="A text that goes before it, for names and spelling.")
-    sampling_rate: Annotated[int, Field(ge=1)] | None = None
+    sampling_rate: Count | None = None
     extra: dict[str, Any] | None = None
 
 
@@ -137,8 +138,8 @@ class ClassifyCall(Body):
 
     verb: Literal["classify"] | None = None
     input: Medium
-    top_k: Annotated[int, Field(ge=1)] = 5
-    sampling_rate: Annotated[int, Field(ge=1)] | None = None
+    top_k: Count = 5
+    sampling_rate: Count | None = None
     labels: list[Name] = Field(default_factory=list, description="Choose among these only.")
 
 

@@ -103,9 +103,11 @@ def _form() -> Schema:
         **dict.fromkeys(("threshold", "fps"), NUMBER),
         **dict.fromkeys(("top_k", "sampling_rate"), WHOLE),
         **dict.fromkeys(("labels", "points", "boxes"), as_json),
+        "messages": {**STRING, "description": "A text, or a JSON list of messages."},
         "request": {**as_json, "description": "A JSON object of whatever has no field of its own."},
     }
-    return record(fields, optional=tuple(fields), description="Media as files, or as texts: data: URLs, paths, URLs.")
+    said = "Media as files, or as texts: data: URLs, paths, URLs."
+    return record(fields, optional=tuple(fields), description=said, additionalProperties=False)
 
 
 def task_schemas() -> dict[str, Schema]:

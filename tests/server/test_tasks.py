@@ -6,15 +6,18 @@ import base64
 import json
 import pickle
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
 import pytest
 from starlette.datastructures import UploadFile
 
-from taskrouter.http.encoding import mask_of
+from taskrouter.http import tasks
+from taskrouter.http.encoding import encoded, mask_of
 from taskrouter.http.forms import Upload
 
 from .reading import ReadingBackend
@@ -60,6 +63,21 @@ def test_every_kind_answers_json(client: httpx2.Client, backend: ReadingBackend,
     assert float(answer.headers["x-taskrouter-waited"]) < 30
     named = client.post(f"{task}/it", json={**arguments, "verb": verb})
     assert (named.json()["result"], named.headers["x-taskrouter-reason"]) == (result, "named")
+
+
+@pytest.mark.parametrize(("task", "aside"), [("cut", True), ("follow", True), ("far", True), ("find", False)])
+def test_large_answers_are_written_beside_the_loop(
+    client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, task: str, aside: bool
+) -> None:
+    threads: list[str] = []
+
+    def noting(result: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return encoded(result)
+
+    monkeypatch.setattr(tasks, "encoded", noting)
+    assert client.post(task, json=ASKED[task][1]).status_code == 200
+    assert [name != "server" for name in threads] == [aside]
 
 
 def test_usage_is_told(client: httpx2.Client) -> None:
