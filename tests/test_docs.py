@@ -39,6 +39,7 @@ PAGES = (
     "plug-ins.md",
     "quantization.md",
     "routing.md",
+    "server.md",
     "simulate.md",
     "testing.md",
 )

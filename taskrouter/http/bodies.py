@@ -7,7 +7,8 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taskrouter.errors import BadInput
-from taskrouter.http.exchange import Exchange, parsed
+from taskrouter.http.exchange import Exchange
+from taskrouter.http.strict_json import strict_object
 
 MOST_BYTES = 1 << 16
 
@@ -66,7 +67,7 @@ async def body_of(exchange: Exchange, kind: type[T]) -> T:
     """A request's body; none at all is an empty one. Raises ``BadInput``."""
     data = await exchange.body(MOST_BYTES)
     try:
-        return kind.model_validate(parsed(data) if data.strip() else {})
+        return kind.model_validate(strict_object(data) if data.strip() else {})
     except ValidationError as error:
         wrong = (
             f"{'.'.join(map(str, each['loc']))[:80] or 'the body'}: {each['msg']}"

@@ -16,6 +16,7 @@ import orjson
 
 from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.http.failing import failure_of
+from taskrouter.http.strict_json import strict_object
 
 if TYPE_CHECKING:
     from taskrouter.http.asked import Asked
@@ -28,9 +29,10 @@ Headers = Iterable[tuple[str, str]]
 
 WATCH_AFTER_S = 0.05
 """A client that goes away is noticed from then on: what is answered sooner isn't worth watching over."""
+AT_ONCE = 1 << 18
+"""Bytes that are parsed at once; more are for a thread, so that other requests go on."""
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
-_DEEPEST = "a JSON body nested too deep"
 _START = f"{os.getpid():x}-{int.from_bytes(os.urandom(4), 'big'):08x}"
 _NUMBERS = itertools.count(1)
 
@@ -124,7 +126,8 @@ class Exchange:
 
     async def json(self, most: int) -> dict[str, Any]:
         """The body as a JSON object. Raises ``BadInput`` for anything else."""
-        return parsed(await self.body(most))
+        data = await self.body(most)
+        return strict_object(data) if len(data) <= AT_ONCE else await asyncio.to_thread(strict_object, data)
 
     def watch(self) -> None:
         """From here on, should the client go away, this task is cancelled, and ``gone`` is true. The body is read."""
@@ -191,19 +194,6 @@ class Exchange:
             self.status = failure.status
             event = b"event: error\n" if self.style == "anthropic" else b""
             await self.write(event + b"data: " + orjson.dumps(failure.body) + b"\n\n", more=False)
-
-
-def parsed(data: bytes) -> dict[str, Any]:
-    """A body as a JSON object. Raises ``BadInput``."""
-    try:
-        found = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is no JSON: {error}") from error
-    except RecursionError as error:
-        raise BadInput(_DEEPEST) from error
-    if not isinstance(found, dict):
-        raise BadInput(f"the body is a JSON {type(found).__name__}; an object is wanted")
-    return found
 
 
 def plain(value: Any) -> Any:

@@ -113,11 +113,14 @@ def test_headers_with_line_ends_in_them_come_back_as_none(served: Served) -> Non
     assert "x-evil" in data["error"]["message"]
 
 
-def test_of_two_equal_keys_of_a_body_the_last_one_counts(served: Served) -> None:
-    text = json.dumps(chat("nobody"))[:-1] + ', "model": "say"}'
-    status, data = asked(served, CHAT, text.encode())
-    assert status == 200
-    assert data["model"] == "say"
+def test_a_body_with_a_key_twice_means_nothing(served: Served) -> None:
+    for text in (
+        json.dumps(chat())[:-1] + ', "model": "say"}',
+        '{"model": "say", "messages": [{"role": "user", "role": "x"}]}',
+    ):
+        status, data = asked(served, CHAT, text.encode())
+        assert status == 400
+        assert "twice" in data["error"]["message"]
 
 
 @pytest.mark.parametrize(
