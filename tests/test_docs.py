@@ -344,7 +344,9 @@ def test_the_times_on_the_pages_are_those_of_the_code() -> None:
 
 
 def test_the_commands_the_pages_name_exist() -> None:
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    groups = [group.typer_instance for group in app.registered_groups if group.typer_instance is not None]
+    commands_ = [command for each in (app, *groups) for command in each.registered_commands]
+    known = {command.name or command.callback.__name__ for command in commands_ if command.callback}
     for name in PAGES:
         assert set(re.findall(r"[`$] ?taskrouter (\w+)", page(name))) <= known, name
 
