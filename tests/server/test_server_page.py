@@ -56,7 +56,7 @@ def test_its_paths_are_the_servers(tmp_path: Path) -> None:
 
 
 def test_its_keys_are_read(tmp_path: Path) -> None:
-    (file,) = [block for block in blocks(page("server.md"), "yml")]
+    (file,) = list(blocks(page("server.md"), "yml"))
     (tmp_path / "keys.yaml").write_text(file)
     environ = {"WEB_KEY": "a-long-random-key-1", "JOBS_KEY": "a-long-random-key-2"}
     found = keys(environ, tmp_path / "keys.yaml")
