@@ -23,9 +23,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.context import Context, get_current
-from opentelemetry.trace import Link, Span, Status, StatusCode, Tracer, TracerProvider
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 
 from taskrouter.errors import BadInput, CallFailed, MissingDependency
 
@@ -123,6 +123,35 @@ def _attributes(facts: Facts) -> dict[str, str | int | float | Sequence[str]]:
 def tracer(provider: TracerProvider | None = None) -> Tracer:
     """A tracer of the given provider, else of the application's own, whenever it sets one up; sets none itself."""
     return trace.get_tracer(SCOPE, _version(), tracer_provider=provider)
+
+
+def start_request_span(tracer: Tracer, headers: Mapping[bytes, bytes], method: str, route: str) -> tuple[Span, Context]:
+    """A request to the server: a span of that kind, and the context it is current in.
+
+    Its parent is what the client sent (W3C's ``traceparent``), its attributes are of OpenTelemetry's HTTP conventions.
+    """
+    parent = None
+    if b"traceparent" in headers:
+        names = (b"traceparent", b"tracestate", b"baggage")
+        parent = propagate.extract(
+            {name.decode(): headers[name].decode("latin-1") for name in names if name in headers}
+        )
+    span = tracer.start_span(
+        f"{method} {route}", parent, kind=SpanKind.SERVER,
+        attributes={"http.request.method": method, "http.route": route},
+    )  # fmt: skip
+    return span, trace.set_span_in_context(span, parent)
+
+
+def end_request_span(span: Span, status: int, **facts: Unpack[Facts]) -> None:
+    """The request was answered with this status; 0: its client went away."""
+    if span.is_recording():
+        span.set_attributes(_attributes(facts))
+        if status:
+            span.set_attribute("http.response.status_code", status)
+        if status >= 500:
+            span.set_status(Status(StatusCode.ERROR))
+    span.end()
 
 
 def is_set_up() -> bool:
@@ -225,13 +254,14 @@ def annotate_current(known: Attributes | None = None, **facts: Unpack[Facts]) ->
         span.set_attributes(_attributes(facts))
 
 
-# --- sending them somewhere: the command line only ----------------------------------------------------------------
+# --- sending them somewhere: the command line and the server ----------------------------------------------------------
 
 
-def setup_otlp(endpoint: str, service_name: str = "taskrouter") -> SdkTracerProvider:
+def setup_otlp(endpoint: str, service_name: str = "taskrouter", *, gives_up: bool = True) -> SdkTracerProvider:
     """A provider that sends its spans to a collector over OTLP/HTTP (``http://localhost:4318``).
 
-    For the command line: an application brings its own provider. The caller ends it with ``shutdown()``, which sends
+    An application brings its own provider. ``gives_up``: for good, on a collector that didn't answer once, as a command
+    that runs for a minute had better do. The caller ends it with ``shutdown()``, which sends
     what is left and takes at most ``FLUSH_TIMEOUT_S``. A collector that can't be reached costs the spans and one
     warning line, never the run. Raises ``BadInput`` for an address that is none, ``MissingDependency`` without the
     extra ``otlp``.
@@ -249,19 +279,20 @@ def setup_otlp(endpoint: str, service_name: str = "taskrouter") -> SdkTracerProv
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
     class OnceWarned(SpanExporter):
-        """Gives up on a collector that didn't answer, so that no queue full of batches waits for it one by one."""
+        """Says once that nobody answers; and where it gives up, no queue full of batches waits for it one by one."""
 
         def __init__(self, inner: SpanExporter) -> None:
             self._inner = inner
             self._lost = False
 
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-            if self._lost:
+            if self._lost and gives_up:
                 return SpanExportResult.FAILURE
             result = self._inner.export(spans)
-            if result is not SpanExportResult.SUCCESS:
-                self._lost = True
+            failed = result is not SpanExportResult.SUCCESS
+            if failed and not self._lost:
                 _log.warning("no traces: nothing takes them at %s%s", url, _port_hint(url))
+            self._lost = failed
             return result
 
         def shutdown(self) -> None:

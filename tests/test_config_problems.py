@@ -351,8 +351,6 @@ def test_installed_provider_is_available() -> None:
 @pytest.mark.parametrize(
     ("text", "path"),
     [
-        (task(rest="telemetry: {service_name: s}"), "telemetry.service_name"),
-        (task(rest="telemetry: {otlp_endpoint: 'http://h:4318'}"), "telemetry.otlp_endpoint"),
         (task(rest="telemetry: {capture_content: true}"), "telemetry.capture_content"),
     ],
 )

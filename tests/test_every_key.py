@@ -69,6 +69,8 @@ SHOWN_BY = {
     "media.max_seconds": "test_the_limits_of_the_file_reach_every_call",
     "media.max_frames": "test_the_limits_of_the_file_reach_every_call",
     "media.remote": "test_the_limits_of_the_file_reach_every_call",
+    "telemetry.service_name": "test_traces_go_where_the_file_says_under_the_name_it_says",
+    "telemetry.otlp_endpoint": "test_traces_go_where_the_file_says_under_the_name_it_says",
     "server.host": "test_it_listens_where_the_file_says",
     "server.port": "test_it_listens_where_the_file_says",
     "server.api_keys_env": "test_keys_come_from_the_variables_and_the_file_that_the_server_section_names",

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from taskrouter import telemetry
 from taskrouter.cli.exits import Exit
 from taskrouter.cli.printing import print_json
 from taskrouter.cli.which_file import which_file
@@ -24,8 +25,9 @@ def serve(file: Path | None, *, host: str | None, port: int | None, as_json: boo
         )
     from taskrouter.http import serving
 
-    manager = ModelManager(which_file(file))
-    settings = manager.catalog.server
+    path = which_file(file)
+    manager = ModelManager(path)
+    settings, traces = manager.catalog.server, manager.catalog.telemetry
     keys = serving.keys_of(manager)
     host, port = settings.host if host is None else host, settings.port if port is None else port
     serving.check_address(host, keys, Path(manager.config_path))
@@ -42,5 +44,12 @@ def serve(file: Path | None, *, host: str | None, port: int | None, as_json: boo
             print(f"listening on {shown}")
             print(f"  an OpenAI client's base URL is {shown}/v1; tasks: {', '.join(manager.tasks)}")
         sys.stdout.flush()
-        serving.run(manager, keys, listening)
+        if traces.otlp_endpoint is None:
+            serving.run(manager, keys, listening)
+            return Exit.OK
+        provider = telemetry.setup_otlp(traces.otlp_endpoint, traces.service_name, gives_up=False)
+        try:
+            serving.run(ModelManager(path, tracer_provider=provider), keys, listening)
+        finally:
+            provider.shutdown()
     return Exit.OK

@@ -14,8 +14,6 @@ from pydantic import BaseModel
 from taskrouter.config.paths import Path
 
 NOT_YET: dict[str, str] = {
-    "telemetry.service_name": "the name of this service in traces",
-    "telemetry.otlp_endpoint": "where traces are sent",
     "telemetry.capture_content": "recording what was asked and answered",
 }
 """Key path (``*``: any name) to what it will decide."""

@@ -7,14 +7,18 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import Token
 from typing import Any, Protocol
 
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import Span
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from taskrouter import telemetry
 from taskrouter.http import admin, anthropic, document, events, exposing, health, openai, tasks
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
@@ -57,7 +61,8 @@ def with_any_key(state: State, exchange: Exchange) -> None:
 class Handler:
     """One path's ASGI application: checks who asks, bounds how much, answers, and tells what failed."""
 
-    def __init__(self, state: State, endpoint: Endpoint, guard: Guard, style: str = "openai") -> None:
+    def __init__(self, state: State, endpoint: Endpoint, guard: Guard, style: str = "openai", route: str = "/") -> None:
+        self._route = route
         self._state = state
         self._endpoint = endpoint
         self._guard = guard
@@ -68,6 +73,7 @@ class Handler:
         exchange.style = self._style
         entered = False
         begun = time.perf_counter()
+        span, token = self._traced(exchange)
         try:
             self._guard(self._state, exchange)
             if exchange.caller is not None:
@@ -89,6 +95,20 @@ class Handler:
             if entered and exchange.caller is not None:
                 self._state.limits.leave(exchange.caller)
             self._state.ended(exchange, time.perf_counter() - begun)
+            if span is not None and token is not None:
+                detach(token)
+                asked = exchange.asked
+                told = {} if asked is None else {"task": asked.named.task, "option": asked.option}
+                telemetry.end_request_span(span, exchange.status, **told)  # type: ignore[arg-type]
+
+    def _traced(self, exchange: Exchange) -> tuple[Span | None, Token[Context] | None]:
+        """Where anybody traces: the request's span, current from here on."""
+        if not self._state.traced:
+            return None, None
+        span, context = telemetry.start_request_span(
+            self._state.tracer, exchange.headers, exchange.scope["method"], self._route
+        )
+        return span, attach(context)
 
 
 class Gateway(Starlette):
@@ -140,7 +160,7 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
     state = State(manager, keys if keys is not None else Keys())
 
     def at(path: str, endpoint: Any, method: str, guard: Guard = with_key, style: str = "openai") -> Route:
-        return Route(path, Handler(state, endpoint, guard, style), methods=[method])
+        return Route(path, Handler(state, endpoint, guard, style, path), methods=[method])
 
     routes = [
         at("/v1/chat/completions", openai.chat_completions, "POST"),

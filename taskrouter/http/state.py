@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.routing import BaseRoute
 
+from taskrouter import telemetry
 from taskrouter.http.asked import Asked, asked
 from taskrouter.http.events import Events
 from taskrouter.http.exchange import Exchange
@@ -40,12 +41,19 @@ class State:
         self.operations = Operations()
         self.draining = False
         """New work is refused, while what is under way ends."""
+        self.tracer = manager.tracer
+        self._own_traces = manager.traces_itself
         self.ending = False
         """The server shuts down."""
         self._unwatch = [manager.watch(each.happened) for each in (self.metrics, self.events)]
         self.routes: Sequence[BaseRoute] = ()
         self.document: bytes | None = None
         """What ``GET /openapi.json`` answers, once it was asked for."""
+
+    @property
+    def traced(self) -> bool:
+        """Whether anybody looks at spans: a span that records nothing costs, too."""
+        return self._own_traces or telemetry.is_set_up()
 
     def end(self) -> None:
         """The server begins to end: take nothing new, and end what has no end of its own. Idempotent."""

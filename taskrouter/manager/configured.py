@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.trace import TracerProvider
+from opentelemetry.trace import Tracer, TracerProvider
 
 from taskrouter import errors, telemetry
 from taskrouter.backends.external.base import Provider
@@ -86,6 +86,16 @@ class Configured:
 
     def __repr__(self) -> str:
         return f"<ModelManager {self._catalog.path}: {len(self.tasks)} tasks, {self._core!r}>"
+
+    @property
+    def tracer(self) -> Tracer:
+        """What its spans are made with."""
+        return self._tracer
+
+    @property
+    def traces_itself(self) -> bool:
+        """Whether it was given a tracer provider of its own."""
+        return self._tracer_provider is not None
 
     # --- what was configured ------------------------------------------------------------------------------------------
 

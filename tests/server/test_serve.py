@@ -135,7 +135,7 @@ def test_what_is_under_way_is_answered_before_it_ends(tmp_path: Path) -> None:
         assert server.get("/ready")[0] == 200  # asked later: what was asked before is under way
         server.process.send_signal(signal.SIGTERM)
         assert status_of(client.until(b"}}")) == 200
-        server.process.wait(20)
+        assert server.process.wait(20) == 0
         server.reader.join(20)
 
 
