@@ -21,6 +21,8 @@ BENCHES = (
     "simulate",
     "answering",
     "frames",
+    "gateway",
+    "gateway_loading",
 )
 
 

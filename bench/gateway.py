@@ -18,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,16 @@ def _ms(text: str) -> float:
     return float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
 
 
+def wrk_installed() -> bool:
+    """Whether the load generator is there; says so where it isn't."""
+    there = shutil.which("wrk") is not None
+    if not there:
+        print("wrk isn't installed (apt-get install wrk): left out")
+    return there
+
+
 async def main() -> None:
-    if shutil.which("wrk") is None:
-        print("gateway: wrk isn't installed (apt-get install wrk); left out")
+    if not wrk_installed():
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -131,8 +138,6 @@ def _run(folder: Path, script: Path) -> None:
     file = folder / "models.yaml"
     file.write_text(json.dumps(ours))
     state = {"XDG_STATE_HOME": str(folder / "state")}
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         bare = [python, "-m", "bench.gateway_bare", "--upstream", upstream, "--port"]
         serve = [str(Path(python).parent / "taskrouter"), "serve", str(file), "--port"]
