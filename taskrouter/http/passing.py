@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import orjson
@@ -50,26 +51,23 @@ async def pass_on(
 
 
 async def _pass_stream(exchange: Exchange, asked: Asked, lease: Lease, path: str, body: Mapping[str, Any]) -> None:
-    await awaited(exchange, asked, lease.__aenter__)
-    try:
-        asked.ready = asyncio.get_running_loop().time()
-        opening = _model(lease).passed(path, lambda name: _renamed(body, name))
-        response = await awaited(exchange, asked, opening.__aenter__)
-        try:
-            if not exchange.started:
-                await exchange.start(200, EVENTS, (*asked.headers(), *NO_CACHE))
-            async for chunk in response.content.iter_any():
-                await exchange.write(chunk)
-                asked.sent()
-                asked.usage = usage_in(chunk) or asked.usage
-            await exchange.write(b"", more=False)
-        except BaseException as error:
-            if not await opening.__aexit__(type(error), error, error.__traceback__):
-                raise
-        else:
-            await opening.__aexit__(None, None, None)
-    finally:
-        await lease.__aexit__(None, None, None)
+    # Whatever was entered is left again, also by who went away just then.
+    async with AsyncExitStack() as entered:
+
+        async def begin() -> AsyncIterator[bytes]:
+            await entered.enter_async_context(lease)
+            asked.ready = asyncio.get_running_loop().time()
+            opening = _model(lease).passed(path, lambda name: _renamed(body, name))
+            return await entered.enter_async_context(opening)
+
+        chunks = await awaited(exchange, asked, begin)
+        if not exchange.started:
+            await exchange.start(200, EVENTS, (*asked.headers(), *NO_CACHE))
+        async for chunk in chunks:
+            await exchange.write(chunk)
+            asked.sent()
+            asked.usage = usage_in(chunk) or asked.usage
+        await exchange.write(b"", more=False)
 
 
 def _model(lease: Lease) -> EngineModel:

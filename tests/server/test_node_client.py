@@ -30,9 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("node and npm aren't installed")
     found = tmp_path_factory.mktemp("node")
     shutil.copy(PROGRAM, found)
+    env = {**os.environ, "npm_config_cache": str(found / "cache")}
     done = subprocess.run(
         [npm, "install", "--no-audit", "--no-fund", "--prefix", str(found), PACKAGE], cwd=found, text=True, timeout=100,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, env={**os.environ, "npm_config_cache": str(found / "cache")},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, env=env,
     )  # fmt: skip
     if done.returncode:
         pytest.skip(f"npm can't install {PACKAGE} here: {done.stdout[-300:]}")

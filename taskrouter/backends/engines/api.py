@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from taskrouter.backends.engines.openai import message_of, parse_event
@@ -230,9 +230,11 @@ class Api:
             raise self._refused(response.status, path, data)
         return data
 
-    def opened(self, path: str, body: bytes) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """The answer to a POST of JSON that is written already, to be read by the caller. Raises as ``call`` does."""
-        return self._open(path, body)
+    @asynccontextmanager
+    async def pieces(self, path: str, body: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes of the answer to a POST of JSON that is written already, as they come. Raises as ``call`` does."""
+        async with self._open(path, body) as response:
+            yield self._chunks(response)
 
     @asynccontextmanager
     async def _open(self, path: str, body: Mapping[str, Any] | bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:

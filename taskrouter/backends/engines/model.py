@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from taskrouter.backends.engines import openai
 from taskrouter.backends.engines.adapter import Adapter, KvCache
@@ -21,9 +21,6 @@ from taskrouter.media.inline import inlined, is_needed
 from taskrouter.media.showing import Showing
 from taskrouter.types import Charges, Footprint, ModelRequest
 from taskrouter.verbs import STREAMING_VERBS, RawRequest
-
-if TYPE_CHECKING:
-    import aiohttp
 
 
 class Rest(Enum):
@@ -153,15 +150,15 @@ class EngineModel:
             raise await self._meaning(error) from error
 
     @asynccontextmanager
-    async def passed(self, path: str, write: Callable[[str], bytes]) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The engine's own answer to a POST, to be handed on: ``write`` makes the body, given the model's name here.
+    async def passed(self, path: str, write: Callable[[str], bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes of the engine's own answer to a POST, as they come: ``write`` makes the body of the model's name.
 
         Raises as ``call`` does, for a refusal and for a connection that breaks inside.
         """
         if self.rest is not Rest.AWAKE:
             raise CallFailed(f"{self.request.label} was asked for {path} while it is {self.rest.value}")
-        async with self._telling_death(), self.api.opened(path, write(self.name)) as response:
-            yield response
+        async with self._telling_death(), self.api.pieces(path, write(self.name)) as pieces:
+            yield pieces
 
     def _asked(self, verb: str, request: Any) -> tuple[str, dict[str, Any] | None]:
         """The path and body of a call. Raises ``BadInput``, and ``CallFailed`` while it sleeps."""

@@ -1,0 +1,153 @@
+"""Behaviours that must hold, over HTTP, with a server that wasn't made for us (llama.cpp's) as the engine.
+
+Room for one of two models, each a process that has to start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+
+from taskrouter.residency import State
+from tests.server.clients import CHAT, Raw, json_of, status_of
+from tests.server.serving import ADMIN_KEY, Served, keys, serving, written
+from tests.server.test_cases import loaded
+from tests.server.test_streams import seen
+
+from .subjects import CLAIMS
+from .test_command_real import llama_cpp
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engines"), pytest.mark.timeout(300)]
+CALLERS = 100
+
+
+@pytest.fixture
+def served(tmp_path: Path, engine_python: Callable[[str], str]) -> Iterator[Served]:
+    (tmp_path / "gguf").mkdir()
+    option = {**llama_cpp(tmp_path / "gguf", engine_python).option, "vram_gb": 2}
+    broken = {**option, "command": [*option["command"], "--no-such-flag"]}
+    tasks = {
+        name: {"selected": name, "options": {name: {**one, "description": name}}, "max_wait_s": 120}
+        for name, one in {
+            "a": option,
+            "b": {**option, "command": [*option["command"], "--n_batch", "256"]},
+            "broken": broken,
+        }.items()
+    }
+    memory = {"devices": {"cpu": {"budget": "3GiB"}}, "min_residency_s": 0, "claim_s": 0.01}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        with serving(written(tmp_path, tasks, memory=memory), keys({"TASKROUTER_ADMIN_KEY": ADMIN_KEY})) as server:
+            yield server
+
+
+def body(task: str, **more: Any) -> dict[str, Any]:
+    return {"model": task, "messages": CLAIMS[0].messages, "temperature": 0, **more}
+
+
+def ask(served: Served, task: str, **more: Any) -> tuple[int, Any]:
+    with Raw(served.url, timeout_s=150) as client:
+        client.ask(CHAT, body(task, **more), {"connection": "close"})
+        answer = client.rest()
+    return status_of(answer), json_of(answer)
+
+
+def right(answer: tuple[int, Any]) -> bool:
+    return answer[0] == 200 and answer[1]["choices"][0]["message"]["content"] == CLAIMS[0].expected
+
+
+def pid(served: Served) -> int:
+    (info,) = served.manager.statistics().info.values()
+    return int(info["pid"])
+
+
+def test_1_many_callers_of_a_cold_model_are_one_start(served: Served) -> None:
+    async def main() -> list[int]:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(served.url, connector=connector) as session:
+
+            async def one() -> int:
+                async with session.post(CHAT, json=body("a", max_tokens=2)) as response:
+                    await response.read()
+                    return response.status
+
+            return await asyncio.gather(*[one() for _ in range(CALLERS)])
+
+    assert asyncio.run(main()) == [200] * CALLERS
+    (status,) = [each for each in served.manager.statistics().models.values() if each.state is State.READY]
+    assert status.generation == 1
+    assert right(ask(served, "a"))
+
+
+def test_2_a_busy_model_is_not_evicted_and_who_waits_for_its_room_is_answered(served: Served) -> None:
+    assert right(ask(served, "a"))
+    with ThreadPoolExecutor() as pool, Raw(served.url, timeout_s=150) as client:
+        client.ask(CHAT, body("a", stream=True, min_tokens=150, max_tokens=150))
+        client.until(b"data: ")
+        waiting = pool.submit(ask, served, "b")
+        text = client.until(b"[DONE]")
+        assert b'"error"' not in text
+        assert right(waiting.result(150))
+    assert loaded(served) == {"b"}
+
+
+def test_13_who_gives_up_while_it_starts_leaves_no_process(served: Served) -> None:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with Raw(served.url) as client:
+        client.ask(CHAT, body("a"))
+        seen(lambda: any("llama_cpp.server" in " ".join(each.cmdline()) for each in _ours(before)))
+    seen(lambda: not any("llama_cpp.server" in " ".join(each.cmdline()) for each in _ours(before)), 30)
+    assert served.manager.statistics().waiting == 0
+    assert right(ask(served, "a"))
+
+
+def _ours(before: set[int]) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.pid not in before and process.status() != psutil.STATUS_ZOMBIE:
+                process.cmdline()
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_14_a_start_that_fails_evicts_nobody_for_nothing_and_cools_down(served: Served) -> None:
+    status, data = ask(served, "broken")
+    assert (status, data["error"]["code"]) == (502, "load_failed")
+    assert "no-such-flag" not in data["error"]["message"], "the engine's last words are the operator's"
+    assert ask(served, "broken")[0] == 502
+    status, data = ask(served, "broken")
+    assert (status, data["error"]["code"]) == (503, "cooling_down")
+    assert right(ask(served, "a"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_17_an_engine_that_is_killed_in_its_answer_is_started_again_for_the_next(served: Served, stream: bool) -> None:
+    assert right(ask(served, "a"))
+    first = pid(served)
+    with Raw(served.url, timeout_s=60) as client:
+        client.ask(CHAT, body("a", stream=stream, min_tokens=5000, max_tokens=5000))
+        if stream:
+            client.until(b'"content":')
+        else:
+            seen(lambda: any(status.leases for status in served.manager.statistics().models.values()))
+        os.kill(first, signal.SIGKILL)
+        answer = client.until(b'"code":"model_died"')
+    assert b'"code":"model_died"' in answer
+    seen(lambda: all(status.leases == 0 for status in served.manager.statistics().models.values()))
+    begun = time.monotonic()
+    assert right(ask(served, "a"))
+    assert pid(served) != first
+    assert time.monotonic() - begun < 120
