@@ -79,9 +79,9 @@ def default_runtime_dir() -> Path:
 def _refusal(uuid: str, holder: str) -> str:
     who = "another manager in this process" if holder == str(os.getpid()) else f"process {holder}"
     return (
-        f"GPU {uuid} is managed by {who}, and two managers would not see each other's models. Stop that one, or let one "
-        "`taskrouter serve` have it and use `taskrouter.connect(url)` here, or set `memory.share: true` with an explicit "
-        "`memory.devices.<device>.budget` in both files."
+        f"GPU {uuid} is managed by {who}, and two managers would not see each other's models. Stop that one, or let "
+        "`taskrouter serve` have it and use `taskrouter.connect(url)` here, or set `memory.share: true` with an "
+        "explicit `memory.devices.<device>.budget` in both files."
     )
 
 
