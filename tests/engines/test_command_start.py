@@ -228,7 +228,7 @@ def test_a_stranger_that_answers_on_the_port_is_not_taken_for_the_engine(
         ({"command": ["./no/such/program", "{port}"]}, "there is no program './no/such/program'"),
         ({"command": [sys.executable, "{prot}"]}, r"command has \{prot\}, which nothing fills in"),
         ({"command": [sys.executable, "server.py"]}, "says nowhere which port"),
-        ({"engine_args": {"a": 1}}, "engine_args would do nothing under framework command"),
+        ({"engine_args": {"a": 1}}, r"engine_args\.a would do nothing under framework command"),
         ({"quantization": "awq", "dtype": "float16"}, "quantization, dtype would do nothing"),
     ],
 )
