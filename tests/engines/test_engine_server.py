@@ -17,7 +17,7 @@ from tests.server.serving import Served, serving, written
 
 from .subjects import CLAIMS, SAMPLE
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engines"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.shared_engine, pytest.mark.xdist_group("engines"), pytest.mark.timeout(400)]
 ENV = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 
@@ -64,7 +64,7 @@ def test_its_pieces_are_the_answer(client: openai.OpenAI) -> None:
 def test_what_the_engine_knows_beside_goes_through(client: openai.OpenAI) -> None:
     answer = ask(client, 0, logprobs=True, top_logprobs=2, max_tokens=3, extra_body={"min_tokens": 3})
     assert len(answer.choices[0].logprobs.content) == 3
-    with pytest.raises(openai.BadRequestError, match="context"):
+    with pytest.raises(openai.UnprocessableEntityError, match="context"):
         client.chat.completions.create(model="claims", messages=[{"role": "user", "content": "word " * 900}])
 
 
