@@ -151,7 +151,8 @@ def _run(folder: Path, script: Path) -> None:
             row = {"model": "openai/m", "api_base": f"{upstream}/v1", "api_key": "none"}
             config.write_text(json.dumps({"model_list": [{"model_name": "say", "litellm_params": row}]}))
             argv = [program, "--config", str(config), "--port", "8904", "--host", "127.0.0.1"]
-            everybody.append(stack.enter_context(started("LiteLLM", argv, "http://127.0.0.1:8904")))
+            open_to_all = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # as ours is, on loopback
+            everybody.append(stack.enter_context(started("LiteLLM", argv, "http://127.0.0.1:8904", open_to_all)))
         for _ in range(ROUNDS):
             for connections in CONNECTIONS:
                 for each in everybody:
@@ -178,4 +179,4 @@ def show(everybody: list[Contender]) -> None:
                 f"{statistics.median(each.p99_ms[connections]):.2f}",
                 f"{each.memory_mb():.0f}" if first else "", f"{each.ready_s:.2f}" if first else "",
             )  # fmt: skip
-    Console().print(table)
+    Console(width=120).print(table)
