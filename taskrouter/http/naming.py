@@ -32,7 +32,7 @@ def named(manager: ModelManager, caller: Caller, model: Any) -> Named:
     if len(model) > _LONGEST:
         raise BadInput(f"model has {len(model):,} letters; it must name a task, as GET /v1/models lists them")
     task, option = model, None
-    if model not in manager.tasks and "/" in model:
+    if "/" in model and model not in manager.tasks:
         task, _, option = model.partition("/")
     try:
         found = manager.target(task, option or None)

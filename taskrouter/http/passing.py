@@ -27,7 +27,7 @@ def may_pass(asked: Asked) -> bool:
     target = manager.target(task, option)
     if option is None and target.routed:
         return False
-    config = manager.tasks[task].options[target.option]
+    config = manager.catalog.tasks[task].options[target.option]
     return config.framework in ("vllm", "sglang", "command")
 
 

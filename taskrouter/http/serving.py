@@ -94,6 +94,7 @@ async def serve(manager: ModelManager, keys: Keys, listening: socket.socket) -> 
     app = create_app(manager, keys)
     settings: dict[str, Any] = {
         "log_config": None, "access_log": False, "server_header": False, "date_header": False,
+        "proxy_headers": False,
         "timeout_graceful_shutdown": DRAIN_S, "timeout_keep_alive": 75, "h11_max_incomplete_event_size": 1 << 16,
     }  # fmt: skip
     server = Server(uvicorn.Config(app, **settings))

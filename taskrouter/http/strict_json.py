@@ -19,9 +19,13 @@ def strict(data: bytes, what: str = "the body") -> Any:
         found = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise BadInput(f"{what} is no JSON: {error}") from None
-    _check_depth(found, what)
+    if data.count(b"[") + data.count(b"{") > DEEPEST:
+        _check_depth(found, what)
     # Only the parser that is slower tells of keys that are there twice. Numbers are of no interest to it.
-    json.loads(data, object_pairs_hook=lambda pairs: _check_keys(pairs, what), parse_int=float)
+    try:
+        _PAIRS.decode(data.decode())
+    except _Twice as error:
+        raise BadInput(f"{what} has {error.args[0][:80]!r} twice") from None
     return found
 
 
@@ -48,9 +52,14 @@ def _check_depth(found: Any, what: str) -> None:
         ]
 
 
-def _check_keys(pairs: list[tuple[str, Any]], what: str) -> None:
-    seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            raise BadInput(f"{what} has {name[:80]!r} twice")
-        seen.add(name)
+class _Twice(Exception):
+    """This key is there twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for place, name in enumerate(names) if name in names[:place]))
+
+
+_PAIRS = json.JSONDecoder(object_pairs_hook=_once, parse_int=float)
