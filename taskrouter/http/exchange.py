@@ -173,6 +173,8 @@ class Exchange:
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """Send a piece of the body; returns once the client has room for more."""
+        if not more:
+            self.unwatch()  # the end of an answer looks like a client that goes away
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def answer(self, data: Any, status: int = 200, headers: Headers = ()) -> None:
