@@ -6,6 +6,7 @@ Room for one of two models, each a process that has to start.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -51,13 +52,34 @@ def served(tmp_path: Path, engine_python: Callable[[str], str]) -> Iterator[Serv
             yield server
 
 
+WEB = "the-key-of-the-web-app"
+
+
+@pytest.fixture
+def roomy(tmp_path: Path, engine_python: Callable[[str], str]) -> Iterator[Served]:
+    """Room for both, and a key that may ask once at a time."""
+    (tmp_path / "gguf").mkdir()
+    option = {**llama_cpp(tmp_path / "gguf", engine_python).option, "vram_gb": 1}
+    other = {**option, "command": [*option["command"], "--n_batch", "256"]}
+    tasks = {
+        name: {"selected": name, "options": {name: one}, "max_wait_s": 120}
+        for name, one in (("a", option), ("b", other))
+    }
+    (tmp_path / "keys.json").write_text(json.dumps([{"name": "web", "key": WEB, "max_concurrency": 2}]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        known = keys({"TASKROUTER_ADMIN_KEY": ADMIN_KEY}, tmp_path / "keys.json")
+        with serving(written(tmp_path, tasks), known) as server:
+            yield server
+
+
 def body(task: str, **more: Any) -> dict[str, Any]:
     return {"model": task, "messages": CLAIMS[0].messages, "temperature": 0, **more}
 
 
 def ask(served: Served, task: str, **more: Any) -> tuple[int, Any]:
     with Raw(served.url, timeout_s=150) as client:
-        client.ask(CHAT, body(task, **more), {"connection": "close"})
+        client.ask(CHAT, body(task, **more), {"connection": "close", "authorization": f"Bearer {WEB}"})
         answer = client.rest()
     return status_of(answer), json_of(answer)
 
@@ -99,6 +121,44 @@ def test_2_a_busy_model_is_not_evicted_and_who_waits_for_its_room_is_answered(se
         assert b'"error"' not in text
         assert right(waiting.result(150))
     assert loaded(served) == {"b"}
+
+
+def test_4_calls_never_queue_behind_another_engines_start(roomy: Served) -> None:
+    assert right(ask(roomy, "a"))
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with ThreadPoolExecutor() as pool:
+        cold = pool.submit(ask, roomy, "b")
+        seen(lambda: any("llama_cpp.server" in " ".join(each.cmdline()) for each in _ours(before)))
+        starting = [each for each in _ours(before) if "llama_cpp.server" in " ".join(each.cmdline())]
+        for process in starting:
+            process.suspend()  # as slow a start as it takes
+        try:
+            assert all(right(ask(roomy, "a")) for _ in range(3))
+            assert not cold.done()
+        finally:
+            for process in starting:
+                process.resume()
+        assert right(cold.result(150))
+
+
+def test_26_what_is_too_much_is_refused_before_the_first_byte_and_27_admin_paths_want_their_key(roomy: Served) -> None:
+    assert right(ask(roomy, "a"))
+    shown = {"authorization": f"Bearer {WEB}"}
+    with Raw(roomy.url, timeout_s=60) as one, Raw(roomy.url, timeout_s=60) as two, Raw(roomy.url) as three:
+        for client in (one, two):  # the second waits for the engine's only slot
+            client.ask(CHAT, body("a", stream=True, min_tokens=3000, max_tokens=3000), shown)
+        one.until(b'"content":')
+        seen(lambda: roomy.manager.statistics().waiting == 1)
+        three.ask(CHAT, body("a", stream=True), shown)
+        answer = three.until(b"}}")
+        assert (status_of(answer), json_of(answer)["error"]["code"]) == (429, "concurrency")
+    for key, status in ((WEB, 401), (ADMIN_KEY, 200)):
+        with Raw(roomy.url) as client:
+            client.ask(
+                "/admin/tasks/a/unload", {"force": True}, {"authorization": f"Bearer {key}", "connection": "close"}
+            )
+            assert status_of(client.rest()) == status
+    assert roomy.manager.statistics().info == {}
 
 
 def test_13_who_gives_up_while_it_starts_leaves_no_process(served: Served) -> None:
