@@ -381,10 +381,7 @@ class TrackRequest:
 
 
 class Sighting(NamedTuple):
-    """An object in one of the frames that were looked at: the frame's number and second, where, how sure (0 to 1).
-
-    ``mask``, by models that tell things apart by masks, is as of a ``Region``.
-    """
+    """An object in a frame that was looked at: its number and second, where, how sure (0 to 1), a ``Region``'s mask."""
 
     frame: int
     time_s: float

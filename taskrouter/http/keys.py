@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -185,7 +184,3 @@ def _shown(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
-
-
-def environment() -> Mapping[str, str]:
-    return os.environ

@@ -81,6 +81,8 @@ class Api:
         self.key = key
         self.heard_of_calls = time.monotonic()
         self.in_flight = 0
+        self.breaks: tuple[type[Exception], ...] = (aiohttp.ClientError, ConnectionError, RuntimeError)
+        """What a connection that breaks raises; a ``RuntimeError`` only once our side was closed."""
         self._session = self._connect(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S))
 
     def _connect(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
@@ -95,6 +97,10 @@ class Api:
             # A proxy of the environment is not for loopback.
             trust_env=False,
         )
+
+    @property
+    def closed(self) -> bool:
+        return self._session.closed
 
     async def close(self) -> None:
         """Close the connections. Idempotent."""
@@ -207,24 +213,15 @@ class Api:
     async def post(self, path: str, body: bytes) -> bytes:
         """The bytes of the answer to a POST of JSON that is written already. Raises as ``call`` does.
 
-        Written out: this is the path of every request that a gateway passes on.
+        Not by way of ``_open``: this is the path of every request that a gateway passes on.
         """
-        import aiohttp
-
-        self.in_flight += 1
-        try:
+        with _Calling(self, path):
             response = await self._send(path, body)
             self._hear()
             try:
                 data = await response.read()
             finally:
                 response.release()
-        except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not self._session.closed:
-                raise
-            raise Broken(f"{path}: {type(error).__name__}: {error}") from error
-        finally:
-            self.in_flight -= 1
         self._hear()
         if response.status >= 400:
             raise self._refused(response.status, path, data)
@@ -238,22 +235,13 @@ class Api:
 
     @asynccontextmanager
     async def _open(self, path: str, body: Mapping[str, Any] | bytes | None) -> AsyncIterator[aiohttp.ClientResponse]:
-        import aiohttp
-
-        self.in_flight += 1
-        try:
+        with _Calling(self, path):
             response = await self._send(path, body)
             self._hear()
             async with response:
                 if response.status >= 400:
                     raise self._refused(response.status, path, await self._read(response))
                 yield response
-        except (aiohttp.ClientError, ConnectionError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not self._session.closed:
-                raise
-            raise Broken(f"{path}: {type(error).__name__}: {error}") from error
-        finally:
-            self.in_flight -= 1
 
     async def _send(self, path: str, body: Mapping[str, Any] | bytes | None) -> aiohttp.ClientResponse:
         import aiohttp
@@ -295,3 +283,21 @@ class Api:
         if status in (404, 405, 501):
             return UnsupportedVerb(text)
         return CallFailed(text)
+
+
+class _Calling:
+    """A call under way: counted, and a connection that breaks inside is ``Broken``."""
+
+    __slots__ = ("_api", "_path")
+
+    def __init__(self, api: Api, path: str) -> None:
+        self._api = api
+        self._path = path
+
+    def __enter__(self) -> None:
+        self._api.in_flight += 1
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._api.in_flight -= 1
+        if isinstance(error, self._api.breaks) and not (isinstance(error, RuntimeError) and not self._api.closed):
+            raise Broken(f"{self._path}: {type(error).__name__}: {error}") from error
