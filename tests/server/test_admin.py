@@ -7,7 +7,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,8 @@ from taskrouter import errors
 from taskrouter.http.status import plain
 from taskrouter.spend import SpendLedger
 
-from .administering import GIB, TASKS, ask, call, ok
+from .administering import GIB, ask, call, ok
 from .serving import ADMIN_KEY, API_KEY, ENVIRON, Served, keys, serving, written
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return written(tmp_path, TASKS, memory={"devices": {"cpu": {"budget": "8GiB"}}, "min_residency_s": 0})
-
-
-@pytest.fixture
-def served(file: Path) -> Iterator[Served]:
-    with serving(file, keys()) as server:
-        yield server
-
 
 # --- who may ----------------------------------------------------------------------------------------------------------
 

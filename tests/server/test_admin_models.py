@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,8 @@ from taskrouter import errors
 from taskrouter.backends.fake import FakeBackend, FakeScript
 from taskrouter.http.operations import KEPT, Operations
 
-from .administering import GIB, TASKS, ask, beside, call, ended, hang_up, ok, shared, state, wait_for
-from .serving import Served, keys, serving, written
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return written(tmp_path, TASKS, memory={"devices": {"cpu": {"budget": "8GiB"}}, "min_residency_s": 0})
-
-
-@pytest.fixture
-def served(file: Path) -> Iterator[Served]:
-    with serving(file, keys()) as server:
-        yield server
+from .administering import GIB, ask, beside, call, ended, hang_up, ok, shared, state, wait_for
+from .serving import Served, keys, serving
 
 
 def test_a_load_is_begun_at_once_and_its_progress_is_told(file: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,6 @@ from taskrouter.residency.events import Tick
 
 from .administering import GIB, TASKS, ask, beside, call, fake, ok, wait_for
 from .serving import API_KEY, Served, keys, serving, written
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return written(tmp_path, TASKS, memory={"devices": {"cpu": {"budget": "8GiB"}}, "min_residency_s": 0})
-
-
-@pytest.fixture
-def served(file: Path) -> Iterator[Served]:
-    with serving(file, keys()) as server:
-        yield server
 
 
 def test_a_reload_answers_what_changed_or_all_that_is_wrong(served: Served, file: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +22,10 @@ from taskrouter.http.naming import Named
 from taskrouter.http.passing import usage_in
 from taskrouter.verbs import Usage
 
-from .administering import GIB, TASKS, ask, call, hang_up, ok, wait_for
+from .administering import GIB, ask, call, hang_up, ok, wait_for
 from .serving import ADMIN_KEY, API_KEY, Served, keys, serving, written
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return written(tmp_path, TASKS, memory={"devices": {"cpu": {"budget": "8GiB"}}, "min_residency_s": 0})
-
-
-@pytest.fixture
-def served(file: Path) -> Iterator[Served]:
-    with serving(file, keys()) as server:
-        yield server
 
 
 def scraped(served: Served, key: str | None = API_KEY) -> Series:

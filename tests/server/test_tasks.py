@@ -22,26 +22,13 @@ from taskrouter.http.forms import Upload
 
 from .reading import ReadingBackend
 from .serving import Served
-from .task_server import ASKED, CUP_BOX, PICTURE, URL, connected, curl, head_of, refused, task_client, task_server
+from .task_server import ASKED, CUP_BOX, PICTURE, URL, connected, curl, head_of, refused, task_server
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with task_server(tmp_path_factory.mktemp("served")) as server:
         yield server
-
-
-@pytest.fixture
-def backend(served: Served) -> ReadingBackend:
-    assert isinstance(served.backend, ReadingBackend)
-    served.backend.read.clear()
-    return served.backend
-
-
-@pytest.fixture
-def client(served: Served) -> Iterator[httpx2.Client]:
-    with task_client(served) as found:
-        yield found
 
 
 @pytest.mark.parametrize("task", ASKED)

@@ -11,7 +11,7 @@ import pytest
 
 from .reading import ReadingBackend
 from .serving import Served
-from .task_server import MAX_BYTES, connected, curl, head_of, refused, task_client, task_server
+from .task_server import MAX_BYTES, connected, curl, head_of, refused, task_server
 
 UNENDED = b'--b\r\ncontent-disposition: form-data; name="image"; filename="x"\r\n\r\nx'
 
@@ -20,19 +20,6 @@ UNENDED = b'--b\r\ncontent-disposition: form-data; name="image"; filename="x"\r\
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with task_server(tmp_path_factory.mktemp("served")) as server:
         yield server
-
-
-@pytest.fixture
-def backend(served: Served) -> ReadingBackend:
-    assert isinstance(served.backend, ReadingBackend)
-    served.backend.read.clear()
-    return served.backend
-
-
-@pytest.fixture
-def client(served: Served) -> Iterator[httpx2.Client]:
-    with task_client(served) as found:
-        yield found
 
 
 @pytest.mark.parametrize(
