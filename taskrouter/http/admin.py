@@ -75,7 +75,7 @@ async def load(state: State, exchange: Exchange, task: str) -> None:
         await exchange.answer(operation.data(performer.time()))
         return
     performer.spawn_operation(work)
-    where = ("location", f"/admin/operations/{operation.id}")
+    where = (b"location", f"/admin/operations/{operation.id}".encode())
     await exchange.answer({"operation": operation.id, "state": "loading"}, 202, (where,))
 
 

@@ -69,7 +69,7 @@ class Handler:
         self._style = style
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._state.watching)
         exchange.style = self._style
         entered = False
         begun = time.perf_counter()
@@ -103,7 +103,7 @@ class Handler:
 
     def _traced(self, exchange: Exchange) -> tuple[Span | None, Token[Context] | None]:
         """Where anybody traces: the request's span, current from here on."""
-        if not self._state.traced:
+        if not self._state.traced():
             return None, None
         span, context = telemetry.start_request_span(
             self._state.tracer, exchange.headers, exchange.scope["method"], self._route
@@ -147,9 +147,8 @@ async def _by_starlette(request: Request, error: Exception) -> Response:
     """What Starlette's router refuses: a method that a path doesn't have."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     refused = Refused(status, f"{request.method} isn't what {request.url.path[:200]!r} is asked with", code="method")
-    failure = failure_of(refused, "openai", "-")
-    headers = {**dict(failure.headers), **dict(getattr(error, "headers", None) or {})}
-    return JSONResponse(failure.body, status, headers)
+    style = "anthropic" if request.url.path.startswith("/v1/messages") else "openai"
+    return JSONResponse(failure_of(refused, style, "-").body, status, getattr(error, "headers", None))
 
 
 def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: bool = True) -> Starlette:

@@ -59,7 +59,7 @@ class Failure(NamedTuple):
     """An error as it is sent."""
 
     status: int
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[bytes, bytes], ...]
     body: dict[str, Any]
 
 
@@ -69,12 +69,12 @@ def failure_of(error: BaseException, style: str, request_id: str) -> Failure:
     if len(message) > _LONGEST:
         # What a caller sent is quoted in some of them.
         message = f"{message[:_LONGEST]}…"
-    headers: list[tuple[str, str]] = []
+    headers: list[tuple[bytes, bytes]] = []
     retry_s = getattr(error, "retry_after_s", None)
     if retry_s is not None and status in (409, 429, 500, 502, 503, 504, 507):
-        headers.append(("retry-after", str(max(1, math.ceil(retry_s)))))
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_s))))
     if status == 401:
-        headers.append(("www-authenticate", "Bearer"))
+        headers.append((b"www-authenticate", b"Bearer"))
     if style == "anthropic":
         kind = _ANTHROPIC_TYPES.get(status, "api_error")
         body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}

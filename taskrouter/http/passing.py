@@ -18,16 +18,16 @@ from taskrouter.http.streaming import NO_CACHE, awaited
 from taskrouter.manager import Lease
 from taskrouter.verbs import Usage
 
-_TOKENS = re.compile(rb'"(prompt|completion)_tokens":\s*(\d{1,12})')
+_PROMPT, _COMPLETION = (re.compile(rb'"%s_tokens":\s*(\d{1,12})' % name) for name in (b"prompt", b"completion"))
+_LONGEST_USAGE = 2000
 
 
 def may_pass(asked: Asked) -> bool:
     """Whether one option of this machine answers, which an engine serves: there is nothing to decide or translate."""
-    manager, (task, option) = asked.manager, asked.named
-    target = manager.target(task, option)
-    if option is None and target.routed:
+    target = asked.target
+    if asked.named.option is None and target.routed:
         return False
-    config = manager.catalog.tasks[task].options[target.option]
+    config = asked.manager.catalog.tasks[target.task].options[target.option]
     return config.framework in ("vllm", "sglang", "command")
 
 
@@ -38,7 +38,7 @@ async def pass_on(
     lack.
     """
     manager, (task, option) = asked.manager, asked.named
-    manager.target(task, option).check(verb, manager.enter(), request)
+    asked.target.check(verb, manager.enter(), request)
     lease = manager.lease(task, option=option, timeout=asked.timeout_s, priority=asked.priority)
     if body.get("stream") is True:
         await _pass_stream(exchange, asked, lease, path, body)
@@ -85,8 +85,11 @@ def usage_in(data: bytes) -> Usage | None:
     place = data.rfind(b'"usage":')
     if place < 0:
         return None
-    counts = {name: int(number) for name, number in _TOKENS.findall(data, place, place + 2000)}
-    return Usage(counts.get(b"prompt", 0), counts.get(b"completion", 0)) if counts else None
+    read = _PROMPT.search(data, place, place + _LONGEST_USAGE)
+    written = _COMPLETION.search(data, place, place + _LONGEST_USAGE)
+    if read is None and written is None:
+        return None
+    return Usage(0 if read is None else int(read[1]), 0 if written is None else int(written[1]))
 
 
 def _renamed(body: Mapping[str, Any], name: str) -> bytes:
