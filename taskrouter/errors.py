@@ -8,6 +8,7 @@ task, ``RuntimeError`` for memory, ``TimeoutError`` for a deadline).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,11 +21,17 @@ class TaskRouterError(Exception):
     """
 
     status_hint: ClassVar[int] = 500
+    code: str = "task_router_error"
+    """What it is called where it crosses a wire: the class's own name in small letters, unless it says otherwise."""
     retry_after_s: float | None = None
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    def __init_subclass__(cls) -> None:
+        if "code" not in cls.__dict__:
+            cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
 
 # --- the configuration file -------------------------------------------------------------------------------------------
@@ -116,6 +123,9 @@ class UnsupportedInput(BadInput):
 
 class ContextTooLong(UnsupportedInput):
     """The request is longer than the option's context; another one's may be longer."""
+
+    status_hint = 400
+    code = "context_length_exceeded"  # as OpenAI's clients know it
 
 
 # --- getting a model ready --------------------------------------------------------------------------------------------

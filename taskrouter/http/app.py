@@ -19,10 +19,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from taskrouter import telemetry
-from taskrouter.http import admin, anthropic, document, events, exposing, health, openai, tasks
+from taskrouter.http import admin, anthropic, document, events, exposing, health, models, openai, tasks
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
+from taskrouter.http.models import VERSION
 from taskrouter.http.state import State
 from taskrouter.http.transcriptions import transcriptions
 from taskrouter.manager import ModelManager
@@ -59,9 +60,12 @@ def with_any_key(state: State, exchange: Exchange) -> None:
 
 
 class Handler:
-    """One path's ASGI application: checks who asks, bounds how much, answers, and tells what failed."""
+    """One path's ASGI application: checks who asks, bounds how much, answers, and tells what failed.
 
-    def __init__(self, state: State, endpoint: Endpoint, guard: Guard, style: str = "openai", route: str = "/") -> None:
+    ``style``: in whose shape; ``None``: a path that both APIs have, so it is the client's.
+    """
+
+    def __init__(self, state: State, endpoint: Endpoint, guard: Guard, style: str | None, route: str) -> None:
         self._route = route
         self._state = state
         self._endpoint = endpoint
@@ -70,7 +74,8 @@ class Handler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._state.watching)
-        exchange.style = self._style
+        style = self._style
+        exchange.style = style if style is not None else "anthropic" if VERSION in exchange.headers else "openai"
         entered = False
         begun = time.perf_counter()
         span, token = self._traced(exchange)
@@ -147,7 +152,8 @@ async def _by_starlette(request: Request, error: Exception) -> Response:
     """What Starlette's router refuses: a method that a path doesn't have."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     refused = Refused(status, f"{request.method} isn't what {request.url.path[:200]!r} is asked with", code="method")
-    style = "anthropic" if request.url.path.startswith("/v1/messages") else "openai"
+    theirs = VERSION.decode() in request.headers or request.url.path.startswith("/v1/messages")
+    style = "anthropic" if theirs else "openai"
     return JSONResponse(failure_of(refused, style, "-").body, status, getattr(error, "headers", None))
 
 
@@ -158,7 +164,7 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
     """
     state = State(manager, keys if keys is not None else Keys())
 
-    def at(path: str, endpoint: Any, method: str, guard: Guard = with_key, style: str = "openai") -> Route:
+    def at(path: str, endpoint: Any, method: str, guard: Guard = with_key, style: str | None = "openai") -> Route:
         return Route(path, Handler(state, endpoint, guard, style, path), methods=[method])
 
     routes = [
@@ -168,8 +174,8 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/v1/audio/transcriptions", transcriptions, "POST"),
         at("/v1/messages", anthropic.messages, "POST", style="anthropic"),
         at("/v1/messages/count_tokens", anthropic.count_tokens, "POST", style="anthropic"),
-        at("/v1/models", openai.models, "GET"),
-        at("/v1/models/{name:path}", openai.model, "GET"),
+        at("/v1/models", models.models, "GET", style=None),
+        at("/v1/models/{name:path}", models.model, "GET", style=None),
         at("/v1/tasks/{task:path}", tasks.task, "POST"),
         at("/health", health.health, "GET", open_to_all),
         at("/ready", health.ready, "GET", open_to_all),

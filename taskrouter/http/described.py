@@ -39,7 +39,8 @@ class Described:
     query: Mapping[str, Schema] = field(default_factory=dict)
     key: str | None = "caller"
     asks: bool = False
-    style: str = "openai"
+    style: str | None = "openai"
+    """In whose shape it refuses; ``None``: in that of the client."""
 
 
 def _json(schema: Schema = OPEN) -> Mapping[int, Mapping[str, Schema]]:
@@ -74,6 +75,10 @@ _HEARD = record(
 )  # fmt: skip
 _READY = record({"ready": FLAG, "why": STRING, "waiting": WHOLE, "oldest_wait_s": NUMBER})
 _MODEL = _of("model", id=STRING, created=WHOLE, owned_by=STRING)
+_MODEL_AT_ANTHROPIC = record({"type": {"const": "model"}, "id": STRING, "display_name": STRING, "created_at": STRING})
+_LISTED_AT_ANTHROPIC = record(
+    {"data": listed(_MODEL_AT_ANTHROPIC), "has_more": FLAG, "first_id": maybe(STRING), "last_id": maybe(STRING)}
+)
 _OPTION = {"option": maybe(STRING)}
 
 
@@ -119,9 +124,12 @@ DESCRIBED: Mapping[tuple[str, str], Described] = {
         asks=True, style="anthropic",
     ),
     ("GET", "/v1/models"): Described(
-        "The tasks and their options", "openai", _json(_of("list", data=listed(_MODEL))), KEYED
+        "The tasks and their options (OpenAI; Anthropic for who sends its version)", "openai",
+        _json({"anyOf": [_of("list", data=listed(_MODEL)), _LISTED_AT_ANTHROPIC]}), KEYED, style=None,
     ),
-    ("GET", "/v1/models/{}"): Described("One of them", "openai", _json(_MODEL), NAMED),
+    ("GET", "/v1/models/{}"): Described(
+        "One of them", "openai", _json({"anyOf": [_MODEL, _MODEL_AT_ANTHROPIC]}), NAMED, style=None
+    ),
     ("POST", "/v1/tasks/{}"): Described(
         "Ask a task what it can do", "tasks", {200: {JSON: ref("TaskAnswer"), EVENTS: _CHUNKS}}, (*ASKING, 415),
         {JSON: ref("TaskCall"), FORM: ref("TaskForm")}, asks=True,

@@ -52,7 +52,7 @@ class Refused(errors.TaskRouterError):
     def __init__(self, status: int, message: str, *, code: str | None = None, retry_after_s: float | None = None):
         super().__init__(message, retry_after_s=retry_after_s)
         self.status = status
-        self.code = code
+        self.code = code or "refused"
 
 
 class Failure(NamedTuple):
@@ -87,9 +87,9 @@ def failure_of(error: BaseException, style: str, request_id: str) -> Failure:
 def _told(error: BaseException, request_id: str) -> tuple[int, str, str]:
     """Status, code and message."""
     if isinstance(error, Refused):
-        return error.status, error.code or "refused", str(error)
+        return error.status, error.code, str(error)
     if isinstance(error, errors.TaskRouterError):
-        status, code = error.status_hint, _snake(type(error).__name__)
+        status, code = error.status_hint, error.code
         if isinstance(error, errors.NoOptionLeft):
             passed = "; ".join(f"{each.option}: {each.why.value}" for each in error.passed if isinstance(each, Passed))
             logger.warning("request %s: %s", request_id, error)
@@ -101,7 +101,3 @@ def _told(error: BaseException, request_id: str) -> tuple[int, str, str]:
         return status, code, f"{said} The server's log says more, under {request_id}."
     logger.error("request %s failed", request_id, exc_info=error)
     return 500, "internal_error", f"the server failed to answer; its log says more, under {request_id}."
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")

@@ -19,7 +19,8 @@ from taskrouter.manager import Lease
 from taskrouter.verbs import Usage
 
 _PROMPT, _COMPLETION = (re.compile(rb'"%s_tokens":\s*(\d{1,12})' % name) for name in (b"prompt", b"completion"))
-_LONGEST_USAGE = 2000
+_LONGEST_USAGE = 4000
+"""Bytes from where the usage begins to the end of an answer, at most."""
 
 
 def may_pass(asked: Asked) -> bool:
@@ -63,10 +64,14 @@ async def _pass_stream(exchange: Exchange, asked: Asked, lease: Lease, path: str
         chunks = await awaited(exchange, asked, begin)
         if not exchange.started:
             await exchange.start(200, EVENTS, (*asked.headers(), *NO_CACHE))
-        async for chunk in chunks:
-            await exchange.write(chunk)
-            asked.sent()
-            asked.usage = usage_in(chunk) or asked.usage
+        end = End()
+        try:
+            async for chunk in chunks:
+                await exchange.write(chunk)
+                asked.sent()
+                end.take(chunk)
+        finally:
+            asked.usage = usage_in(end.data)
         await exchange.write(b"", more=False)
 
 
@@ -78,6 +83,16 @@ def _model(lease: Lease) -> EngineModel:
         _ = lease.info
         raise TypeError(f"{lease!r} is of no engine")
     return model
+
+
+class End:
+    """The end of an answer as its pieces go by; what stands there may have come in several."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def take(self, piece: bytes) -> None:
+        self.data = (self.data + piece)[-_LONGEST_USAGE:]
 
 
 def usage_in(data: bytes) -> Usage | None:

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,11 @@ class Served:
 
     def run(self, work: Any) -> Any:
         """Run a coroutine on the server's loop, and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+        return self.start(work).result(60)
+
+    def start(self, work: Any) -> Future[Any]:
+        """The same, not waited for."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
 
 def keys(environ: Mapping[str, str] = ENVIRON, file: Path | None = None) -> Keys:

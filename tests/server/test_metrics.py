@@ -18,7 +18,7 @@ from taskrouter.http.exchange import Exchange
 from taskrouter.http.keys import Keys
 from taskrouter.http.metrics import SECONDS, Metrics
 from taskrouter.http.naming import Named
-from taskrouter.http.passing import usage_in
+from taskrouter.http.passing import End, usage_in
 from taskrouter.verbs import Usage
 
 from .administering import GIB, ask, call, hang_up, ok, wait_for
@@ -218,6 +218,17 @@ def test_metrics_want_a_key_where_there_are_any(file: Path, tmp_path: Path) -> N
 )
 def test_an_engines_tokens_are_found_in_its_bytes(data: bytes, usage: tuple[int, int] | None) -> None:
     assert usage_in(data) == (None if usage is None else Usage(*usage))
+
+
+def test_tokens_are_found_wherever_the_pieces_of_a_stream_end() -> None:
+    last = b'data: {"choices":[],"usage":{"prompt_tokens":17,"total_tokens":20,"completion_tokens":3}}\n\n'
+    whole = b'data: {"choices":[{"delta":{"content":"' + b"word " * 2000 + b'"}}]}\n\n' + last + b"data: [DONE]\n\n"
+    for place in range(len(whole) - len(last) - 20, len(whole)):
+        end = End()
+        for piece in (whole[:5000], whole[5000:place], whole[place:]):
+            end.take(piece)
+        assert usage_in(end.data) == Usage(17, 3), whole[:place][-20:]
+        assert len(end.data) < 5000
 
 
 def test_requests_are_counted_by_how_they_ended(served: Served) -> None:
