@@ -75,6 +75,10 @@ _HEARD = record(
 _READY = record({"ready": FLAG, "why": STRING, "waiting": WHOLE, "oldest_wait_s": NUMBER})
 _MODEL = _of("model", id=STRING, created=WHOLE, owned_by=STRING)
 _OPTION = {"option": maybe(STRING)}
+_REMOVED = record(
+    {"task": STRING, "option": STRING, "repo": STRING, "revisions": listed(STRING), "kept": listed(STRING),
+     "bytes": WHOLE, "unloaded": listed(STRING), "dry_run": FLAG}
+)  # fmt: skip
 
 
 def _admin(summary: str, *, answers: Mapping[int, Mapping[str, Schema]] | None = None,
@@ -151,6 +155,10 @@ DESCRIBED: Mapping[tuple[str, str], Described] = {
     ),
     ("POST", "/admin/tasks/{}/unload"): _admin(
         "Unload a task's model", body=_body("option", "force", **_OPTION, force=FLAG)
+    ),
+    ("POST", "/admin/tasks/{}/remove"): _admin(
+        "Delete a model's files from the Hugging Face cache", answers=_json(_REMOVED),
+        body=_body("option", "force", "dry_run", **_OPTION, force=FLAG, dry_run=FLAG),
     ),
     ("POST", "/admin/tasks/{}/select"): _admin(
         "Select another option", body=_body("persist", option=STRING, persist=FLAG), body_required=True
