@@ -62,7 +62,9 @@ class Deletion:
             else:
                 self.strategy.execute()
         except OSError as error:
-            raise self._failed(there, _named(error, there), error.strerror or type(error).__name__) from error
+            raise self._failed(
+                there, self._named(error, self.folder), error.strerror or type(error).__name__
+            ) from error
         # Of some errors the library only logs a line.
         left = next((path for path in [*there, *self._targets(self.folder)] if os.path.lexists(path)), None)
         if left is not None:
@@ -94,6 +96,12 @@ class Deletion:
         if self.strategy is not None and folder not in self.strategy.repos:
             return sorted(self.strategy.snapshots)
         return sorted((folder / "snapshots").glob("*"))
+
+    def _named(self, error: OSError, folder: Path) -> Path:
+        """What an error is about: of what is in a folder that was opened only the name is told."""
+        told = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else folder
+        left = (path for target in self._targets(folder) for path in target.rglob("*") if path.name == told.name)
+        return told if told.is_absolute() else next(left, folder)
 
     def _failed(self, there: dict[Path, int], path: Path, why: str) -> RemovalFailed:
         freed = sum(count for each, count in there.items() if not os.path.lexists(each))
@@ -151,9 +159,10 @@ def plan(repo: str, revision: str | None = None, others: Iterable[Needed] = ()) 
     if not gone:
         return Deletion(repo, kept=tuple(sorted(every)))
     strategy = cache.delete_revisions(*gone)
-    return Deletion(
-        repo, tuple(sorted(gone)), tuple(sorted(every - gone)), strategy.expected_freed_size, folder, strategy
-    )
+    freed = strategy.expected_freed_size
+    if gone == every:
+        freed = max(freed, _bytes(folder))  # parts of downloads, too
+    return Deletion(repo, tuple(sorted(gone)), tuple(sorted(every - gone)), freed, folder, strategy)
 
 
 def _at(found: Any, revision: str | None) -> set[str]:
@@ -198,15 +207,6 @@ def _size(path: Path) -> int:
         return path.lstat().st_size
     except OSError:
         return 0  # gone since it was listed
-
-
-def _named(error: OSError, there: dict[Path, int]) -> Path:
-    """The file that an error is about: of one in a folder that was opened only the name is told."""
-    told = Path(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else Path()
-    if told.is_absolute():
-        return told
-    left = [path for path in there if os.path.lexists(path)]
-    return next((path for path in left if path.name == told.name), left[0] if left else told)
 
 
 def _shown(path: Path, cache: Path) -> str:
