@@ -218,6 +218,17 @@ def test_of_a_damaged_repository_only_all_can_go(cache: HubCache) -> None:
     assert cache.files() == set()
 
 
+def test_what_a_deletion_left_without_any_snapshot_goes_with_the_next(cache: HubCache) -> None:
+    cache.model(TINY, "a", "main")
+    for path in [*cache.snapshot(TINY, "a").iterdir(), cache.repo(TINY) / "refs" / "main"]:
+        path.unlink()
+    cache.snapshot(TINY, "a").rmdir()
+    found = plan(TINY)
+    assert (found.revisions, found.bytes) == ((), WHOLE - REF)
+    found.execute()
+    assert cache.files() == set()
+
+
 def test_a_cache_that_can_not_be_read_says_so(cache: HubCache, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
