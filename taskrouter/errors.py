@@ -203,6 +203,10 @@ class Unloaded(ModelUnavailable):
     """The model was unloaded by request (or left the configuration) while this call waited for it."""
 
 
+class FilesBeingRemoved(ModelUnavailable):
+    """The model's files are being deleted by request; asked again after that, it is fetched anew."""
+
+
 class InsufficientMemory(ModelUnavailable, RuntimeError):
     """The model can't fit: larger than the budget, or what is left beside pinned models and residue is too small."""
 
@@ -300,6 +304,35 @@ class BudgetSpent(ProviderFailed):
     """The provider's ``daily_budget_usd`` is spent; ``retry_after_s`` is the time to midnight, UTC."""
 
     status_hint = 429
+
+
+# --- deleting a model's files -----------------------------------------------------------------------------------------
+
+
+class FilesKept(TaskRouterError, RuntimeError):
+    """The root of what keeps a model's files from being deleted; nothing was."""
+
+    status_hint = 409
+
+
+class ModelLoaded(FilesKept):
+    """The model is loaded, or on its way to be. ``force`` unloads it first."""
+
+
+class FilesShared(FilesKept):
+    """Other options of the file are loaded from the same files; the message names them."""
+
+
+class FilesNotDownloaded(FilesKept):
+    """The model's files aren't known to be a download: only what can be downloaded again is deleted."""
+
+
+class RemovalFailed(TaskRouterError, RuntimeError):
+    """A file could not be read or deleted; the message says which. ``freed_bytes`` were deleted before that."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, freed_bytes: int = 0) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.freed_bytes = freed_bytes
 
 
 # --- asking a server of ours ------------------------------------------------------------------------------------------

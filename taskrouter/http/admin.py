@@ -92,6 +92,13 @@ async def unload(state: State, exchange: Exchange, task: str) -> None:
     await exchange.answer({"task": found.task, "option": found.option, "state": _state(state, found.key)})
 
 
+async def remove(state: State, exchange: Exchange, task: str) -> None:
+    """``POST /admin/tasks/{task}/remove``: delete the model's files; answers what went, or would go."""
+    body = await body_of(exchange, bodies.Remove)
+    work = state.manager.remove_files(task, body.option, force=body.force, dry_run=body.dry_run)
+    await exchange.answer((await _whole(state, work)).data())
+
+
 async def select(state: State, exchange: Exchange, task: str) -> None:
     """``POST /admin/tasks/{task}/select``."""
     body = await body_of(exchange, bodies.Select)

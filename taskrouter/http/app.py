@@ -188,6 +188,7 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/admin/tasks/{task}/explain", admin.explain, "GET", with_admin_key),
         at("/admin/tasks/{task}/load", admin.load, "POST", with_admin_key),
         at("/admin/tasks/{task}/unload", admin.unload, "POST", with_admin_key),
+        at("/admin/tasks/{task}/remove", admin.remove, "POST", with_admin_key),
         at("/admin/tasks/{task}/select", admin.select, "POST", with_admin_key),
         at("/admin/tasks/{task}/pin", admin.pin, "POST", with_admin_key),
         at("/admin/tasks/{task}/cooldown/clear", admin.clear_cooldown, "POST", with_admin_key),

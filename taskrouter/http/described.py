@@ -80,6 +80,10 @@ _LISTED_AT_ANTHROPIC = record(
     {"data": listed(_MODEL_AT_ANTHROPIC), "has_more": FLAG, "first_id": maybe(STRING), "last_id": maybe(STRING)}
 )
 _OPTION = {"option": maybe(STRING)}
+_REMOVED = record(
+    {"task": STRING, "option": STRING, "repo": STRING, "revisions": listed(STRING), "kept": listed(STRING),
+     "bytes": WHOLE, "unloaded": listed(STRING), "dry_run": FLAG}
+)  # fmt: skip
 
 
 def _admin(summary: str, *, answers: Mapping[int, Mapping[str, Schema]] | None = None,
@@ -159,6 +163,10 @@ DESCRIBED: Mapping[tuple[str, str], Described] = {
     ),
     ("POST", "/admin/tasks/{}/unload"): _admin(
         "Unload a task's model", body=_body("option", "force", **_OPTION, force=FLAG)
+    ),
+    ("POST", "/admin/tasks/{}/remove"): _admin(
+        "Delete a model's files from the Hugging Face cache", answers=_json(_REMOVED),
+        body=_body("option", "force", "dry_run", **_OPTION, force=FLAG, dry_run=FLAG),
     ),
     ("POST", "/admin/tasks/{}/select"): _admin(
         "Select another option", body=_body("persist", option=STRING, persist=FLAG), body_required=True

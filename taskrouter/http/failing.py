@@ -27,6 +27,9 @@ TOLD: tuple[type[Exception], ...] = (
     errors.Cold,
     errors.CoolingDown,
     errors.Unloaded,
+    errors.FilesBeingRemoved,
+    errors.FilesKept,
+    errors.RemovalFailed,
     errors.ManagerClosed,
     errors.ReaderGone,
 )

@@ -61,11 +61,14 @@ def written(folder: Path, tasks: Mapping[str, Any], **sections: Any) -> Path:
 
 
 @contextmanager
-def serving(file: Path, known: Keys | None = None, *, fake: FakeBackend | None = None) -> Iterator[Served]:
-    """Serve a file; ended, and all its models unloaded, on the way out. ``fake`` stands for ``framework: fake``."""
+def serving(
+    file: Path, known: Keys | None = None, *, fake: FakeBackend | None = None, stands_for: tuple[str, ...] = ("fake",)
+) -> Iterator[Served]:
+    """Serve a file; ended, and all its models unloaded, on the way out. ``fake`` stands for these frameworks."""
     registry = Registry()
     if fake is not None:
-        registry.register("fake", fake)
+        for framework in stands_for:
+            registry.register(framework, fake)
     manager = ModelManager(file, machine=StillMachine({"cpu": 16 * GIB}), registry=registry)
     listening = listen("127.0.0.1", 0)
     app = create_app(manager, known if known is not None else Keys())

@@ -212,6 +212,8 @@ def test_the_admin_key_goes_to_the_admin_api_only(server: Stub, monkeypatch: pyt
         assert await client.explain("a/b") == "because"
         await client.load_model("a", option="x", timeout=3)
         await client.unload_model("a", force=True)
+        await client.remove_files("a", dry_run=True)
+        await client.remove_files("a", option="x", force=True)
         await client.set_selected_model("a", "x", persist=True)
         await client.pin_model("a")
         await client.pin_model("a", False, option="x")
@@ -231,6 +233,8 @@ def test_the_admin_key_goes_to_the_admin_api_only(server: Stub, monkeypatch: pyt
         ("GET", "/admin/tasks/a%2Fb/explain", None),
         ("POST", "/admin/tasks/a/load", {"option": "x", "wait": True, "timeout_s": 3}),
         ("POST", "/admin/tasks/a/unload", {"force": True}),
+        ("POST", "/admin/tasks/a/remove", {"force": False, "dry_run": True}),
+        ("POST", "/admin/tasks/a/remove", {"force": True, "dry_run": False, "option": "x"}),
         ("POST", "/admin/tasks/a/select", {"option": "x", "persist": True}),
         ("POST", "/admin/tasks/a/pin", {"pinned": True}),
         ("POST", "/admin/tasks/a/pin", {"pinned": False, "option": "x"}),
