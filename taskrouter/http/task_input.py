@@ -193,6 +193,8 @@ def _unknown(verb: Any, can: Can) -> BadInput | UnsupportedVerb:
     if verb in STREAMING_VERBS:
         whole = verb.removeprefix("stream_")
         return UnsupportedVerb(f'{known} (a {whole} in pieces is "verb": "{whole}" with "stream": true)')
+    if can.kind is not None:
+        return UnsupportedVerb(f"{known}; a task of kind {can.kind} has no verb of a plug-in's own")
     return UnsupportedVerb(
         f"{known}. A verb of a plug-in's own is one once the backend declares what it takes and answers: "
         f'calls = {{"{verb[:80]}": Call(Request, Answer)}} (docs/plug-ins.md)'

@@ -180,7 +180,7 @@ def test_what_the_plug_in_itself_refuses_is_told_in_its_words(client: httpx2.Cli
         ("scale", "sing", "can't sing; it can be asked to"),  # the other way round
         ("scale", "frobnicate", "must be one of chat"),
         ("plain", "weigh", "must be one of chat"),
-        ("find", "weigh", "must be one of chat"),
+        ("find", "weigh", "a task of kind detection has no verb of a plug-in's own"),
         ("scale", "stream_weigh", "must be one of chat"),
     ],
 )
