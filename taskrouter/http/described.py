@@ -67,7 +67,9 @@ def _body(*optional: str, **properties: Schema) -> Mapping[str, Schema]:
 
 
 _CHAT = _body(*_SAMPLING, model=MODEL, messages=listed(OPEN), **_SAMPLING)
-_CHUNKS: Schema = {"description": "Of a chat in pieces: server-sent events, a ChatChunk each, then [DONE]."}
+_CHUNKS: Schema = {
+    "description": "Server-sent events, then [DONE]: of a chat a ChatChunk each, of a request what the server said."
+}
 _HEARD = record(
     {"file": {"type": "string", "format": "binary"}, "model": MODEL, "language": STRING, "prompt": STRING,
      "response_format": STRING},

@@ -19,6 +19,7 @@ import aiohttp
 import psutil
 import pytest
 
+from taskrouter import connect, errors
 from taskrouter.residency import State
 from tests.server.administering import call
 from tests.server.clients import CHAT, Raw, json_of, status_of
@@ -163,6 +164,25 @@ def test_26_what_is_too_much_is_refused_before_the_first_byte_and_27_admin_paths
             )
             assert status_of(client.rest()) == status
     assert roomy.manager.statistics().info == {}
+
+
+def test_what_its_server_does_beside_the_verbs_is_asked_by_a_client_and_nothing_else(roomy: Served) -> None:
+    async def main() -> None:
+        async with connect(roomy.url, api_key=WEB) as client:
+            model = client.handle("a")
+            tokens = (await model.request("/extras/tokenize", {"input": "the mayor"}))["tokens"]
+            assert (await model.request("/extras/detokenize", {"tokens": tokens}))["text"].strip() == "the mayor"
+            asked = {"messages": CLAIMS[0].messages, "temperature": 0}
+            pieces = [each async for each in model.stream_request("/v1/chat/completions", asked)]
+            assert "".join(each["choices"][0]["delta"].get("content") or "" for each in pieces) == CLAIMS[0].expected
+            for path in ("/openapi.json", "/v1/../openapi.json", "/v1/%2e%2e/docs", "/docs", "/v1/models?x"):
+                with pytest.raises(errors.ServerRefused) as caught:
+                    await model.request(path)
+                assert (caught.value.status, caught.value.code) == (403, "path_not_allowed")
+            with pytest.raises(errors.UnsupportedVerb, match="404"):
+                await model.request("/v1/nowhere", {})
+
+    asyncio.run(asyncio.wait_for(main(), 150))
 
 
 def test_13_who_gives_up_while_it_starts_leaves_no_process(served: Served) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from taskrouter.backends.base import Backend
 from taskrouter.backends.fake import FakeBackend
 from taskrouter.backends.registry import Registry
 from taskrouter.http.app import create_app
@@ -62,13 +63,19 @@ def written(folder: Path, tasks: Mapping[str, Any], **sections: Any) -> Path:
 
 @contextmanager
 def serving(
-    file: Path, known: Keys | None = None, *, fake: FakeBackend | None = None, stands_for: tuple[str, ...] = ("fake",)
+    file: Path,
+    known: Keys | None = None,
+    *,
+    fake: FakeBackend | None = None,
+    backends: Mapping[str, Backend] | None = None,
 ) -> Iterator[Served]:
-    """Serve a file; ended, and all its models unloaded, on the way out. ``fake`` stands for these frameworks."""
+    """Serve a file; ended, and all its models unloaded, on the way out.
+
+    ``fake`` stands for ``framework: fake``, ``backends`` for other frameworks.
+    """
     registry = Registry()
-    if fake is not None:
-        for framework in stands_for:
-            registry.register(framework, fake)
+    for name, backend in {**(backends or {}), **({} if fake is None else {"fake": fake})}.items():
+        registry.register(name, backend)
     manager = ModelManager(file, machine=StillMachine({"cpu": 16 * GIB}), registry=registry)
     listening = listen("127.0.0.1", 0)
     app = create_app(manager, known if known is not None else Keys())

@@ -51,7 +51,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
 @pytest.fixture
 def served(tmp_path: Path, cache: HubCache) -> Iterator[Served]:
     (tmp_path / "mine").mkdir()
-    with serving(written(tmp_path, TASKS), keys(), fake=FakeBackend(), stands_for=("transformers",)) as server:
+    backend = FakeBackend()
+    with serving(written(tmp_path, TASKS), keys(), fake=backend, backends={"transformers": backend}) as server:
         yield server
 
 
