@@ -73,7 +73,7 @@ class Handler:
         self._style = style
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._state.watching)
+        exchange = Exchange(scope, receive, send, self._state.watching, self._state.room)
         style = self._style
         exchange.style = style if style is not None else "anthropic" if VERSION in exchange.headers else "openai"
         entered = False
@@ -97,6 +97,8 @@ class Handler:
             await _tell(exchange, error)
         finally:
             exchange.unwatch()
+            if exchange.held:
+                self._state.room.leave(exchange.held)
             if entered and exchange.caller is not None:
                 self._state.limits.leave(exchange.caller)
             self._state.ended(exchange, time.perf_counter() - begun)

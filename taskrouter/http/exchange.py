@@ -16,6 +16,7 @@ import orjson
 
 from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.http.failing import failure_of
+from taskrouter.http.room import LARGE, Room
 from taskrouter.http.strict_json import strict_object
 from taskrouter.http.watching import Watching
 
@@ -47,11 +48,13 @@ class Exchange:
     """
 
     __slots__ = (
-        "_receive", "_send", "_task", "_watcher", "_watching", "asked", "caller", "gone", "headers", "id", "path",
-        "queued", "scope", "started", "status", "style",
+        "_receive", "_room", "_send", "_task", "_watcher", "_watching", "asked", "caller", "gone", "headers", "held",
+        "id", "path", "queued", "scope", "started", "status", "style",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, watching: Watching | None = None) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, watching: Watching | None = None, room: Room | None = None
+    ) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.path: str = scope["path"]
         self.scope = scope
@@ -67,6 +70,9 @@ class Exchange:
         """Whether it counts among what its key has under way for its task."""
         self._watcher: asyncio.Task[None] | None = None
         self._watching = watching if watching is not None else Watching()
+        self._room = room if room is not None else Room()
+        self.held = 0
+        """Bytes of its body that are counted in the server's ``Room``."""
         self._task: asyncio.Task[Any] | None = None
         self.style = "openai"
         """In whose shape errors are told: ``openai`` or ``anthropic``."""
@@ -79,15 +85,18 @@ class Exchange:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def body(self, most: int) -> bytes:
-        """The whole body; then ``watch`` begins. Raises ``MediaTooLarge`` for more than ``most`` bytes, ``Gone``."""
+        """The whole body; then ``watch`` begins.
+
+        Raises ``MediaTooLarge`` for more than ``most`` bytes, ``Refused`` where others fill the memory, and ``Gone``.
+        """
         data = await self._body(most)
         self.watch()
         return data
 
     async def _body(self, most: int) -> bytes:
-        told = self.headers.get(b"content-length")
-        if told is not None and told.isdigit() and int(told) > most:
-            raise MediaTooLarge(f"the request's body has {int(told):,} bytes; {most:,} are taken")
+        told = self._told(most)
+        if told > LARGE:
+            self._room.check(told, most)  # rather than in the middle of it
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Gone
@@ -105,13 +114,22 @@ class Exchange:
             size += len(parts[-1])
             if size > most:
                 raise MediaTooLarge(f"the request's body has more than the {most:,} bytes that are taken")
+            if size > LARGE:
+                self._room.hold(size, most, held=self.held)
+                self.held = size
         return b"".join(parts)
+
+    def _told(self, most: int) -> int:
+        """How many bytes the body is said to have; 0 where nothing is said. Raises ``MediaTooLarge``."""
+        told = self.headers.get(b"content-length")
+        size = int(told) if told is not None and told.isdigit() else 0
+        if size > most:
+            raise MediaTooLarge(f"the request's body has {size:,} bytes; {most:,} are taken")
+        return size
 
     async def pieces(self, most: int) -> AsyncGenerator[bytes, None]:
         """The body as it comes, for who needn't have it whole; ``watch`` is the caller's. Raises as ``body``."""
-        told = self.headers.get(b"content-length")
-        if told is not None and told.isdigit() and int(told) > most:
-            raise MediaTooLarge(f"the request's body has {int(told):,} bytes; {most:,} are taken")
+        self._told(most)
         size, more = 0, True
         while more:
             message = await self._receive()

@@ -17,6 +17,7 @@ from taskrouter.http.keys import Keys
 from taskrouter.http.limits import Limits
 from taskrouter.http.metrics import Metrics
 from taskrouter.http.operations import Operations
+from taskrouter.http.room import Room
 from taskrouter.http.watching import Watching
 from taskrouter.manager import ModelManager
 
@@ -38,6 +39,7 @@ class State:
         self.keys = keys
         self.limits = Limits()
         self.watching = Watching()
+        self.room = Room()
         self.begun = int(time.time())
         self.since = time.monotonic()
         self.metrics = Metrics()
