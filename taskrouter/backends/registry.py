@@ -11,8 +11,9 @@ Nothing is imported before it is wanted, and one broken plug-in leaves the other
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import metadata
 from importlib.metadata import EntryPoint
 from types import MappingProxyType
@@ -33,8 +34,14 @@ METHODS = ("traits", "preflight", "load", "unload", "residue", "close")
 _log = logging.getLogger(__name__)
 
 
+@lru_cache(maxsize=4)
+def _everything(path: tuple[str, ...]) -> metadata.EntryPoints:
+    """Every entry point there is: every distribution's file is read for it, so once for each ``sys.path``."""
+    return metadata.entry_points()
+
+
 def _installed(group: str) -> Iterable[EntryPoint]:
-    return metadata.entry_points(group=group)
+    return _everything(tuple(sys.path)).select(group=group)
 
 
 class Registry:
