@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from taskrouter import telemetry
-from taskrouter.http import admin, anthropic, document, events, exposing, health, openai, tasks
+from taskrouter.http import admin, anthropic, document, events, exposing, health, leases, openai, pipelines, tasks
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
@@ -77,11 +77,14 @@ class Handler:
         try:
             self._guard(self._state, exchange)
             if exchange.caller is not None:
-                self._state.check_open(exchange)
-                self._state.limits.enter(exchange.caller, asyncio.get_running_loop().time())
+                self._state.enter(exchange, exchange.caller, asyncio.get_running_loop().time())
                 entered = True
             fields = {name: str(value) for name, value in (scope.get("path_params") or {}).items()}
-            await self._endpoint(self._state, exchange, **fields)
+            if exchange.pipeline is None:
+                await self._endpoint(self._state, exchange, **fields)
+            else:
+                with exchange.pipeline.inside():
+                    await self._endpoint(self._state, exchange, **fields)
         except Gone:
             pass
         except asyncio.CancelledError:
@@ -93,7 +96,7 @@ class Handler:
         finally:
             exchange.unwatch()
             if entered and exchange.caller is not None:
-                self._state.limits.leave(exchange.caller)
+                self._state.leave(exchange, exchange.caller)
             self._state.ended(exchange, time.perf_counter() - begun)
             if span is not None and token is not None:
                 detach(token)
@@ -172,6 +175,8 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/v1/models", openai.models, "GET"),
         at("/v1/models/{name:path}", openai.model, "GET"),
         at("/v1/tasks/{task:path}", tasks.task, "POST"),
+        at("/v1/leases", leases.leases, "POST"),
+        at("/v1/pipelines", pipelines.pipelines, "POST"),
         at("/health", health.health, "GET", open_to_all),
         at("/ready", health.ready, "GET", open_to_all),
         at("/metrics", exposing.metrics, "GET", with_any_key),

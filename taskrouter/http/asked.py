@@ -8,7 +8,8 @@ from typing import Any
 
 from taskrouter.http.exchange import Exchange, timeout_of
 from taskrouter.http.naming import Named, named
-from taskrouter.manager import Model, ModelManager, Stream
+from taskrouter.manager import Lease, Model, ModelManager, Stream
+from taskrouter.manager.targets import Target
 from taskrouter.verbs import Routed, Usage
 
 _LONGEST = 500
@@ -29,17 +30,26 @@ class Asked:
     usage: Usage | None = None
     first_at: float | None = None
     """When the first piece of a stream was sent."""
+    lease: Lease | None = None
+    """The lease that it is asked inside of, or that it takes."""
+
+    def inside(self, lease: Lease, routed: Routed | None) -> None:
+        """From now on this lease answers, which is of an option that was ``routed`` to."""
+        self.lease, self.routed = lease, routed
+        self.ready = asyncio.get_running_loop().time()
 
     def answered(self, answer: Any) -> None:
         """Note what a whole answer says of itself."""
-        self.routed = self.handle.routed
-        self.ready = self.handle.ready_at
+        if self.lease is None:
+            self.routed = self._model.routed
+            self.ready = self._model.ready_at
         self.usage = getattr(answer, "usage", None)
 
     def began(self, stream: Stream) -> None:
         """Note that an answer in pieces has begun."""
-        self.routed = stream.routed
-        self.ready = self.handle.ready_at
+        if self.lease is None:
+            self.routed = stream.routed
+            self.ready = self._model.ready_at
 
     def sent(self) -> None:
         """Note that a piece of the answer was sent."""
@@ -47,8 +57,17 @@ class Asked:
             self.first_at = asyncio.get_running_loop().time()
 
     @property
-    def handle(self) -> Model:
-        """The task's model, on this request's terms."""
+    def handle(self) -> Model | Lease:
+        """The task's model, on this request's terms; or the lease that it is asked inside of."""
+        return self._model if self.lease is None else self.lease
+
+    @property
+    def target(self) -> Target:
+        """What is asked, as it is now. Raises what ``manager.target`` raises."""
+        return self.manager.target(*self.named) if self.lease is None else self.lease.target
+
+    @property
+    def _model(self) -> Model:
         if self._handle is None:
             task, option = self.named
             self._handle = self.manager.handle(task, option=option, timeout=self.timeout_s, priority=self.priority)
@@ -56,6 +75,8 @@ class Asked:
 
     @property
     def option(self) -> str:
+        if self.lease is not None:
+            return self.lease.option
         if self.routed is not None:
             return self.routed.option
         return self.named.option or self.manager.selected_option(self.named.task)

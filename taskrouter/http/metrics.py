@@ -68,13 +68,16 @@ class Metrics:
     def count(self, exchange: Exchange, seconds: float) -> None:
         """A request has ended."""
         # Whoever goes away early has no status, or one that never came to its end.
-        kind = "gone" if exchange.gone or not exchange.status else _CLASSES[exchange.status // 100]
+        gone = (exchange.gone and not exchange.lasts) or not exchange.status
+        kind = "gone" if gone else _CLASSES[exchange.status // 100]
         asked = exchange.asked
         if asked is None:
             self.requests["", "", kind] += 1
             return
         name = (asked.named.task, asked.option)
         self.requests[*name, kind] += 1
+        if exchange.lasts:
+            return
         known = self.answers.get(name)
         if known is None:
             known = self.answers[name] = Answers()

@@ -11,6 +11,7 @@ import orjson
 from taskrouter.http.asked import Asked
 from taskrouter.http.encoding import chunk_of, encoded, is_large, usage_of
 from taskrouter.http.exchange import JSON, Exchange, plain
+from taskrouter.http.leases import asked_inside
 from taskrouter.http.state import State
 from taskrouter.http.streaming import awaited, event_of, send_events
 from taskrouter.http.task_input import Call, call_of
@@ -19,10 +20,10 @@ from taskrouter.verbs import ChatChunk
 
 
 async def task(state: State, exchange: Exchange, task: str) -> None:
-    """``POST /v1/tasks/{task}``, or ``/v1/tasks/{task}/{option}``."""
-    it = state.asked(exchange, task)
-    manager = state.manager
-    target = manager.target(*it.named)
+    """``POST /v1/tasks/{task}``, or ``/v1/tasks/{task}/{option}``; inside a lease where the request names one."""
+    held = exchange.lease
+    it = state.asked(exchange, task) if held is None else asked_inside(exchange, held, task)
+    manager, target = state.manager, it.target
     verbs = manager.enter().verbs.get(target.key)
     reading = call_of(
         exchange, target.kind, verbs, most_each=manager.media_limits.max_bytes, most=state.most_bytes
