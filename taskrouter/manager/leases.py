@@ -298,16 +298,17 @@ class Lease(Verbs):
         resident, _ = self._inside()
         return _living(resident).info
 
-    def on_lost(self, tell: Callable[[errors.TaskRouterError], None]) -> Callable[[], None]:
+    def on_lost(self, tell: Callable[[errors.TaskRouterError], None]) -> Callable[[], object]:
         """Have this told why, when the model dies or is unloaded by force: then there is nothing left to hold.
 
         The lease is left by whoever entered it, all the same. Answers what ends the telling; idempotent.
         """
         resident, _ = self._inside()
-        resident.holders.add(tell)
+        this = object()
+        resident.holders[this] = tell
         if resident.dead is not None:
             tell(fresh(resident.dead))
-        return lambda: resident.holders.discard(tell)
+        return lambda: resident.holders.pop(this, None)
 
     def _inside(self) -> tuple[Resident, Performer]:
         if self.resident is None or self.left or self._performer is None:

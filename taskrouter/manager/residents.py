@@ -28,7 +28,7 @@ class Resident:
         self.backend = backend
         self.model: LoadedModel | None = model
         self.operations: set[Operation] = set()
-        self.holders: set[Callable[[TaskRouterError], None]] = set()
+        self.holders: dict[object, Callable[[TaskRouterError], None]] = {}
         """Who holds it without working on it, and wants to hear when operations are told to stop."""
         self.watcher: asyncio.Task[Any] | None = None
         self.dead: TaskRouterError | None = None
@@ -40,7 +40,7 @@ class Resident:
         """Tell all operations to stop; their callers get the error at once, each a copy of its own. So do holders."""
         for operation in list(self.operations):
             operation.stop(fresh(error))
-        for tell in list(self.holders):
+        for tell in list(self.holders.values()):
             tell(fresh(error))
 
 

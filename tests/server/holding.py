@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from .serving import API_KEY, Served
 
@@ -25,10 +25,16 @@ def task(name: str, vram_gb: float = 1, /, **script: Any) -> dict[str, Any]:
     return {"kind": "chat", "selected": name, "options": {name: option(name, vram_gb, **script)}}
 
 
+class Address(Protocol):
+    """Somewhere a server listens."""
+
+    url: str
+
+
 class Holder:
     """A connection that holds: its head has been read, the rest comes line by line."""
 
-    def __init__(self, served: Served, path: str, body: Any, key: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, served: Address, path: str, body: Any, key: str, headers: Mapping[str, str]) -> None:
         request = urllib.request.Request(served.url + path, json.dumps(body).encode(), dict(headers))
         request.add_header("authorization", f"Bearer {key}")
         self.answer = urllib.request.urlopen(request, timeout=20)
@@ -64,7 +70,7 @@ class Holder:
 
 @contextmanager
 def opened(
-    served: Served, path: str, body: Any, *, key: str = API_KEY, headers: Mapping[str, str] | None = None
+    served: Address, path: str, body: Any, *, key: str = API_KEY, headers: Mapping[str, str] | None = None
 ) -> Iterator[Holder]:
     """Ask for something that lasts; when the block is left, the connection is closed."""
     holder = Holder(served, path, body, key, headers or {})
