@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from taskrouter import connect, errors
-from taskrouter.client import BlockingClient, Client, RemoteLease
+from taskrouter.client import BlockingClient, Client, RemoteLease, inside
 from taskrouter.http import streaming
 from taskrouter.manager import Stream
 
@@ -76,6 +76,7 @@ def test_outside_of_its_block_a_lease_is_no_model(served: Served) -> None:
                 await asked
         with pytest.raises(RuntimeError, match="once"):
             await lease.take()
+        assert inside._HELD.get() == ()
         for wrong in ("", "."):
             with pytest.raises(errors.BadInput):
                 client.lease(wrong)
