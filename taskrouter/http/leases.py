@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from taskrouter.errors import BadInput, TaskRouterError
@@ -32,6 +32,7 @@ from taskrouter.http.naming import Named
 from taskrouter.http.status import plain
 from taskrouter.http.streaming import NO_CACHE, awaited
 from taskrouter.manager import Lease
+from taskrouter.manager.refusals import fresh
 from taskrouter.verbs import Routed
 
 if TYPE_CHECKING:
@@ -91,6 +92,18 @@ class Held(Lasting):
         if task not in (self.named.task, str(self.named)):
             raise BadInput(f"this lease is on {self.named}, and what was asked is {task[:256]!r}")
 
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """For a call inside: that the lease was left while the call came, or waited its turn, is said as an error of
+        ours. Raises what the lease ended in, or ``Refused`` (404).
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, TaskRouterError) or not self.lease.left:
+                raise
+            raise (_unknown() if self.error is None else fresh(self.error)) from error
+
     def told(self) -> dict[str, Any]:
         """What its client is told. Raises what ``lease.info`` raises."""
         facts = plain({name: value for name, value in self.lease.info.items() if name not in OPERATORS})
@@ -110,13 +123,17 @@ class Leases(Lastings[Held]):
         """The lease that a request says it belongs to. Raises ``Refused`` (404)."""
         found = self.find(headers[HEADER].decode("latin-1"), caller)
         if found is None or found.since is None:
-            text = "this key holds no such lease: it has ended, as its connection has; take another one"
-            raise Refused(404, text, code="unknown_lease")
+            raise _unknown()
         return found
 
     def rows(self) -> list[dict[str, Any]]:
         """Those that are held now."""
         return [held.row() for held in self if held.since is not None]
+
+
+def _unknown() -> Refused:
+    text = "this key holds no such lease: it has ended, as its connection has; take another one"
+    return Refused(404, text, code="unknown_lease")
 
 
 async def leases(state: State, exchange: Exchange) -> None:

@@ -22,7 +22,14 @@ from taskrouter.verbs import ChatChunk
 async def task(state: State, exchange: Exchange, task: str) -> None:
     """``POST /v1/tasks/{task}``, or ``/v1/tasks/{task}/{option}``; inside a lease where the request names one."""
     held = exchange.lease
-    it = state.asked(exchange, task) if held is None else asked_inside(exchange, held, task)
+    if held is None:
+        await _answer(state, exchange, state.asked(exchange, task))
+        return
+    with held.inside():
+        await _answer(state, exchange, asked_inside(exchange, held, task))
+
+
+async def _answer(state: State, exchange: Exchange, it: Asked) -> None:
     manager, target = state.manager, it.target
     verbs = manager.enter().verbs.get(target.key)
     reading = call_of(

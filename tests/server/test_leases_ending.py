@@ -95,6 +95,31 @@ def test_calls_inside_go_on_when_the_lease_is_left(served: Served) -> None:
         assert status_of(client.until(b"}}")) == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("died", [False, True])
+def test_a_call_that_waits_its_turn_inside_is_told_that_the_lease_has_ended(
+    served: Served, died: bool, stream: bool
+) -> None:
+    assert served.backend is not None
+    with Raw(served.url) as first, Raw(served.url) as second:
+        with leased(served, "slow") as (holder, name):
+            headers = {"authorization": f"Bearer {API_KEY}", LEASE: name}
+            first.ask("/v1/tasks/slow", CHAT, headers)
+            seen(lambda: served.backend is not None and served.backend.labels("call-start") == ["slug"])
+            second.ask("/v1/tasks/slow", {**CHAT, "stream": stream}, headers)
+            seen(lambda: [held.calls for held in shared(served).leases] == [2])
+            if died:
+                served.loop.call_soon_threadsafe(served.backend.kill, "slug")
+                assert holder.error() == "model_died"
+        if not died:
+            seen(lambda: list(shared(served).leases) == [])
+            resume(served, "slug")
+        assert status_of(first.until(b"}}")) == (502 if died else 200)
+        answer = second.until(b"}}")
+    assert (b'"code":"model_died"' if died else b'"code":"unknown_lease"') in answer
+    assert answer.startswith(b"HTTP/1.1 502" if died else b"HTTP/1.1 404") or stream
+
+
 def test_a_model_that_dies_ends_its_leases(served: Served) -> None:
     assert served.backend is not None
     with leased(served) as (holder, name):
