@@ -135,17 +135,22 @@ def _run(folder: Path, script: Path) -> None:
         }}}},
         "memory": {"devices": {"cpu": {"budget": "8GiB"}}},
     }  # fmt: skip
-    file = folder / "models.yaml"
+    file, traced = folder / "models.yaml", folder / "traced.yaml"
     file.write_text(json.dumps(ours))
+    # Spans are written, batched and sent as they would be; who receives them is no part of the measurement.
+    traced.write_text(json.dumps({**ours, "telemetry": {"otlp_endpoint": upstream}}))
     state = {"XDG_STATE_HOME": str(folder / "state")}
     with ExitStack() as stack:
         bare = [python, "-m", "bench.gateway_bare", "--upstream", upstream, "--port"]
-        serve = [str(Path(python).parent / "taskrouter"), "serve", str(file), "--port"]
+        serve = [str(Path(python).parent / "taskrouter"), "serve"]
         everybody = [
             stack.enter_context(started("upstream", [python, "bench/gateway_upstream.py", "--port", "8901"], upstream)),
             stack.enter_context(started("bare proxy", [*bare, "8902"], "http://127.0.0.1:8902")),
-            stack.enter_context(started("taskrouter", [*serve, "8903"], "http://127.0.0.1:8903", state)),
         ]
+        for name, which, port in (("taskrouter", file, "8903"), ("taskrouter, traced", traced, "8905")):
+            argv = [*serve, str(which), "--port", port]
+            everybody.append(stack.enter_context(started(name, argv, f"http://127.0.0.1:{port}", state)))
+
         if (program := os.environ.get("LITELLM")) is not None:
             config = folder / "litellm.yaml"
             row = {"model": "openai/m", "api_base": f"{upstream}/v1", "api_key": "none"}

@@ -8,6 +8,7 @@ task, ``RuntimeError`` for memory, ``TimeoutError`` for a deadline).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -20,11 +21,17 @@ class TaskRouterError(Exception):
     """
 
     status_hint: ClassVar[int] = 500
+    code: str = "task_router_error"
+    """What it is called where it crosses a wire: the class's own name in small letters, unless it says otherwise."""
     retry_after_s: float | None = None
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    def __init_subclass__(cls) -> None:
+        if "code" not in cls.__dict__:
+            cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
 
 # --- the configuration file -------------------------------------------------------------------------------------------
@@ -117,6 +124,9 @@ class UnsupportedInput(BadInput):
 class ContextTooLong(UnsupportedInput):
     """The request is longer than the option's context; another one's may be longer."""
 
+    status_hint = 400
+    code = "context_length_exceeded"  # as OpenAI's clients know it
+
 
 # --- getting a model ready --------------------------------------------------------------------------------------------
 
@@ -191,6 +201,10 @@ class CoolingDown(ModelUnavailable):
 
 class Unloaded(ModelUnavailable):
     """The model was unloaded by request (or left the configuration) while this call waited for it."""
+
+
+class FilesBeingRemoved(ModelUnavailable):
+    """The model's files are being deleted by request; asked again after that, it is fetched anew."""
 
 
 class InsufficientMemory(ModelUnavailable, RuntimeError):
@@ -290,6 +304,35 @@ class BudgetSpent(ProviderFailed):
     """The provider's ``daily_budget_usd`` is spent; ``retry_after_s`` is the time to midnight, UTC."""
 
     status_hint = 429
+
+
+# --- deleting a model's files -----------------------------------------------------------------------------------------
+
+
+class FilesKept(TaskRouterError, RuntimeError):
+    """The root of what keeps a model's files from being deleted; nothing was."""
+
+    status_hint = 409
+
+
+class ModelLoaded(FilesKept):
+    """The model is loaded, or on its way to be. ``force`` unloads it first."""
+
+
+class FilesShared(FilesKept):
+    """Other options of the file are loaded from the same files; the message names them."""
+
+
+class FilesNotDownloaded(FilesKept):
+    """The model's files aren't known to be a download: only what can be downloaded again is deleted."""
+
+
+class RemovalFailed(TaskRouterError, RuntimeError):
+    """A file could not be read or deleted; the message says which. ``freed_bytes`` were deleted before that."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, freed_bytes: int = 0) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.freed_bytes = freed_bytes
 
 
 # --- asking a server of ours ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -18,6 +19,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 # would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is there before the first test is nobody's garbage: looking through it at each collection takes half of the
+    time of those tests that want to see that something is gone.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

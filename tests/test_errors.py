@@ -14,6 +14,7 @@ from taskrouter.errors import (
     NoOptionLeft,
     Problem,
     ProviderQuota,
+    RemovalFailed,
     ServerRefused,
     TaskRouterError,
 )
@@ -61,4 +62,12 @@ def test_what_an_error_knows_beside_its_words_is_kept() -> None:
     assert (quota.retry_after_s, quota.status, quota.status_hint) == (7.0, 429, 429)
     refused = ServerRefused("not this key", status=401, code="invalid_api_key")
     assert (refused.status, refused.code, refused.status_hint) == (401, "invalid_api_key", 502)
+    assert RemovalFailed("no", freed_bytes=5).freed_bytes == 5
     assert TaskRouterError("broken").retry_after_s is None
+
+
+def test_each_error_has_a_word_of_its_own_for_the_wire() -> None:
+    kinds = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, TaskRouterError)]
+    assert len({each.code for each in kinds}) == len(kinds) > 40
+    assert (errors.ModelDied.code, errors.BadInput.code) == ("model_died", "bad_input")
+    assert errors.ContextTooLong.code == "context_length_exceeded"

@@ -1,9 +1,10 @@
-"""A plug-in that is a package of its own: pip installs it, and it is asked by the command line and by the library."""
+"""A plug-in that is a package of its own: pip installs it; the command line, the library and a server's clients ask."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import io
 import json
 import os
 import shutil
@@ -17,10 +18,12 @@ from typing import Any
 
 import pytest
 
-from taskrouter import ModelManager
-from taskrouter.errors import BadInput, CheckpointMissing, UnsupportedVerb
+from taskrouter import ModelManager, connect
+from taskrouter.errors import BadInput, CallFailed, CheckpointMissing, MediaTooLarge, TaskRouterError, UnsupportedVerb
 from taskrouter.types import CPU
 from tests.pages import ROOT
+from tests.server.serving import Served, serving
+from tests.server.task_server import curl
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("av")
@@ -165,3 +168,92 @@ async def test_a_caller_that_leaves_stops_the_work_and_waits_until_it_has(
         await manager.unload_model("who")
         assert parts == [plug_in.AT_ONCE]
         assert manager.statistics().devices[CPU].charged == 0
+
+
+# --- over HTTP, with the plug-in installed on both sides --------------------------------------------------------------
+
+
+@pytest.fixture
+def served(plug_in: Any, folder: Path) -> Iterator[Served]:
+    more = "media: {roots: [.], max_bytes: 1MiB, max_seconds: 20}\ninference: {warmup_on_startup: false}\n"
+    (folder / "models.yaml").write_text(FILE + more)
+    with serving(folder / "models.yaml") as server:
+        yield server
+
+
+def test_a_client_is_answered_the_plug_ins_own_types(served: Served, plug_in: Any, folder: Path) -> None:
+    request = plug_in.DiarizeRequest(folder / "panel.wav")
+    here = served.run(served.manager.handle("who").ask("diarize", request))
+    sound = np.tile(voice(120, 1.0), 25).astype("float32")
+
+    async def main() -> None:
+        async with connect(served.url) as client:
+            model = await client.get_model("who")
+            assert await model.ask("diarize", request) == here
+            # A file of the client's own machine is read there, whatever the server may read.
+            elsewhere = folder.parent / f"{folder.name}-panel.wav"
+            shutil.copy(folder / "panel.wav", elsewhere)
+            assert await model.ask("diarize", plug_in.DiarizeRequest(str(elsewhere))) == here
+            only = await model.ask("diarize", plug_in.DiarizeRequest(elsewhere.read_bytes(), speakers=("ada",)))
+            assert only == tuple(turn for turn in here if turn.speaker == "ada")
+            assert [type(turn) for turn in only] == [plug_in.Turn]
+            plain = await model.ask("diarize", {"audio": folder / "panel.wav"})
+            assert plain == [{"speaker": turn.speaker, "start_s": turn.start_s, "end_s": turn.end_s} for turn in here]
+            assert (await client.handle("heard").transcribe(folder / "panel.wav")).text == "bob, ada, bob"
+            for kind, task, verb, asked in (
+                (UnsupportedVerb, "who", "separate", plug_in.DiarizeRequest(b"x")),
+                (UnsupportedVerb, "heard", "diarize", plug_in.DiarizeRequest(b"x")),
+                (BadInput, "who", "diarize", plug_in.DiarizeRequest(b"no sound")),
+                (BadInput, "who", "diarize", plug_in.DiarizeRequest(folder / "nowhere.wav")),
+                (BadInput, "who", "diarize", plug_in.DiarizeRequest(folder / "panel.wav", speakers=(1,))),
+                (BadInput, "who", "diarize", {"audio": b"x", "loud": True}),
+                (MediaTooLarge, "who", "diarize", plug_in.DiarizeRequest(b"x" * ((1 << 20) + 1))),
+                # Longer than media.max_seconds, which the plug-in was told.
+                (MediaTooLarge, "who", "diarize", plug_in.DiarizeRequest(wav(sound))),
+            ):
+                with pytest.raises(TaskRouterError) as caught:
+                    await client.handle(task).ask(verb, asked)
+                assert type(caught.value) is kind, caught.value
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    with connect(served.url).blocking() as blocking:
+        assert blocking.handle("who").ask("diarize", request) == here
+
+
+def wav(samples: Any) -> bytes:
+    written = io.BytesIO()
+    with wave.open(written, "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((samples * 8000).astype("<i2").tobytes())
+    return written.getvalue()
+
+
+def test_curl_uploads_a_file_and_is_told_what_is_wrong(served: Served, folder: Path) -> None:
+    panel = f"audio=@{folder / 'panel.wav'}"
+    status, said = curl(served, "who", panel, "verb=diarize", 'speakers=["bob"]')
+    assert status == 200, said
+    assert [turn["speaker"] for turn in said["result"]] == ["bob", "bob"]
+    status, said = curl(served, "who", f"audio={folder / 'panel.wav'}", "verb=diarize")
+    assert (status, len(said["result"])) == (200, 3), "a path under media.roots"
+    for fields, match in (
+        ((panel,), "name the verb, one of transcribe, diarize"),
+        ((panel, "verb=separate"), 'calls = {"separate": Call(Request, Answer)}'),
+        (("verb=diarize",), "diarize needs audio"),
+        ((panel, "verb=diarize", "limits={}"), "diarize takes no 'limits'; it takes audio, speakers"),
+        ((panel, "verb=diarize", "speakers=bob"), "speakers: "),
+        (("audio=/etc/passwd", "verb=diarize"), "outside the folders that media.roots allows"),
+    ):
+        status, said = curl(served, "who", *fields)
+        assert (status, match in said["error"]["message"]) == (400, True), said
+
+
+def test_what_a_client_can_not_make_of_an_answer_is_told(
+    served: Served, plug_in: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ask() -> Any:
+        async with connect(served.url) as client:
+            return await client.handle("who").ask("diarize", plug_in.DiarizeRequest(folder / "panel.wav"))
+
+    monkeypatch.setattr(plug_in.PitchModel, "_turns", lambda *_: ("no turn",))
+    with pytest.raises(CallFailed):
+        asyncio.run(asyncio.wait_for(ask(), 60))

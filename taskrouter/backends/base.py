@@ -4,14 +4,15 @@ A backend is found by its framework's name through the entry-point group ``taskr
 a class whose constructor takes no argument. One instance serves all models of that framework in this process. Being
 imported must be cheap: libraries such as torch are imported by ``preflight`` or ``load``, never by the module.
 
-A backend whose traits say ``can_sleep`` for some of its requests is a ``Sleeper`` too.
+A backend whose traits say ``can_sleep`` for some of its requests is a ``Sleeper`` too. One whose models have verbs of
+their own may say in its class how these are asked over HTTP: ``calls``, a ``Call`` for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeAlias
 
 from taskrouter.types import Charges, DeviceId, Footprint, ModelRequest, Traits
 
@@ -139,6 +140,32 @@ class Sleeper(Protocol):
         Must leave the event loop free; isn't cancelled. Raises ``OutOfMemory``, or ``SleepFailed``: then the model is
         asleep, or dead, and is unloaded next.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class MediumMark:
+    """What ``Medium`` marks a field with."""
+
+
+Medium: TypeAlias = Annotated[Any, MediumMark()]
+"""The type of a request's field that holds a medium: whatever the plug-in takes from callers in this process.
+
+Who asks over HTTP sends a file, base64, a ``data:`` URL, a path under ``media.roots``, or a URL where ``media.remote``
+lets it be fetched. The server checks and reads these: what the plug-in gets is bytes, or a binary file object.
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """How a verb of a plug-in's own is asked over HTTP.
+
+    ``request`` is a dataclass or a pydantic model: its fields are the arguments, those that hold a medium are
+    ``Medium``, or a list or tuple of it. ``answer`` is any type that pydantic writes as JSON and reads again. Declared
+    in the backend's class, by verb: ``calls = {"diarize": Call(DiarizeRequest, tuple[Turn, ...])}``.
+    """
+
+    request: type
+    answer: Any
 
 
 @dataclass(frozen=True, slots=True)

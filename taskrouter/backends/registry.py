@@ -11,17 +11,19 @@ Nothing is imported before it is wanted, and one broken plug-in leaves the other
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import metadata
 from importlib.metadata import EntryPoint
 from types import MappingProxyType
 from typing import Any
 
-from taskrouter.backends.base import Backend, Found
+from taskrouter.backends.base import Backend, Call, Found
 from taskrouter.backends.external.base import Provider
 from taskrouter.config.frameworks import BACKENDS_GROUP, PROVIDERS_GROUP, Frameworks, bring, nearest
 from taskrouter.errors import BrokenBackend, MissingDependency, UnknownFramework
+from taskrouter.verbs import PASS_THROUGH, VERBS_OF_KIND
 
 ALIASES: Mapping[str, str] = MappingProxyType({"pytorch": "transformers"})
 """Other names of frameworks, which existing files use."""
@@ -32,8 +34,14 @@ METHODS = ("traits", "preflight", "load", "unload", "residue", "close")
 _log = logging.getLogger(__name__)
 
 
+@lru_cache(maxsize=4)
+def _everything(path: tuple[str, ...]) -> metadata.EntryPoints:
+    """Every entry point there is: every distribution's file is read for it, so once for each ``sys.path``."""
+    return metadata.entry_points()
+
+
 def _installed(group: str) -> Iterable[EntryPoint]:
-    return metadata.entry_points(group=group)
+    return _everything(tuple(sys.path)).select(group=group)
 
 
 class Registry:
@@ -175,6 +183,12 @@ def _check(made: Any, name: str, what: str) -> None:
     if isinstance(made, type) or missing:
         lacks = "it is a class, not an instance" if isinstance(made, type) else f"it has no {', '.join(missing)}"
         raise BrokenBackend(f"{what} is no backend for {name!r}: {lacks}; see taskrouter.backends.base.Backend")
+    calls = getattr(made, "calls", {})
+    if not isinstance(calls, Mapping) or not all(isinstance(call, Call) for call in calls.values()):
+        raise BrokenBackend(f"{what} is no backend for {name!r}: its calls must be a Call for each verb of its own")
+    taken = sorted(calls.keys() & PASS_THROUGH.union(*VERBS_OF_KIND.values()))
+    if taken:
+        raise BrokenBackend(f"{what} is no backend for {name!r}: {taken[0]} is a verb of taskrouter's, not its own")
 
 
 def _unknown(name: str, known: frozenset[str]) -> str:

@@ -1,4 +1,4 @@
-"""``taskrouter status|load|unload|select|pin|explain``: what people ask of a running server."""
+"""``taskrouter status|load|unload|remove|select|pin|explain``: what people ask of a running server."""
 
 from __future__ import annotations
 
@@ -66,6 +66,25 @@ def unload(url: str, task: str, option: str | None, *, force: bool, as_json: boo
         url, lambda client: client.unload_model(task, force=force, option=option), f"unloading {task}", None
     )  # fmt: skip
     return _told(done, f"{_name(done, task, option)} is unloaded", as_json=as_json)
+
+
+def remove(url: str, task: str, option: str | None, *, force: bool, dry_run: bool, as_json: bool) -> int:
+    """Delete a model's files. Raises ``FilesKept`` and its kin, ``RemovalFailed``."""
+    done = _asked(
+        url, lambda client: client.remove_files(task, option=option, force=force, dry_run=dry_run),
+        f"deleting the files of {task}", None,
+    )  # fmt: skip
+    return _told(done, _removed(done, task, option), as_json=as_json)
+
+
+def _removed(done: Mapping[str, Any], task: str, option: str | None) -> str:
+    would, repo, revisions = done.get("dry_run"), done.get("repo"), done.get("revisions") or ()
+    first = "" if not done.get("unloaded") else "would unload it, and " if would else "unloaded it, and "
+    name = _name(done, task, option)
+    if not done.get("bytes"):
+        return f"{name}: {first}there is nothing of {repo} in the Hugging Face cache to delete"
+    many = f"{len(revisions)} revision{'' if len(revisions) == 1 else 's'}"
+    return f"{name}: {first}{'would delete' if would else 'deleted'} {many} of {repo}, {amount(done['bytes'])}"
 
 
 def select(url: str, task: str, option: str, *, persist: bool, as_json: bool) -> int:

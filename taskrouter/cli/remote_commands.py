@@ -67,6 +67,25 @@ def unload(
 
 @remote.command(epilog=EPILOG)
 @guarded
+def remove(
+    task: _Task,
+    option: _Option = None,
+    force: Annotated[bool, typer.Option("--force", help="Unload it first, its calls stopped.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    url: _Url = _HERE,
+    as_json: Json = False,
+) -> int:
+    """Delete the files of a task's model from a running server's Hugging Face cache.
+
+    Exit code 1: nothing was deleted as the model is loaded or others need its files, or not all of it could be.
+    """
+    from taskrouter.cli.remote import remove as ask
+
+    return ask(url, task, option, force=force, dry_run=dry_run, as_json=as_json)
+
+
+@remote.command(epilog=EPILOG)
+@guarded
 def select(
     task: _Task,
     option: Annotated[str, typer.Argument(help="The option of it to select.")],

@@ -8,9 +8,11 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from taskrouter.backends.calls import installed_call, read
 from taskrouter.errors import ServerUnreachable
 from taskrouter.media.need import need
 from taskrouter.verbs import (
+    STREAMING_VERBS,
     Box,
     ChatAnswer,
     ChatChunk,
@@ -38,6 +40,19 @@ def answer_of(verb: str, data: Any, headers: Mapping[str, str], where: str) -> A
     """The answer to a verb. Raises ``ServerUnreachable`` for what is none; masks are unpacked, which takes a while."""
     try:
         return _READERS[verb](data["result"], _usage(data.get("usage")), routed_of(headers))
+    except _UNREADABLE as error:
+        raise _strange(where, verb, error) from error
+
+
+def own_answer_of(verb: str, kind: type | None, data: Any, where: str) -> Any:
+    """The answer to a verb of a plug-in's own that was asked with a request of this type; ``None``: with a mapping.
+
+    Where that is what an installed plug-in declares, the answer is of the plug-in's type; else it is plain JSON. Blocks
+    where plug-ins are imported. Raises ``ServerUnreachable`` for what is no answer.
+    """
+    try:
+        call = None if kind is None else installed_call(verb, kind)
+        return data["result"] if call is None else read(call, data["result"])
     except _UNREADABLE as error:
         raise _strange(where, verb, error) from error
 
@@ -130,6 +145,10 @@ def _sighting(data: Any) -> Sighting:
     return Sighting(*seen, None if mask is None else _mask(mask))
 
 
+def _request(data: Any, usage: Usage | None, routed: Routed | None) -> Any:
+    return data
+
+
 def _depth(data: Any, usage: Usage | None, routed: Routed | None) -> Depth:
     need("numpy", what="depths")
     import numpy as np
@@ -151,6 +170,7 @@ _READERS: Mapping[str, Callable[[Any, Usage | None, Routed | None], Any]] = {
     "segment": _segment,
     "track": _track,
     "depth": _depth,
+    "request": _request,
 }
-VERBS = frozenset(_READERS) | {"stream_chat"}
-"""What can be asked of a server's tasks."""
+VERBS = frozenset(_READERS) | STREAMING_VERBS
+"""What isn't a plug-in's own."""

@@ -160,6 +160,17 @@ class Client:
         body = {"force": force} if option is None else {"force": force, "option": option}
         return await self._admin("POST", _of(task, "unload"), body)
 
+    async def remove_files(
+        self, task: str, *, option: str | None = None, force: bool = False, dry_run: bool = False
+    ) -> dict[str, Any]:
+        """Delete the files of the task's model from the server's Hugging Face cache; ``dry_run``: say what would go.
+
+        ``force`` unloads it first. Raises ``FilesKept`` and its kin, and then nothing was deleted, and
+        ``RemovalFailed``.
+        """
+        body: dict[str, Any] = {"force": force, "dry_run": dry_run}
+        return await self._admin("POST", _of(task, "remove"), body if option is None else {**body, "option": option})
+
     async def set_selected_model(self, task: str, option: str, *, persist: bool = False) -> dict[str, Any]:
         """Select another option of a task; ``persist``: in the server's file as well."""
         return await self._admin("POST", _of(task, "select"), {"option": option, "persist": persist})

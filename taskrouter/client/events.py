@@ -13,15 +13,19 @@ _LONGEST = 1 << 26
 
 
 class Events:
-    """Takes bytes and gives events, heartbeats left out; ``done`` once ``[DONE]`` was among them."""
+    """Takes bytes and gives events, heartbeats left out; ``done`` once ``[DONE]`` was among them.
 
-    def __init__(self, where: str) -> None:
+    ``of_any``: their data may be any JSON, as whoever the server asks has it.
+    """
+
+    def __init__(self, where: str, *, of_any: bool = False) -> None:
         self.done = False
+        self._of_any = of_any
         self._where = where
         self._rest = bytearray()
         self._data: list[bytes] = []
 
-    def take(self, chunk: bytes) -> Iterator[Mapping[str, Any]]:
+    def take(self, chunk: bytes) -> Iterator[Any]:
         """The events that these bytes end. Raises what the server tells in one of them."""
         begun = len(self._rest)
         self._rest += chunk
@@ -33,28 +37,31 @@ class Events:
         lines = bytes(self._rest[:end]).split(b"\n")
         del self._rest[: end + 1]
         for line in lines:
-            event = self._line(line.removesuffix(b"\r"))
-            if event is not None and not self.done:
-                yield event
+            data = self._line(line.removesuffix(b"\r"))
+            if data is not None and not self.done:
+                yield self._event(data)
 
-    def _line(self, line: bytes) -> Mapping[str, Any] | None:
+    def _line(self, line: bytes) -> bytes | None:
+        """An event's data, where this line ends one that is not the last."""
         if line.startswith(b"data:"):
             self._data.append(line[5:].removeprefix(b" "))
         elif not line and self._data:
             whole, self._data = b"\n".join(self._data), []
             if whole != b"[DONE]":
-                return self._event(whole)
+                return whole
             self.done = True
         return None
 
-    def _event(self, data: bytes) -> Mapping[str, Any]:
+    def _event(self, data: bytes) -> Any:
         try:
             event = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise ServerUnreachable(f"{self._where} sent an event that is no JSON") from error
         if not isinstance(event, Mapping):
+            if self._of_any:
+                return event
             raise ServerUnreachable(f"{self._where} sent an event that is a {type(event).__name__}")
         told = event.get("error")
-        if isinstance(told, Mapping):
+        if isinstance(told, Mapping) and told:
             raise error_of(told, 0, None, self._where)
         return event

@@ -9,11 +9,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from taskrouter.client.answers import VERBS, answer_of, chunk_of, routed_of
+from taskrouter.client.answers import VERBS, answer_of, chunk_of, own_answer_of, routed_of
 from taskrouter.client.events import Events
 from taskrouter.client.inside import LEASE, held_lease, pipeline_headers
 from taskrouter.client.sending import Sent, has_no_media, sent
-from taskrouter.errors import ServerUnreachable, UnsupportedVerb
+from taskrouter.errors import ServerUnreachable
 from taskrouter.manager.asking import Verbs
 from taskrouter.manager.residents import Operation
 from taskrouter.manager.streams import Channel, Stream
@@ -67,11 +67,6 @@ class RemoteModel(Verbs):
         path = f"/v1/tasks/{quote(self.task, safe='')}"
         return path if self._only is None else f"{path}/{quote(self._only, safe='')}"
 
-    def _check(self, verb: str) -> None:
-        if verb not in VERBS:
-            known = ", ".join(sorted(VERBS))
-            raise UnsupportedVerb(f"{verb} can't be asked of a task over HTTP: that is {known}")
-
     @asynccontextmanager
     async def _sent(self, verb: str, request: Any) -> AsyncIterator[Sent]:
         """The request as it is sent; media are read off the loop, for that takes its time."""
@@ -106,11 +101,13 @@ class RemoteModel(Verbs):
 
     async def answer(self, verb: str, request: Any) -> Any:
         """Ask the server, whatever lease the caller is in."""
-        self._check(verb)
         transport = self._transport
         async with self._sent(verb, request) as what:
             data, headers = await transport.ask(self._path(), what, self._timeout, self._inside())
         self._note(headers)
+        if verb not in VERBS:
+            kind = None if isinstance(request, Mapping) else type(request)
+            return await asyncio.to_thread(own_answer_of, verb, kind, data, transport.url)
         if verb in _UNPACKED:
             return await asyncio.to_thread(answer_of, verb, data, headers, transport.url)
         return answer_of(verb, data, headers, transport.url)
@@ -119,14 +116,12 @@ class RemoteModel(Verbs):
         self._answered = headers.get("x-taskrouter-option") or self._answered
 
     def _stream(self, verb: str, request: Any) -> Stream:
-        self._check(verb)
         assert verb in STREAMING_VERBS
         lease = self._held()
         return Stream(partial(self.start, verb, request)) if lease is None else lease._stream(verb, request)
 
     async def start(self, verb: str, request: Any) -> tuple[Channel, Operation]:
         """Begin a stream at the server, whatever lease the caller is in."""
-        self._check(verb)
         stack = AsyncExitStack()
         try:
             what = await stack.enter_async_context(self._sent(verb, request))
@@ -136,9 +131,9 @@ class RemoteModel(Verbs):
             await stack.aclose()
             raise
         self._note(response.headers)
-        return self._begin(stack, response)
+        return self._begin(stack, response, verb)
 
-    def _begin(self, stack: AsyncExitStack, response: aiohttp.ClientResponse) -> tuple[Channel, Operation]:
+    def _begin(self, stack: AsyncExitStack, response: aiohttp.ClientResponse, verb: str) -> tuple[Channel, Operation]:
         """Read a stream as the work of a task of its own, so that it ends however its reader goes away."""
         loop = asyncio.get_running_loop()
         operation = Operation(loop.create_future())
@@ -147,11 +142,13 @@ class RemoteModel(Verbs):
         where = self._transport.url
 
         async def read() -> None:
-            events = Events(where)
+            raw = verb == "stream_request"
+            events = Events(where, of_any=raw)
             async with stack:
                 async for chunk in response.content.iter_any():
                     for event in events.take(chunk):
-                        await channel.put(chunk_of(event, where), idle_s=_UNREAD_S, label=f"{self.task} at {where}")
+                        piece = event if raw else chunk_of(event, where)
+                        await channel.put(piece, idle_s=_UNREAD_S, label=f"{self.task} at {where}")
                     if events.done:
                         break
                 else:

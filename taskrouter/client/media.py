@@ -26,15 +26,22 @@ def is_plain(source: Any) -> bool:
 
 @contextmanager
 def opened_medium(
-    verb: str, source: Any, limits: MediaLimits, *, rate: int | None = None, fps: float | None = None
+    verb: str,
+    source: Any,
+    limits: MediaLimits,
+    *,
+    rate: int | None = None,
+    fps: float | None = None,
+    what: str | None = None,
 ) -> Iterator[Opened]:
-    """Open what a verb is asked about. Blocks. Raises ``BadInput``, ``MediaTooLarge``."""
+    """Open what a verb is asked about, named ``what`` in messages. Blocks. Raises ``BadInput``, ``MediaTooLarge``."""
+    name = what if what is not None else _name(verb)
     if is_plain(source):
-        with opened(source, limits, what=_name(verb)) as file:
+        with opened(source, limits, what=name) as file:
             yield file
         return
     data = _written(verb, source, limits, rate, fps)
-    yield Opened(io.BytesIO(data), f"the {_name(verb)}", len(data))
+    yield Opened(io.BytesIO(data), f"the {name}", len(data))
 
 
 def _name(verb: str) -> str:

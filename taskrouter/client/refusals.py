@@ -12,13 +12,9 @@ from taskrouter.errors import ConfigError, Problem, ServerRefused, ServerUnreach
 _LONGEST = 2000
 
 
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
-
-
 _CLASSES: Mapping[str, type[TaskRouterError]] = {
-    _snake(name): each
-    for name, each in vars(errors).items()
+    each.code: each
+    for each in vars(errors).values()
     if isinstance(each, type) and issubclass(each, TaskRouterError) and each is not ServerRefused
 }
 _REFUSING = (401, 403, 404, 405, 409, 429)

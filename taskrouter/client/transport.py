@@ -126,7 +126,7 @@ class Transport:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a call, to be read by the caller; leaving before its end closes the connection."""
         headers = {**self._headers("api", timeout), **more}
-        if sent.file is None:
+        if not sent.files:
             async with self._open("POST", path, sent.body, headers, timeout) as response:
                 yield response
             return
@@ -134,9 +134,10 @@ class Transport:
 
         form = aiohttp.FormData()
         form.add_field("request", sent.body.decode(), content_type="application/json")
-        assert sent.name is not None
-        form.add_field(sent.name, sent.file, filename=sent.name, content_type="application/octet-stream")
-        async with self._open("POST", path, form, headers, timeout, expect=sent.size > _EXPECT) as response:
+        for each in sent.files:
+            form.add_field(each.name, each.file, filename=each.name, content_type="application/octet-stream")
+        large = sum(each.size for each in sent.files) > _EXPECT
+        async with self._open("POST", path, form, headers, timeout, expect=large) as response:
             yield response
 
     def _headers(self, key: str, timeout: float | None) -> dict[str, str]:

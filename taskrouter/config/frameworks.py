@@ -12,6 +12,8 @@ KEEP_WEIGHTS = frozenset({"transformers", "pytorch", "fake", "sglang", COMMAND})
 """Those that can't drop their weights asleep: ``sleep: discard`` is ``auto`` to them."""
 TOLD_CONCURRENCY = frozenset({"vllm", "sglang"})
 """Engines that are started for a number of concurrent requests: it is part of what the model is."""
+FROM_HUB = frozenset({"transformers", "vllm", "sglang"})
+"""Those whose ``model_id`` is a folder or a model of the hub, found in this process's Hugging Face cache."""
 BACKENDS_GROUP = "taskrouter.backends"
 PROVIDERS_GROUP = "taskrouter.providers"
 

@@ -75,7 +75,7 @@ async def load(state: State, exchange: Exchange, task: str) -> None:
         await exchange.answer(operation.data(performer.time()))
         return
     performer.spawn_operation(work)
-    where = ("location", f"/admin/operations/{operation.id}")
+    where = (b"location", f"/admin/operations/{operation.id}".encode())
     await exchange.answer({"operation": operation.id, "state": "loading"}, 202, (where,))
 
 
@@ -90,6 +90,13 @@ async def unload(state: State, exchange: Exchange, task: str) -> None:
     found = state.manager.target(task, body.option)
     await _whole(state, state.manager.unload_model(task, force=body.force, option=found.option))
     await exchange.answer({"task": found.task, "option": found.option, "state": _state(state, found.key)})
+
+
+async def remove(state: State, exchange: Exchange, task: str) -> None:
+    """``POST /admin/tasks/{task}/remove``: delete the model's files; answers what went, or would go."""
+    body = await body_of(exchange, bodies.Remove)
+    work = state.manager.remove_files(task, body.option, force=body.force, dry_run=body.dry_run)
+    await exchange.answer((await _whole(state, work)).data())
 
 
 async def select(state: State, exchange: Exchange, task: str) -> None:

@@ -19,10 +19,23 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from taskrouter import telemetry
-from taskrouter.http import admin, anthropic, document, events, exposing, health, leases, openai, pipelines, tasks
+from taskrouter.http import (
+    admin,
+    anthropic,
+    document,
+    events,
+    exposing,
+    health,
+    leases,
+    models,
+    openai,
+    pipelines,
+    tasks,
+)
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
+from taskrouter.http.models import VERSION
 from taskrouter.http.state import State
 from taskrouter.http.transcriptions import transcriptions
 from taskrouter.manager import ModelManager
@@ -59,9 +72,12 @@ def with_any_key(state: State, exchange: Exchange) -> None:
 
 
 class Handler:
-    """One path's ASGI application: checks who asks, bounds how much, answers, and tells what failed."""
+    """One path's ASGI application: checks who asks, bounds how much, answers, and tells what failed.
 
-    def __init__(self, state: State, endpoint: Endpoint, guard: Guard, style: str = "openai", route: str = "/") -> None:
+    ``style``: in whose shape; ``None``: a path that both APIs have, so it is the client's.
+    """
+
+    def __init__(self, state: State, endpoint: Endpoint, guard: Guard, style: str | None, route: str) -> None:
         self._route = route
         self._state = state
         self._endpoint = endpoint
@@ -69,8 +85,9 @@ class Handler:
         self._style = style
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
-        exchange.style = self._style
+        exchange = Exchange(scope, receive, send, self._state.watching, self._state.room)
+        style = self._style
+        exchange.style = style if style is not None else "anthropic" if VERSION in exchange.headers else "openai"
         entered = False
         begun = time.perf_counter()
         span, token = self._traced(exchange)
@@ -95,6 +112,8 @@ class Handler:
             await _tell(exchange, error)
         finally:
             exchange.unwatch()
+            if exchange.held:
+                self._state.room.leave(exchange.held)
             if entered and exchange.caller is not None:
                 self._state.leave(exchange, exchange.caller)
             self._state.ended(exchange, time.perf_counter() - begun)
@@ -106,7 +125,7 @@ class Handler:
 
     def _traced(self, exchange: Exchange) -> tuple[Span | None, Token[Context] | None]:
         """Where anybody traces: the request's span, current from here on."""
-        if not self._state.traced:
+        if not self._state.traced():
             return None, None
         span, context = telemetry.start_request_span(
             self._state.tracer, exchange.headers, exchange.scope["method"], self._route
@@ -150,9 +169,9 @@ async def _by_starlette(request: Request, error: Exception) -> Response:
     """What Starlette's router refuses: a method that a path doesn't have."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     refused = Refused(status, f"{request.method} isn't what {request.url.path[:200]!r} is asked with", code="method")
-    failure = failure_of(refused, "openai", "-")
-    headers = {**dict(failure.headers), **dict(getattr(error, "headers", None) or {})}
-    return JSONResponse(failure.body, status, headers)
+    theirs = VERSION.decode() in request.headers or request.url.path.startswith("/v1/messages")
+    style = "anthropic" if theirs else "openai"
+    return JSONResponse(failure_of(refused, style, "-").body, status, getattr(error, "headers", None))
 
 
 def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: bool = True) -> Starlette:
@@ -162,7 +181,7 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
     """
     state = State(manager, keys if keys is not None else Keys())
 
-    def at(path: str, endpoint: Any, method: str, guard: Guard = with_key, style: str = "openai") -> Route:
+    def at(path: str, endpoint: Any, method: str, guard: Guard = with_key, style: str | None = "openai") -> Route:
         return Route(path, Handler(state, endpoint, guard, style, path), methods=[method])
 
     routes = [
@@ -172,8 +191,8 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/v1/audio/transcriptions", transcriptions, "POST"),
         at("/v1/messages", anthropic.messages, "POST", style="anthropic"),
         at("/v1/messages/count_tokens", anthropic.count_tokens, "POST", style="anthropic"),
-        at("/v1/models", openai.models, "GET"),
-        at("/v1/models/{name:path}", openai.model, "GET"),
+        at("/v1/models", models.models, "GET", style=None),
+        at("/v1/models/{name:path}", models.model, "GET", style=None),
         at("/v1/tasks/{task:path}", tasks.task, "POST"),
         at("/v1/leases", leases.leases, "POST"),
         at("/v1/pipelines", pipelines.pipelines, "POST"),
@@ -188,6 +207,7 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/admin/tasks/{task}/explain", admin.explain, "GET", with_admin_key),
         at("/admin/tasks/{task}/load", admin.load, "POST", with_admin_key),
         at("/admin/tasks/{task}/unload", admin.unload, "POST", with_admin_key),
+        at("/admin/tasks/{task}/remove", admin.remove, "POST", with_admin_key),
         at("/admin/tasks/{task}/select", admin.select, "POST", with_admin_key),
         at("/admin/tasks/{task}/pin", admin.pin, "POST", with_admin_key),
         at("/admin/tasks/{task}/cooldown/clear", admin.clear_cooldown, "POST", with_admin_key),

@@ -40,6 +40,14 @@ class Unload(Body):
     force: bool = False
 
 
+class Remove(Body):
+    """``force``: a loaded model is unloaded first. ``dry_run``: say what would be deleted."""
+
+    option: Name | None = None
+    force: bool = False
+    dry_run: bool = False
+
+
 class Select(Body):
     """``persist``: in the file as well."""
 

@@ -41,7 +41,8 @@ class Described:
     key: str | None = "caller"
     asks: bool = False
     inside: tuple[str, ...] = ()
-    style: str = "openai"
+    style: str | None = "openai"
+    """In whose shape it refuses; ``None``: in that of the client."""
 
 
 def _json(schema: Schema = OPEN) -> Mapping[int, Mapping[str, Schema]]:
@@ -68,7 +69,9 @@ def _body(*optional: str, **properties: Schema) -> Mapping[str, Schema]:
 
 
 _CHAT = _body(*_SAMPLING, model=MODEL, messages=listed(OPEN), **_SAMPLING)
-_CHUNKS: Schema = {"description": "Of a chat in pieces: server-sent events, a ChatChunk each, then [DONE]."}
+_CHUNKS: Schema = {
+    "description": "Server-sent events, then [DONE]: of a chat a ChatChunk each, of a request what the server said."
+}
 _LASTS: Schema = {
     "description": "Server-sent events: one with the id of what lasts now, then comments; what ends it is an error."
 }
@@ -79,7 +82,15 @@ _HEARD = record(
 )  # fmt: skip
 _READY = record({"ready": FLAG, "why": STRING, "waiting": WHOLE, "oldest_wait_s": NUMBER})
 _MODEL = _of("model", id=STRING, created=WHOLE, owned_by=STRING)
+_MODEL_AT_ANTHROPIC = record({"type": {"const": "model"}, "id": STRING, "display_name": STRING, "created_at": STRING})
+_LISTED_AT_ANTHROPIC = record(
+    {"data": listed(_MODEL_AT_ANTHROPIC), "has_more": FLAG, "first_id": maybe(STRING), "last_id": maybe(STRING)}
+)
 _OPTION = {"option": maybe(STRING)}
+_REMOVED = record(
+    {"task": STRING, "option": STRING, "repo": STRING, "revisions": listed(STRING), "kept": listed(STRING),
+     "bytes": WHOLE, "unloaded": listed(STRING), "dry_run": FLAG}
+)  # fmt: skip
 
 
 def _admin(summary: str, *, answers: Mapping[int, Mapping[str, Schema]] | None = None,
@@ -124,9 +135,12 @@ DESCRIBED: Mapping[tuple[str, str], Described] = {
         asks=True, style="anthropic",
     ),
     ("GET", "/v1/models"): Described(
-        "The tasks and their options", "openai", _json(_of("list", data=listed(_MODEL))), KEYED
+        "The tasks and their options (OpenAI; Anthropic for who sends its version)", "openai",
+        _json({"anyOf": [_of("list", data=listed(_MODEL)), _LISTED_AT_ANTHROPIC]}), KEYED, style=None,
     ),
-    ("GET", "/v1/models/{}"): Described("One of them", "openai", _json(_MODEL), NAMED),
+    ("GET", "/v1/models/{}"): Described(
+        "One of them", "openai", _json({"anyOf": [_MODEL, _MODEL_AT_ANTHROPIC]}), NAMED, style=None
+    ),
     ("POST", "/v1/tasks/{}"): Described(
         "Ask a task what it can do", "tasks", {200: {JSON: ref("TaskAnswer"), EVENTS: _CHUNKS}}, (*ASKING, 415),
         {JSON: ref("TaskCall"), FORM: ref("TaskForm")}, asks=True, inside=("lease", "pipeline"),
@@ -164,6 +178,10 @@ DESCRIBED: Mapping[tuple[str, str], Described] = {
     ),
     ("POST", "/admin/tasks/{}/unload"): _admin(
         "Unload a task's model", body=_body("option", "force", **_OPTION, force=FLAG)
+    ),
+    ("POST", "/admin/tasks/{}/remove"): _admin(
+        "Delete a model's files from the Hugging Face cache", answers=_json(_REMOVED),
+        body=_body("option", "force", "dry_run", **_OPTION, force=FLAG, dry_run=FLAG),
     ),
     ("POST", "/admin/tasks/{}/select"): _admin(
         "Select another option", body=_body("persist", option=STRING, persist=FLAG), body_required=True

@@ -142,7 +142,8 @@ def _answers(described: Described) -> dict[str, Any]:
 
 
 def _refusals(described: Described) -> dict[str, Any]:
-    schema = ref("AnthropicError" if described.style == "anthropic" else "Error")
+    schemas = {"openai": ref("Error"), "anthropic": ref("AnthropicError")}
+    schema = {"anyOf": list(schemas.values())} if described.style is None else schemas[described.style]
     return {
         str(status): {
             "description": HTTPStatus(status).phrase,

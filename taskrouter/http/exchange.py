@@ -16,7 +16,9 @@ import orjson
 
 from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.http.failing import failure_of
+from taskrouter.http.room import LARGE, Room
 from taskrouter.http.strict_json import strict_object
+from taskrouter.http.watching import Watching
 
 if TYPE_CHECKING:
     from taskrouter.http.asked import Asked
@@ -27,10 +29,8 @@ if TYPE_CHECKING:
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
-Headers = Iterable[tuple[str, str]]
+Headers = Iterable[tuple[bytes, bytes]]
 
-WATCH_AFTER_S = 0.05
-"""A client that goes away is noticed from then on: what is answered sooner isn't worth watching over."""
 AT_ONCE = 1 << 18
 """Bytes that are parsed at once; more are for a thread, so that other requests go on."""
 JSON = b"application/json"
@@ -50,11 +50,13 @@ class Exchange:
     """
 
     __slots__ = (
-        "_receive", "_send", "_task", "_timer", "_watcher", "asked", "caller", "counts", "gone", "headers", "holds",
-        "id", "lasts", "lease", "path", "pipeline", "queued", "scope", "started", "status", "style",
+        "_receive", "_room", "_send", "_task", "_watcher", "_watching", "asked", "caller", "counts", "gone", "headers",
+        "held", "holds", "id", "lasts", "lease", "path", "pipeline", "queued", "scope", "started", "status", "style",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, watching: Watching | None = None, room: Room | None = None
+    ) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.path: str = scope["path"]
         self.scope = scope
@@ -80,7 +82,10 @@ class Exchange:
         self.queued = False
         """Whether it counts among what its key has under way for its task."""
         self._watcher: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._watching = watching if watching is not None else Watching()
+        self._room = room if room is not None else Room()
+        self.held = 0
+        """Bytes of its body that are counted in the server's ``Room``."""
         self._task: asyncio.Task[Any] | None = None
         self.style = "openai"
         """In whose shape errors are told: ``openai`` or ``anthropic``."""
@@ -93,15 +98,18 @@ class Exchange:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def body(self, most: int) -> bytes:
-        """The whole body; then ``watch`` begins. Raises ``MediaTooLarge`` for more than ``most`` bytes, ``Gone``."""
+        """The whole body; then ``watch`` begins.
+
+        Raises ``MediaTooLarge`` for more than ``most`` bytes, ``Refused`` where others fill the memory, and ``Gone``.
+        """
         data = await self._body(most)
         self.watch()
         return data
 
     async def _body(self, most: int) -> bytes:
-        told = self.headers.get(b"content-length")
-        if told is not None and told.isdigit() and int(told) > most:
-            raise MediaTooLarge(f"the request's body has {int(told):,} bytes; {most:,} are taken")
+        told = self._told(most)
+        if told > LARGE:
+            self._room.check(told, most)  # rather than in the middle of it
         message = await self._receive()
         if message["type"] == "http.disconnect":
             raise Gone
@@ -119,13 +127,22 @@ class Exchange:
             size += len(parts[-1])
             if size > most:
                 raise MediaTooLarge(f"the request's body has more than the {most:,} bytes that are taken")
+            if size > LARGE:
+                self._room.hold(size, most, held=self.held)
+                self.held = size
         return b"".join(parts)
+
+    def _told(self, most: int) -> int:
+        """How many bytes the body is said to have; 0 where nothing is said. Raises ``MediaTooLarge``."""
+        told = self.headers.get(b"content-length")
+        size = int(told) if told is not None and told.isdigit() else 0
+        if size > most:
+            raise MediaTooLarge(f"the request's body has {size:,} bytes; {most:,} are taken")
+        return size
 
     async def pieces(self, most: int) -> AsyncGenerator[bytes, None]:
         """The body as it comes, for who needn't have it whole; ``watch`` is the caller's. Raises as ``body``."""
-        told = self.headers.get(b"content-length")
-        if told is not None and told.isdigit() and int(told) > most:
-            raise MediaTooLarge(f"the request's body has {int(told):,} bytes; {most:,} are taken")
+        self._told(most)
         size, more = 0, True
         while more:
             message = await self._receive()
@@ -139,16 +156,17 @@ class Exchange:
 
     async def json(self, most: int) -> dict[str, Any]:
         """The body as a JSON object. Raises ``BadInput`` for anything else."""
-        data = await self.body(most)
+        data = await self._body(most)
+        self.watch()
         return strict_object(data) if len(data) <= AT_ONCE else await asyncio.to_thread(strict_object, data)
 
     def watch(self) -> None:
         """From here on, should the client go away, this task is cancelled, and ``gone`` is true. The body is read."""
         self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin_to_watch)
+        self._watching.add(self)
 
-    def _begin_to_watch(self) -> None:
-        self._timer = None
+    def begin_to_watch(self) -> None:
+        """It has taken a while: now somebody waits for the client to go away."""
         self._watcher = asyncio.ensure_future(self._disconnected())
         self._watcher.add_done_callback(self._left)
 
@@ -159,9 +177,7 @@ class Exchange:
 
     def unwatch(self) -> None:
         """It is over: nobody is to be cancelled any more. Idempotent."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
+        self._watching.discard(self)
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.remove_done_callback(self._left)
@@ -173,22 +189,20 @@ class Exchange:
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
-    async def start(self, status: int, kind: bytes, headers: Headers = (), length: int | None = None) -> None:
+    def start(self, status: int, kind: bytes, headers: Headers = (), length: int | None = None) -> Awaitable[None]:
         """Send the status line and the headers."""
-        sent = [(b"content-type", kind), (b"x-request-id", self.id.encode())]
+        sent = [(b"content-type", kind), (b"x-request-id", self.id.encode()), *headers]
         if length is not None:
             sent.append((b"content-length", b"%d" % length))
-        for name, value in headers:
-            sent.append((name.encode("latin-1"), value.encode("latin-1", "replace")))
         self.started = True
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": sent})
+        return self._send({"type": "http.response.start", "status": status, "headers": sent})
 
-    async def write(self, data: bytes, *, more: bool = True) -> None:
+    def write(self, data: bytes, *, more: bool = True) -> Awaitable[None]:
         """Send a piece of the body; returns once the client has room for more."""
         if not more:
             self.unwatch()  # the end of an answer looks like a client that goes away
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        return self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def answer(self, data: Any, status: int = 200, headers: Headers = ()) -> None:
         """Answer with JSON."""

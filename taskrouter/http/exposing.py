@@ -112,8 +112,8 @@ def _of_requests(counts: Metrics) -> Iterator[Any]:
 
     labels = ("task", "option")
     requests = CounterMetricFamily("taskrouter_requests", "HTTP requests.", labels=(*labels, "status"))
-    for names, number in counts.requests.items():
-        requests.add_metric(names, number)
+    for task, option, kind, number in counts.requests():
+        requests.add_metric((task, option, kind), number)
     yield requests
     seconds = HistogramMetricFamily("taskrouter_request_seconds", "How long requests took.", labels=labels)
     first = HistogramMetricFamily("taskrouter_first_token_seconds", "Until streams began.", labels=labels)

@@ -27,6 +27,9 @@ TOLD: tuple[type[Exception], ...] = (
     errors.Cold,
     errors.CoolingDown,
     errors.Unloaded,
+    errors.FilesBeingRemoved,
+    errors.FilesKept,
+    errors.RemovalFailed,
     errors.ManagerClosed,
     errors.ReaderGone,
 )
@@ -52,14 +55,14 @@ class Refused(errors.TaskRouterError):
     def __init__(self, status: int, message: str, *, code: str | None = None, retry_after_s: float | None = None):
         super().__init__(message, retry_after_s=retry_after_s)
         self.status = status
-        self.code = code
+        self.code = code or "refused"
 
 
 class Failure(NamedTuple):
     """An error as it is sent."""
 
     status: int
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[bytes, bytes], ...]
     body: dict[str, Any]
 
 
@@ -69,12 +72,12 @@ def failure_of(error: BaseException, style: str, request_id: str) -> Failure:
     if len(message) > _LONGEST:
         # What a caller sent is quoted in some of them.
         message = f"{message[:_LONGEST]}…"
-    headers: list[tuple[str, str]] = []
+    headers: list[tuple[bytes, bytes]] = []
     retry_s = getattr(error, "retry_after_s", None)
     if retry_s is not None and status in (409, 429, 500, 502, 503, 504, 507):
-        headers.append(("retry-after", str(max(1, math.ceil(retry_s)))))
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(retry_s))))
     if status == 401:
-        headers.append(("www-authenticate", "Bearer"))
+        headers.append((b"www-authenticate", b"Bearer"))
     if style == "anthropic":
         kind = _ANTHROPIC_TYPES.get(status, "api_error")
         body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
@@ -87,9 +90,9 @@ def failure_of(error: BaseException, style: str, request_id: str) -> Failure:
 def _told(error: BaseException, request_id: str) -> tuple[int, str, str]:
     """Status, code and message."""
     if isinstance(error, Refused):
-        return error.status, error.code or "refused", str(error)
+        return error.status, error.code, str(error)
     if isinstance(error, errors.TaskRouterError):
-        status, code = error.status_hint, _snake(type(error).__name__)
+        status, code = error.status_hint, error.code
         if isinstance(error, errors.NoOptionLeft):
             passed = "; ".join(f"{each.option}: {each.why.value}" for each in error.passed if isinstance(each, Passed))
             logger.warning("request %s: %s", request_id, error)
@@ -101,7 +104,3 @@ def _told(error: BaseException, request_id: str) -> tuple[int, str, str]:
         return status, code, f"{said} The server's log says more, under {request_id}."
     logger.error("request %s failed", request_id, exc_info=error)
     return 500, "internal_error", f"the server failed to answer; its log says more, under {request_id}."
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")

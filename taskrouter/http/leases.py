@@ -84,13 +84,13 @@ class Held(Lasting):
         """It is held from now on."""
         self.since = time.time()
         self.routed = self.lease.routed
-        task, option = self.lease.target.task, self.lease.option
-        self.named = Named(task, option)
 
     def check(self, task: str) -> None:
         """Whether a path names what is held. Raises ``BadInput``."""
-        if task not in (self.named.task, str(self.named)):
-            raise BadInput(f"this lease is on {self.named}, and what was asked is {task[:256]!r}")
+        mine = self.lease.target
+        whole = f"{mine.task}/{mine.option}"
+        if task not in (mine.task, whole):
+            raise BadInput(f"this lease is on {whole}, and what was asked is {task[:256]!r}")
 
     @contextmanager
     def inside(self) -> Iterator[None]:
@@ -107,13 +107,14 @@ class Held(Lasting):
     def told(self) -> dict[str, Any]:
         """What its client is told. Raises what ``lease.info`` raises."""
         facts = plain({name: value for name, value in self.lease.info.items() if name not in OPERATORS})
-        return {"lease": self.id, "task": self.named.task, "option": self.named.option, "info": facts}
+        return {"lease": self.id, "task": self.lease.target.task, "option": self.lease.option, "info": facts}
 
     def row(self) -> dict[str, Any]:
         """What the admin is told."""
         since = None if self.since is None else round(self.since, 3)
-        task, option = self.named
-        return {"task": task, "option": option, "caller": self.caller.name, "since": since, "calls": self.calls}
+        mine = self.lease.target
+        return {"task": mine.task, "option": mine.option, "caller": self.caller.name, "since": since,
+                "calls": self.calls}  # fmt: skip
 
 
 class Leases(Lastings[Held]):
@@ -181,6 +182,6 @@ def asked_inside(exchange: Exchange, held: Held, task: str) -> Asked:
     Raises ``BadInput`` for another task than the lease is on.
     """
     held.check(task)
-    found = exchange.asked = Asked(held.lease.manager, held.named, None, None)
+    found = exchange.asked = Asked(held.lease.manager, held.named, held.lease.target, None, None)
     found.inside(held.lease, held.routed)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from taskrouter.manager import Happened
@@ -21,6 +22,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 
 EVICTS = frozenset({Reason.ROOM.value, Reason.SHRUNK.value, Reason.HOST_ROOM.value})
 """Why a model goes whose room is needed."""
 
+KINDS = ("gone", "1xx", "2xx", "3xx", "4xx", "5xx")
+"""How requests end: the class of their status, by its first digit; or their client went away."""
 Pair = tuple[str, str]
 
 
@@ -39,11 +42,12 @@ class Histogram:
 
 
 class Answers:
-    """Requests to one option of one task."""
+    """Requests to one option of one task; ``kinds``: how many of each of ``KINDS``."""
 
-    __slots__ = ("first", "seconds", "tokens_in", "tokens_out")
+    __slots__ = ("first", "kinds", "seconds", "tokens_in", "tokens_out")
 
     def __init__(self) -> None:
+        self.kinds = [0] * len(KINDS)
         self.seconds = Histogram()
         self.first = Histogram()
         self.tokens_in = 0
@@ -54,9 +58,10 @@ class Metrics:
     """One server's counts."""
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, str, str]] = Counter()
-        """By task, option, and status class; a task and an option that were never found are empty names."""
+        self.nameless = [0] * len(KINDS)
+        """Requests whose task was never found, or that were to none."""
         self.answers: dict[Pair, Answers] = {}
+        """By task and option."""
         self.models: dict[str, Counter[Pair]] = {
             name: Counter() for name in ("loads", "load_failures", "unloads", "evictions", "sleeps", "wakes")
         }
@@ -65,22 +70,29 @@ class Metrics:
         self.refusals: Counter[str] = Counter()
         self.loads: dict[str, Histogram] = {}
 
+    def requests(self) -> Iterator[tuple[str, str, str, int]]:
+        """How many requests ended how: task, option, kind and number. Those of no task have empty names."""
+        for (task, option), counts in (*((pair, each.kinds) for pair, each in self.answers.items()),
+                                       (("", ""), self.nameless)):  # fmt: skip
+            for kind, number in zip(KINDS, counts, strict=True):
+                if number:
+                    yield task, option, kind, number
+
     def count(self, exchange: Exchange, seconds: float) -> None:
         """A request has ended."""
         # Whoever goes away early has no status, or one that never came to its end.
-        gone = (exchange.gone and not exchange.lasts) or not exchange.status
-        kind = "gone" if gone else _CLASSES[exchange.status // 100]
+        kind = 0 if exchange.gone and not exchange.lasts else exchange.status // 100
         asked = exchange.asked
         if asked is None:
-            self.requests["", "", kind] += 1
+            self.nameless[kind] += 1
             return
-        name = (asked.named.task, asked.option)
-        self.requests[*name, kind] += 1
-        if exchange.lasts:
-            return
+        name = (asked.target.task, asked.option)
         known = self.answers.get(name)
         if known is None:
             known = self.answers[name] = Answers()
+        known.kinds[kind] += 1
+        if exchange.lasts:
+            return
         known.seconds.add(seconds)
         if asked.first_at is not None:
             known.first.add(max(asked.first_at - asked.begun, 0.0))
@@ -111,6 +123,3 @@ class Metrics:
                 self.deaths[model] += 1
             case "refused":
                 self.refusals[reason] += facts["callers"]
-
-
-_CLASSES = ("gone", "1xx", "2xx", "3xx", "4xx", "5xx")

@@ -8,6 +8,7 @@ from taskrouter.errors import BadInput, UnknownTask
 from taskrouter.http.failing import Refused
 from taskrouter.http.keys import Caller
 from taskrouter.manager import ModelManager
+from taskrouter.manager.targets import Target
 
 _LONGEST = 256
 
@@ -22,9 +23,10 @@ class Named(NamedTuple):
         return self.task if self.option is None else f"{self.task}/{self.option}"
 
 
-def named(manager: ModelManager, caller: Caller, model: Any) -> Named:
-    """Raises ``BadInput``, ``UnknownTask``, ``UnknownOption``, and ``Refused`` for a task this caller may not ask.
+def named(manager: ModelManager, caller: Caller, model: Any) -> tuple[Named, Target]:
+    """Who is named, and what that means now.
 
+    Raises ``BadInput``, ``UnknownTask``, ``UnknownOption``, and ``Refused`` for a task this caller may not ask.
     A task that isn't there and one that a caller may not ask are told apart only for who may ask all.
     """
     if not isinstance(model, str) or not model:
@@ -42,7 +44,7 @@ def named(manager: ModelManager, caller: Caller, model: Any) -> Named:
         raise UnknownTask(f"there is no task {task!r}; GET /v1/models lists them") from None
     if not caller.may_ask(found.task):
         raise _not_allowed(model)
-    return Named(found.task, option or None)
+    return Named(found.task, option or None), found
 
 
 def _not_allowed(model: str) -> Refused:

@@ -1,4 +1,4 @@
-"""The OpenAI API: models, chat completions, completions, embeddings."""
+"""The OpenAI API: chat completions, completions, embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from taskrouter.backends.engines.openai import CHAT, COMPLETIONS, EMBEDDINGS
 from taskrouter.errors import BadInput
-from taskrouter.http.asked import Asked, asked
+from taskrouter.http.asked import Asked
 from taskrouter.http.exchange import Exchange
 from taskrouter.http.passing import may_pass, pass_on
 from taskrouter.http.state import State
@@ -33,26 +33,6 @@ _OF_COMPLETION = frozenset(
 )
 _OF_EMBEDDING = frozenset({"model", "input", "encoding_format"})
 _MOST_PROMPTS = 64
-
-
-async def models(state: State, exchange: Exchange) -> None:
-    """``GET /v1/models``: the tasks this caller may ask, and their options."""
-    manager = state.manager
-    assert exchange.caller is not None
-    rows = [
-        {"id": name, "object": "model", "created": state.begun, "owned_by": "taskrouter"}
-        for task, config in manager.tasks.items()
-        if exchange.caller.may_ask(task)
-        for name in (task, *(f"{task}/{option}" for option in config.options))
-    ]
-    await exchange.answer({"object": "list", "data": rows})
-
-
-async def model(state: State, exchange: Exchange, name: str) -> None:
-    """``GET /v1/models/{name}``."""
-    found = asked(state.manager, exchange, name)
-    row = {"id": str(found.named), "object": "model", "created": state.begun, "owned_by": "taskrouter"}
-    await exchange.answer(row)
 
 
 async def chat_completions(state: State, exchange: Exchange) -> None:

@@ -18,16 +18,17 @@ from taskrouter.http.streaming import NO_CACHE, awaited
 from taskrouter.manager import Lease
 from taskrouter.verbs import Usage
 
-_TOKENS = re.compile(rb'"(prompt|completion)_tokens":\s*(\d{1,12})')
+_PROMPT, _COMPLETION = (re.compile(rb'"%s_tokens":\s*(\d{1,12})' % name) for name in (b"prompt", b"completion"))
+_LONGEST_USAGE = 4000
+"""Bytes from where the usage begins to the end of an answer, at most."""
 
 
 def may_pass(asked: Asked) -> bool:
     """Whether one option of this machine answers, which an engine serves: there is nothing to decide or translate."""
-    manager, (task, option) = asked.manager, asked.named
-    target = manager.target(task, option)
-    if option is None and target.routed:
+    target = asked.target
+    if asked.named.option is None and target.routed:
         return False
-    config = manager.catalog.tasks[task].options[target.option]
+    config = asked.manager.catalog.tasks[target.task].options[target.option]
     return config.framework in ("vllm", "sglang", "command")
 
 
@@ -38,7 +39,7 @@ async def pass_on(
     lack.
     """
     manager, (task, option) = asked.manager, asked.named
-    manager.target(task, option).check(verb, manager.enter(), request)
+    asked.target.check(verb, manager.enter(), request)
     lease = manager.lease(task, option=option, timeout=asked.timeout_s, priority=asked.priority)
     if body.get("stream") is True:
         await _pass_stream(exchange, asked, lease, path, body)
@@ -63,10 +64,14 @@ async def _pass_stream(exchange: Exchange, asked: Asked, lease: Lease, path: str
         chunks = await awaited(exchange, asked, begin)
         if not exchange.started:
             await exchange.start(200, EVENTS, (*asked.headers(), *NO_CACHE))
-        async for chunk in chunks:
-            await exchange.write(chunk)
-            asked.sent()
-            asked.usage = usage_in(chunk) or asked.usage
+        end = End()
+        try:
+            async for chunk in chunks:
+                await exchange.write(chunk)
+                asked.sent()
+                end.take(chunk)
+        finally:
+            asked.usage = usage_in(end.data)
         await exchange.write(b"", more=False)
 
 
@@ -80,13 +85,26 @@ def _model(lease: Lease) -> EngineModel:
     return model
 
 
+class End:
+    """The end of an answer as its pieces go by; what stands there may have come in several."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def take(self, piece: bytes) -> None:
+        self.data = (self.data + piece)[-_LONGEST_USAGE:]
+
+
 def usage_in(data: bytes) -> Usage | None:
     """The tokens that an engine's bytes tell of, found without parsing them: inside a text quotes are escaped."""
     place = data.rfind(b'"usage":')
     if place < 0:
         return None
-    counts = {name: int(number) for name, number in _TOKENS.findall(data, place, place + 2000)}
-    return Usage(counts.get(b"prompt", 0), counts.get(b"completion", 0)) if counts else None
+    read = _PROMPT.search(data, place, place + _LONGEST_USAGE)
+    written = _COMPLETION.search(data, place, place + _LONGEST_USAGE)
+    if read is None and written is None:
+        return None
+    return Usage(0 if read is None else int(read[1]), 0 if written is None else int(written[1]))
 
 
 def _renamed(body: Mapping[str, Any], name: str) -> bytes:

@@ -57,7 +57,7 @@ async def pipelines(state: State, exchange: Exchange) -> None:
 
 
 def _task(manager: ModelManager, caller: Caller, name: str) -> str:
-    task, option = named(manager, caller, name)
+    (task, option), _ = named(manager, caller, name)
     if option is not None:
         raise BadInput(f"a pipeline is of tasks, and {name[:256]!r} is an option: which answers is settled when asked")
     return task

@@ -19,12 +19,16 @@ from taskrouter.http.keys import Caller, Keys
 from taskrouter.http.limits import Limits
 from taskrouter.http.metrics import Metrics
 from taskrouter.http.operations import Operations
+from taskrouter.http.room import Room
+from taskrouter.http.watching import Watching
 from taskrouter.manager import Happened, ModelManager
 
 _BASE64 = 4 / 3
 _BESIDE = 1 << 20
 RETRY_S = 10.0
 """When to ask again a server that is being drained: another one answers then, or this one does."""
+LOOK_EVERY_S = 1.0
+"""How often it is looked whether the application traces by now."""
 REFUSES = frozenset({409, 429, 500, 501, 502, 503, 504, 507})
 """What a request is answered where it wasn't the request's fault."""
 
@@ -36,6 +40,8 @@ class State:
         self.manager = manager
         self.keys = keys
         self.limits = Limits()
+        self.watching = Watching()
+        self.room = Room()
         self.begun = int(time.time())
         self.since = time.monotonic()
         self.metrics = Metrics()
@@ -46,7 +52,8 @@ class State:
         self.draining = False
         """New work is refused, while what is under way ends."""
         self.tracer = manager.tracer
-        self._own_traces = manager.traces_itself
+        self._traced = manager.traces_itself
+        self._look_again = 0.0
         self.ending = False
         """The server shuts down."""
         self._unwatch = [manager.watch(each.happened) for each in (self.metrics, self.events, self)]
@@ -54,10 +61,12 @@ class State:
         self.document: bytes | None = None
         """What ``GET /openapi.json`` answers, once it was asked for."""
 
-    @property
     def traced(self) -> bool:
-        """Whether anybody looks at spans: a span that records nothing costs, too."""
-        return self._own_traces or telemetry.is_set_up()
+        """Whether anybody looks at spans: one that records nothing costs, too. Looked for once a second."""
+        if not self._traced and (now := time.monotonic()) >= self._look_again:
+            self._traced = telemetry.is_set_up()
+            self._look_again = now + LOOK_EVERY_S
+        return self._traced
 
     def end(self) -> None:
         """The server begins to end: take nothing new, and end what has no end of its own. Idempotent."""

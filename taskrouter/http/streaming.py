@@ -13,7 +13,7 @@ from taskrouter.http.exchange import EVENTS, Exchange
 
 HEARTBEAT_S = 5.0
 """A client hears something at least so often while it waits; proxies close connections that are silent for longer."""
-NO_CACHE = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+NO_CACHE = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 DONE = b"data: [DONE]\n\n"
 _WAITING = b": waiting for the model\n\n"
 

@@ -42,7 +42,8 @@ _POINT = {
 _POINTS = {"type": "array", "items": {"anyOf": [_POINT, {"type": "array", "items": _POINT, "minItems": 1}]}}
 
 
-def _medium(value: Any) -> Any:
+def medium_of(value: Any) -> Any:
+    """What a medium is sent as: a text (a data: URL, a path, a URL), bytes, or a file. Raises ``ValueError``."""
     if isinstance(value, dict) and value.keys() == {"base64"} and isinstance(value["base64"], str):
         try:
             return base64.b64decode(value["base64"], validate=True)
@@ -60,14 +61,14 @@ def _inputs(value: Any) -> Any:
 def _input(value: Any) -> Any:
     if isinstance(value, (str, Upload)) or (isinstance(value, dict) and "base64" not in value):
         return value
-    return _medium(value)
+    return medium_of(value)
 
 
 def _given(value: Any) -> Any:
     return value
 
 
-Medium = Annotated[Any, PlainValidator(_medium), WithJsonSchema(_MEDIUM)]
+Medium = Annotated[Any, PlainValidator(medium_of), WithJsonSchema(_MEDIUM)]
 Messages = Annotated[Any, PlainValidator(_given), WithJsonSchema(_MESSAGES)]
 Inputs = Annotated[Any, PlainValidator(_inputs), WithJsonSchema(_INPUTS)]
 Points = Annotated[Any, PlainValidator(_given), WithJsonSchema(_POINTS)]
@@ -180,9 +181,19 @@ class DepthCall(Body):
     image: Medium
 
 
+class RequestCall(Body):
+    """Ask the model's own server what has no verb here, by one of the paths that only compute."""
+
+    verb: Literal["request"] | None = None
+    path: Text = Field(description="Such as /v1/rerank or /tokenize.")
+    body: dict[str, Any] | None = Field(None, description="Sent as JSON, with the model's name; without one: a GET.")
+    stream: bool = Field(False, description="It answers in server-sent events.")
+
+
 CALLS: Mapping[str, type[Body]] = {
     "chat": ChatCall, "generate": GenerateCall, "embed": EmbedCall, "transcribe": TranscribeCall,
     "classify": ClassifyCall, "detect": DetectCall, "segment": SegmentCall, "track": TrackCall, "depth": DepthCall,
+    "request": RequestCall,
 }  # fmt: skip
 MEDIA = frozenset({"image", "audio", "video", "input", "inputs"})
 """Arguments that may be files."""

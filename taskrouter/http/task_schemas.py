@@ -83,6 +83,7 @@ _RESULT_OF: Mapping[str, Schema] = {
     "chat": ref("ChatAnswer"), "generate": ref("GenerateAnswer"), "embed": ref("Embeddings"),
     "transcribe": ref("Transcript"), "classify": listed(ref("Label")), "detect": listed(ref("Detection")),
     "segment": listed(ref("Region")), "track": listed(ref("Track")), "depth": ref("Depth"),
+    "request": {"description": "The JSON that the model's own server answered."},
 }  # fmt: skip
 
 
@@ -92,22 +93,34 @@ def _answer(verb: str) -> Schema:
     return record(fields, optional=("usage",))
 
 
+_OWN_VERB: Schema = {"type": "string", "minLength": 1, "not": {"enum": list(CALLS)}}
+"""A verb of a plug-in's own. Which there are is said by what is installed, and by no document that everybody reads."""
+_OWN: Mapping[str, Schema] = {
+    "OwnCall": record(
+        {"verb": _OWN_VERB}, additionalProperties=True,
+        description="A verb of a plug-in's own, with the arguments that it declares; media are sent as everywhere.",
+    ),
+    "OwnAnswer": record(
+        {"task": STRING, "option": STRING, "verb": _OWN_VERB, "result": {"description": "What the plug-in declares."}}
+    ),
+}  # fmt: skip
+
+
 def _form() -> Schema:
     file: Schema = {"type": "string", "format": "binary"}
     as_json: Schema = {"type": "string", "contentMediaType": "application/json"}
     fields: dict[str, Schema] = {
         **dict.fromkeys(("image", "audio", "video", "input"), file),
         "inputs": listed(file),
-        "verb": {"enum": list(CALLS)},
-        **dict.fromkeys(("prompt", "language"), STRING),
+        **dict.fromkeys(("verb", "prompt", "language"), STRING),
         **dict.fromkeys(("threshold", "fps"), NUMBER),
         **dict.fromkeys(("top_k", "sampling_rate"), WHOLE),
         **dict.fromkeys(("labels", "points", "boxes"), as_json),
         "messages": {**STRING, "description": "A text, or a JSON list of messages."},
         "request": {**as_json, "description": "A JSON object of whatever has no field of its own."},
     }
-    said = "Media as files, or as texts: data: URLs, paths, URLs."
-    return record(fields, optional=tuple(fields), description=said, additionalProperties=False)
+    said = "Media as files, or as texts: data: URLs, paths, URLs. Other fields are arguments of a plug-in's own verb."
+    return record(fields, optional=tuple(fields), description=said, additionalProperties=True)
 
 
 def task_schemas() -> dict[str, Schema]:
@@ -117,7 +130,8 @@ def task_schemas() -> dict[str, Schema]:
     return {
         **RESULTS,
         **calls["$defs"],
-        "TaskCall": {"anyOf": [ref(name) for name in names]},
+        **_OWN,
+        "TaskCall": {"anyOf": [ref(name) for name in (*names, "OwnCall")]},
         "TaskForm": _form(),
-        "TaskAnswer": {"oneOf": [_answer(verb) for verb in CALLS]},
+        "TaskAnswer": {"oneOf": [*(_answer(verb) for verb in CALLS), ref("OwnAnswer")]},
     }

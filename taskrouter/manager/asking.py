@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
+from taskrouter.backends.calls import with_limits
 from taskrouter.errors import BadInput
 from taskrouter.manager.inputs import inputs_of
 from taskrouter.manager.pointing import boxes_of, points_of
@@ -53,11 +54,12 @@ class Verbs:
     async def ask(self, verb: str, request: Any) -> Any:
         """Ask a verb that only a plug-in's models know: its request and its answer are the plug-in's own.
 
-        Raises ``UnsupportedVerb`` for a verb the model doesn't know, ``BadInput`` for one that has a method here.
+        A field ``limits`` of the request that is ``None`` is told the limits its media are to be read under. Raises
+        ``UnsupportedVerb`` for a verb the model doesn't know, ``BadInput`` for one that has a method here.
         """
         if hasattr(Verbs, verb):
             raise BadInput(f"{verb} has a method of its own: await model.{verb}(…)")
-        return await self._ask(verb, request)
+        return await self._ask(verb, with_limits(request, self._media_limits()))
 
     async def chat(
         self,

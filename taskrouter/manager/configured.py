@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from opentelemetry.trace import Tracer, TracerProvider
 
 from taskrouter import errors, telemetry
+from taskrouter.backends.base import Backend, Call
 from taskrouter.backends.external.base import Provider
 from taskrouter.backends.registry import Registry
 from taskrouter.config import Catalog, InferenceConfig, TaskConfig, load_catalog
@@ -231,6 +233,27 @@ class Configured:
             key_of(task, name) if config.options[name].is_external else self._keys[task, name]
             for name in order_of(config)
         ]
+
+    def backends(self, task: str, option: str | None = None) -> list[tuple[ModelRequest, Backend]]:
+        """What may answer a request to this task on this machine: models and their backends, the selected option first.
+
+        Those that can't be used are left out. Raises ``UnknownTask``.
+        """
+        config = self._task(task)
+        found: list[tuple[ModelRequest, Backend]] = []
+        for name in order_of(config) if option is None else (option,):
+            key = self._keys.get((config.task_name, name))
+            if key is not None:
+                with suppress(errors.TaskRouterError):
+                    found.append((self._requests[key], self._registry.get(self._requests[key].framework)))
+        return found
+
+    def own_verbs(self, task: str, option: str | None = None) -> dict[str, Call]:
+        """The verbs of plug-ins' own that may be asked of this task, as their backends declare them."""
+        found: dict[str, Call] = {}
+        for _, backend in self.backends(task, option):
+            found = {**getattr(backend, "calls", {}), **found}
+        return found
 
     def provider(self, name: str) -> Provider:
         """A provider of external APIs. Raises what keeps it from being used."""

@@ -18,6 +18,7 @@ from taskrouter.backends.registry import Registry
 from taskrouter.manager.machine import Machine
 from taskrouter.manager.posting import STOP_BOUND_S, Posting
 from taskrouter.manager.refusals import fresh
+from taskrouter.manager.repositories import reads
 from taskrouter.manager.residents import Resident
 from taskrouter.manager.spans import Spans
 from taskrouter.residency import Residency, State
@@ -62,6 +63,9 @@ class Performer(Posting):
         self.machine = machine
         self.start_timeout_s = start_timeout_s
         self.on_observe: list[Callable[[float], None]] = []
+        self.removing: set[str] = set()
+        """Repositories whose files are being deleted: nothing is loaded from them."""
+        self.preflights: dict[ModelKey, asyncio.Task[Any]] = {}
         self._loads: dict[ModelKey, asyncio.Task[Any]] = {}
         self._told_to_stop: set[ModelKey] = set()
         self._gone: dict[ModelKey, list[asyncio.Future[None]]] = {}
@@ -85,7 +89,7 @@ class Performer(Posting):
     # --- preflight ----------------------------------------------------------------------------------------------------
 
     def _start_preflight(self, action: Preflight) -> None:
-        self.spawn(self._preflight(action), name=f"preflight {action.key}")
+        self.preflights[action.key] = self.spawn(self._preflight(action), name=f"preflight {action.key}")
 
     async def _preflight(self, action: Preflight) -> None:
         event: Event = PreflightFailed(action.key, action.generation, errors.ManagerClosed("the manager was stopped"))
@@ -93,11 +97,23 @@ class Performer(Posting):
             need, load_s, slots = await self._check(self.requests[action.key])
             await self.observe()
             self._refuse_unable(action.key)
+            self._refuse_removed(self.requests[action.key])
             event = Preflighted(action.key, action.generation, need, load_s, slots)
         except Exception as error:  # noqa: BLE001  (every action ends in an event)
             event = PreflightFailed(action.key, action.generation, error)
         finally:
+            self.preflights.pop(action.key, None)
             self.post(event)
+
+    def _refuse_removed(self, request: ModelRequest) -> None:
+        """Whatever was found of files that are being deleted is no longer so."""
+        repo = next((repo for repo in self.removing if reads(request, repo)), None)
+        if repo is not None:
+            raise errors.FilesBeingRemoved(
+                f"{request.label} can't be loaded: the files of {repo} are being deleted by request. Ask again when "
+                "that is done: they are fetched anew.",
+                retry_after_s=1.0,
+            )
 
     def _refuse_unable(self, key: ModelKey) -> None:
         """Tell those who want to ask what the model can't do, before anything is loaded for them."""
@@ -113,6 +129,7 @@ class Performer(Posting):
         """Check that a model can be loaded; answers its best known footprint, measured before estimated, how long its
         loads took, and how many operations it works on at a time.
         """
+        self._refuse_removed(request)
         found = await self.registry.get(request.framework).preflight(request)
         self.known[request.key] = found
         if found.verbs:

@@ -17,7 +17,7 @@ from typing import Any
 from taskrouter.config import Catalog, TaskConfig, load_catalog
 from taskrouter.errors import Problem, TaskRouterError
 from taskrouter.manager import specs
-from taskrouter.manager.changing import Changing
+from taskrouter.manager.removing import Removing
 from taskrouter.residency.events import Configure
 
 logger = logging.getLogger("taskrouter")
@@ -52,7 +52,7 @@ class Reloaded:
         return "; ".join(said) or "nothing changed"
 
 
-class Reloading(Changing):
+class Reloading(Removing):
     """Reload, by call or by signal."""
 
     _reloads = 0

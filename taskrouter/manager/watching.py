@@ -58,7 +58,9 @@ _BEGUN: Mapping[type, str] = {
     Load: "loading", Unload: "unloading", Demote: "sleeping", Promote: "waking", Kill: "clearing",
 }  # fmt: skip
 
-WHAT = frozenset({*_ENDED.values(), *_BEGUN.values(), "refused", "selected", "reloaded", "shutting_down"})
+WHAT = frozenset(
+    {*_ENDED.values(), *_BEGUN.values(), "refused", "selected", "files_removed", "reloaded", "shutting_down"}
+)
 """Everything that is told of."""
 
 

@@ -71,6 +71,12 @@ def locate_gguf(model_id: str, name: str | None, *, revision: str | None = None,
     return find_gguf(_download(model_id, revision, local, [name]), name)
 
 
+def on_hub(model_id: str, base_dir: str | Path = ".") -> bool:
+    """Whether ``locate`` would look for this in the Hugging Face cache: a hub id that is no file or folder here."""
+    local = Path(base_dir) / Path(model_id).expanduser()
+    return _HUB_ID.fullmatch(model_id) is not None and not local.exists()
+
+
 def _local(model_id: str, base_dir: str | Path) -> Path:
     """The folder that a ``model_id`` may name; where there is none, it is the name of a model on the hub."""
     local = Path(base_dir) / Path(model_id).expanduser()

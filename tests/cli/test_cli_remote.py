@@ -1,4 +1,4 @@
-"""``taskrouter status|load|unload|select|pin|explain``: what they ask a server, what they print, how they end."""
+"""The commands that ask a running server: what they ask it, what they print, how they end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ ROW = {
 }  # fmt: skip
 MODELS = {"models": [ROW, {**ROW, "option": "[giant]", "selected": False, "state": "disk", "pinned": False}]}
 COMMANDS = (
-    ("status",), ("load", "say"), ("unload", "say"), ("select", "say", "giant"), ("pin", "say"), ("explain", "say")
+    ("status",), ("load", "say"), ("unload", "say"), ("select", "say", "giant"), ("pin", "say"), ("explain", "say"),
+    ("remove", "say"),
 )  # fmt: skip
 
 
@@ -89,6 +90,16 @@ def test_a_server_in_which_nothing_moves_is_no_success(server: Stub, cli: Cli, a
         (("unload", "say"), "unload", {"force": False}, {"option": "parrot"}, "say/parrot is unloaded"),
         (("unload", "say", "--force", "--option", "giant"), "unload", {"force": True, "option": "giant"}, {},
          "say/giant is unloaded"),
+        (("remove", "say"), "remove", {"force": False, "dry_run": False},
+         {"option": "parrot", "repo": "o/p", "revisions": ["a"], "bytes": 3 * GIB, "unloaded": []},
+         "say/parrot: deleted 1 revision of o/p, 3.0 GiB"),
+        (("remove", "say", "--force", "--dry-run", "--option", "giant"), "remove",
+         {"force": True, "dry_run": True, "option": "giant"},
+         {"repo": "o/p", "revisions": ["a", "b"], "bytes": 3 * GIB, "unloaded": ["giant"], "dry_run": True},
+         "say/giant: would unload it, and would delete 2 revisions of o/p, 3.0 GiB"),
+        (("remove", "say", "--force"), "remove", {"force": True, "dry_run": False},
+         {"option": "parrot", "repo": "o/p", "revisions": [], "bytes": 0, "unloaded": ["parrot"]},
+         "say/parrot: unloaded it, and there is nothing of o/p in the Hugging Face cache to delete"),
         (("select", "say", "giant"), "select", {"option": "giant", "persist": False}, {}, "say selects giant"),
         (("select", "say", "giant", "--persist"), "select", {"option": "giant", "persist": True}, {},
          "say selects giant, and so does the server's file"),

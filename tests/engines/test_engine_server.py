@@ -13,6 +13,7 @@ import openai
 import psutil
 import pytest
 
+from taskrouter import connect, errors
 from tests.server.serving import Served, serving, written
 
 from .subjects import CLAIMS, SAMPLE
@@ -66,6 +67,29 @@ def test_what_the_engine_knows_beside_goes_through(client: openai.OpenAI) -> Non
     assert len(answer.choices[0].logprobs.content) == 3
     with pytest.raises(openai.UnprocessableEntityError, match="context"):
         client.chat.completions.create(model="claims", messages=[{"role": "user", "content": "word " * 900}])
+
+
+def test_what_it_does_beside_the_verbs_is_asked_by_a_client_and_nothing_else(served: Served) -> None:
+    with connect(served.url).blocking() as client:
+        model = client.handle("claims")
+        tokens = model.request("/tokenize", {"prompt": "the mayor opened the bridge"})["tokens"]
+        assert model.request("/detokenize", {"tokens": tokens})["prompt"].strip() == "the mayor opened the bridge"
+        asked = {"messages": CLAIMS[0].messages, "temperature": 0}
+        pieces = list(model.stream_request("/v1/chat/completions", asked))
+        assert "".join(each["choices"][0]["delta"].get("content") or "" for each in pieces) == CLAIMS[0].expected
+        for path in (
+            "/sleep",
+            "/metrics",
+            "/v1/models",
+            "/v1/../sleep",
+            "/tokenize/../sleep",
+            "/tokenize%2f..%2fsleep",
+        ):
+            with pytest.raises(errors.ServerRefused) as caught:
+                model.request(path, {})
+            assert (caught.value.status, caught.value.code) == (403, "path_not_allowed")
+        with pytest.raises(errors.BadInput):
+            model.request("/tokenize", {"tokens": "none"})
 
 
 def test_an_engine_that_is_killed_under_a_call_is_an_error_and_there_for_the_next(

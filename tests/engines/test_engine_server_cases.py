@@ -19,9 +19,12 @@ import aiohttp
 import psutil
 import pytest
 
+from taskrouter import connect, errors
 from taskrouter.residency import State
+from tests.server.administering import call
 from tests.server.clients import CHAT, Raw, json_of, status_of
 from tests.server.serving import ADMIN_KEY, Served, keys, serving, written
+from tests.server.stalling import not_ready, nothing_moves
 from tests.server.test_cases import loaded
 from tests.server.test_streams import seen
 
@@ -77,9 +80,11 @@ def body(task: str, **more: Any) -> dict[str, Any]:
     return {"model": task, "messages": CLAIMS[0].messages, "temperature": 0, **more}
 
 
-def ask(served: Served, task: str, **more: Any) -> tuple[int, Any]:
+def ask(served: Served, task: str, timeout_s: float = 150, **more: Any) -> tuple[int, Any]:
+    """``timeout_s``: how long the request may wait for its model."""
+    headers = {"connection": "close", "authorization": f"Bearer {WEB}", "x-taskrouter-timeout": str(timeout_s)}
     with Raw(served.url, timeout_s=150) as client:
-        client.ask(CHAT, body(task, **more), {"connection": "close", "authorization": f"Bearer {WEB}"})
+        client.ask(CHAT, body(task, **more), headers)
         answer = client.rest()
     return status_of(answer), json_of(answer)
 
@@ -161,6 +166,25 @@ def test_26_what_is_too_much_is_refused_before_the_first_byte_and_27_admin_paths
     assert roomy.manager.statistics().info == {}
 
 
+def test_what_its_server_does_beside_the_verbs_is_asked_by_a_client_and_nothing_else(roomy: Served) -> None:
+    async def main() -> None:
+        async with connect(roomy.url, api_key=WEB) as client:
+            model = client.handle("a")
+            tokens = (await model.request("/extras/tokenize", {"input": "the mayor"}))["tokens"]
+            assert (await model.request("/extras/detokenize", {"tokens": tokens}))["text"].strip() == "the mayor"
+            asked = {"messages": CLAIMS[0].messages, "temperature": 0}
+            pieces = [each async for each in model.stream_request("/v1/chat/completions", asked)]
+            assert "".join(each["choices"][0]["delta"].get("content") or "" for each in pieces) == CLAIMS[0].expected
+            for path in ("/openapi.json", "/v1/../openapi.json", "/v1/%2e%2e/docs", "/docs", "/v1/models?x"):
+                with pytest.raises(errors.ServerRefused) as caught:
+                    await model.request(path)
+                assert (caught.value.status, caught.value.code) == (403, "path_not_allowed")
+            with pytest.raises(errors.UnsupportedVerb, match="404"):
+                await model.request("/v1/nowhere", {})
+
+    asyncio.run(asyncio.wait_for(main(), 150))
+
+
 def test_13_who_gives_up_while_it_starts_leaves_no_process(served: Served) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     with Raw(served.url) as client:
@@ -211,3 +235,21 @@ def test_17_an_engine_that_is_killed_in_its_answer_is_started_again_for_the_next
     assert right(ask(served, "a"))
     assert pid(served) != first
     assert time.monotonic() - begun < 120
+
+
+def test_28_readiness_turns_false_when_the_oldest_waiter_is_past_its_bound(served: Served) -> None:
+    """An engine at work has the room that another is wanted for, and what would refuse that in time is cut off."""
+    assert right(ask(served, "a"))
+    with ThreadPoolExecutor() as pool, Raw(served.url, timeout_s=150) as client:
+        client.ask(CHAT, body("a", stream=True, min_tokens=400, max_tokens=400))
+        client.until(b"data: ")
+        assert call(served, "/ready", key=None)[0] == 200
+        with nothing_moves(served):
+            waiting = pool.submit(ask, served, "b", timeout_s=0.2)
+            assert not_ready(served, key=None)["oldest_wait_s"] > 0.2
+            assert call(served, "/health", key=None)[0] == 200
+        status, told = waiting.result(20)
+        assert (status, told["error"]["code"]) == (503, "overloaded")
+        assert call(served, "/ready", key=None)[0] == 200
+        assert b'"error"' not in client.until(b"[DONE]"), "what served went on"
+    assert loaded(served) == {"a"}

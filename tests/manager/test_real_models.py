@@ -17,6 +17,7 @@ import pytest
 from taskrouter import ModelManager, errors
 from taskrouter.manager import StillMachine
 from taskrouter.types import GIB
+from tests.hub_cache import HubCache, use
 
 pytestmark = pytest.mark.slow
 SAMPLES = Path(__file__).parents[2] / "taskrouter" / "samples"
@@ -114,5 +115,35 @@ def test_a_full_disk_while_one_model_loads_costs_nothing_that_serves(
                 assert labels[0].label == "red circle"
             assert list(manager.loaded_models) == ["shapes"]
             manager._core.check()
+
+    asyncio.run(main())
+
+
+def test_a_real_model_answers_until_its_files_are_deleted_and_is_missing_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch").set_num_threads(1)
+    pytest.importorskip("transformers")
+    cache = HubCache(tmp_path / "hub")
+    use(cache, monkeypatch)
+    cache.add("org/shapes", "a", {file.name: file.read_bytes() for file in (SAMPLES / "shapes").iterdir()}, "main")
+    option = {"model_id": "org/shapes", "framework": "transformers"}
+    task = {"kind": "image_classification", "selected": "it", "options": {"it": option}}
+    file = tmp_path / "models.yaml"
+    file.write_text(json.dumps({"tasks": {"shapes": task}, "media": {"roots": [str(SAMPLES)]}}), encoding="utf-8")
+
+    async def main() -> None:
+        async with ModelManager(file, machine=StillMachine({"cpu": 4 * GIB})) as manager:
+            shapes = await manager.get_model("shapes")
+            image = SAMPLES / "media" / "red-circle.png"
+            assert (await shapes.classify(image))[0].label == "red circle"
+            with pytest.raises(errors.ModelLoaded):
+                await manager.remove_files("shapes")
+            assert (await shapes.classify(image))[0].label == "red circle"
+            done = await manager.remove_files("shapes", force=True)
+            assert done.bytes >= (SAMPLES / "shapes" / "model.safetensors").stat().st_size
+            assert cache.files() == set()
+            with pytest.raises(errors.CheckpointMissing, match="hf download org/shapes"):
+                await shapes.classify(image)
 
     asyncio.run(main())

@@ -11,17 +11,17 @@ import asyncio
 import json
 import math
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from taskrouter.backends.base import Preflight
+from taskrouter.backends.base import Call, Medium, Preflight
 from taskrouter.errors import CheckpointCorrupt, CheckpointMissing, ModelDied, UnsupportedVerb
 from taskrouter.media.audio import load_audio
 from taskrouter.types import MIB, Charges, DeviceId, Footprint, ModelRequest, Traits
-from taskrouter.verbs import Segment, TranscribeRequest, Transcript
+from taskrouter.verbs import Segment, Transcript
 
 RATE = 16_000
 WINDOW = 1024
@@ -37,9 +37,14 @@ VERBS = frozenset({"diarize", "transcribe"})
 
 @dataclass(frozen=True, slots=True)
 class DiarizeRequest:
-    """What ``diarize`` is asked: a path, bytes, a file object, a ``data:`` URL, or an array of 16 kHz."""
+    """What ``diarize`` is asked: a path, bytes, a file object, a ``data:`` URL, or an array of 16 kHz.
 
-    audio: Any
+    ``limits``: those it is read under; taskrouter fills them in. ``speakers``: the only ones it is to hear.
+    """
+
+    audio: Medium
+    speakers: tuple[str, ...] = ()
+    limits: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +74,9 @@ class PitchModel:
         """Answer in a thread; cancelled, end when that has seen it."""
         if verb not in VERBS:
             raise UnsupportedVerb(f"a pitch model can't {verb}: it can {', '.join(sorted(VERBS))}")
-        limits = request.limits if isinstance(request, TranscribeRequest) else None
+        only = request.speakers if isinstance(request, DiarizeRequest) else ()
         stop = threading.Event()
-        work = asyncio.ensure_future(asyncio.to_thread(self._turns, request.audio, limits, stop))
+        work = asyncio.ensure_future(asyncio.to_thread(self._turns, request.audio, only, request.limits, stop))
         try:
             turns = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -90,7 +95,7 @@ class PitchModel:
         never: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         return await never
 
-    def _turns(self, audio: Any, limits: Any, stop: threading.Event) -> tuple[Turn, ...]:
+    def _turns(self, audio: Any, only: Collection[str], limits: Any, stop: threading.Event) -> tuple[Turn, ...]:
         import numpy as np
 
         if self.voices is None:
@@ -108,7 +113,7 @@ class PitchModel:
             speech = np.sqrt((part**2).mean(axis=1)) > loud
             nearest = np.abs(np.log2(_pitch(part))[:, None] - heights).argmin(axis=1)
             heard += [names[voice] if speaks else None for voice, speaks in zip(nearest, speech, strict=True)]
-        return tuple(_runs(heard))
+        return tuple(turn for turn in _runs(heard) if not only or turn.speaker in only)
 
 
 def _pitch(windows: Any) -> Any:
@@ -134,6 +139,8 @@ def _runs(heard: list[str | None]) -> list[Turn]:
 
 class PitchBackend:
     """The backend for ``framework: pitch``."""
+
+    calls: ClassVar = {"diarize": Call(DiarizeRequest, tuple[Turn, ...])}
 
     def traits(self, request: ModelRequest) -> Traits:
         return Traits(cancellable=True, slots=2, start_s=0.1)

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import uvicorn
 
+from taskrouter.backends.base import Backend
 from taskrouter.backends.fake import FakeBackend
 from taskrouter.backends.registry import Registry
 from taskrouter.http.app import create_app
@@ -40,7 +42,11 @@ class Served:
 
     def run(self, work: Any) -> Any:
         """Run a coroutine on the server's loop, and wait for it."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+        return self.start(work).result(60)
+
+    def start(self, work: Any) -> Future[Any]:
+        """The same, not waited for."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
 
 def keys(environ: Mapping[str, str] = ENVIRON, file: Path | None = None) -> Keys:
@@ -56,11 +62,20 @@ def written(folder: Path, tasks: Mapping[str, Any], **sections: Any) -> Path:
 
 
 @contextmanager
-def serving(file: Path, known: Keys | None = None, *, fake: FakeBackend | None = None) -> Iterator[Served]:
-    """Serve a file; ended, and all its models unloaded, on the way out. ``fake`` stands for ``framework: fake``."""
+def serving(
+    file: Path,
+    known: Keys | None = None,
+    *,
+    fake: FakeBackend | None = None,
+    backends: Mapping[str, Backend] | None = None,
+) -> Iterator[Served]:
+    """Serve a file; ended, and all its models unloaded, on the way out.
+
+    ``fake`` stands for ``framework: fake``, ``backends`` for other frameworks.
+    """
     registry = Registry()
-    if fake is not None:
-        registry.register("fake", fake)
+    for name, backend in {**(backends or {}), **({} if fake is None else {"fake": fake})}.items():
+        registry.register(name, backend)
     manager = ModelManager(file, machine=StillMachine({"cpu": 16 * GIB}), registry=registry)
     listening = listen("127.0.0.1", 0)
     app = create_app(manager, known if known is not None else Keys())

@@ -26,7 +26,7 @@ PATHS = [
     ("GET", "/admin/operations/x"), ("GET", "/admin/tasks/say/explain"), ("POST", "/admin/tasks/say/load"),
     ("POST", "/admin/tasks/say/unload"), ("POST", "/admin/tasks/say/select"), ("POST", "/admin/tasks/say/pin"),
     ("POST", "/admin/tasks/say/cooldown/clear"), ("POST", "/admin/evict"), ("POST", "/admin/reload"),
-    ("POST", "/admin/drain"),
+    ("POST", "/admin/drain"), ("POST", "/admin/tasks/say/remove"),
 ]  # fmt: skip
 
 
@@ -158,10 +158,11 @@ def test_spend_is_what_the_ledger_says(served: Served, tmp_path: Path) -> None:
 def test_what_is_unknown_is_404(served: Served) -> None:
     for path, body in (
         ("load", {}), ("unload", {}), ("select", {"option": "x"}), ("pin", {"pinned": True}), ("cooldown/clear", {}),
+        ("remove", {}),
     ):  # fmt: skip
         status, found, _ = call(served, f"/admin/tasks/nobody/{path}", body)
         assert (status, found["error"]["code"]) == (404, "unknown_task"), path
-    for path, body in (("load", {}), ("unload", {}), ("select", {}), ("pin", {"pinned": True})):
+    for path, body in (("load", {}), ("unload", {}), ("remove", {}), ("select", {}), ("pin", {"pinned": True})):
         status, found, _ = call(served, f"/admin/tasks/say/{path}", {**body, "option": "nothing"})
         assert (status, found["error"]["code"]) == (404, "unknown_option"), path
     assert call(served, "/admin/tasks/nobody/explain")[0] == 404
@@ -187,6 +188,10 @@ def test_what_is_unknown_is_404(served: Served) -> None:
         ("tasks/say/load", b'{"timeout_s": 1e400}'),
         ("tasks/say/load", b"[" * 20_000),
         ("tasks/say/unload", {"force": 1}),
+        ("tasks/say/remove", {"force": "yes"}),
+        ("tasks/say/remove", {"dry_run": None}),
+        ("tasks/say/remove", {"dryrun": True}),
+        ("tasks/say/remove", {"option": "out"}),
         ("tasks/say/select", {}),
         ("tasks/say/select", {"option": ["one"]}),
         ("tasks/say/pin", {}),

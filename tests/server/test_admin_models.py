@@ -167,6 +167,6 @@ def test_a_change_is_made_whole_though_whoever_asked_goes_away(file: Path) -> No
         leaves = hang_up(served, "/admin/tasks/say/select", {"option": "two"})
         wait_for(lambda: state(served, "two") == "loading")
         leaves.close()
-        wait_for(lambda: shared(served).metrics.requests["", "", "gone"] == 1)
+        wait_for(lambda: ("", "", "gone", 1) in shared(served).metrics.requests())
         served.loop.call_soon_threadsafe(backend.resume, "two")
         wait_for(lambda: ok(served, "/admin/status")["tasks"]["say"]["selected"] == "two")

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from taskrouter import errors
 from taskrouter.backends.fake import FakeBackend, FakeScript
-from taskrouter.residency.actions import WakeAt
-from taskrouter.residency.events import Tick
 
 from .administering import GIB, TASKS, ask, beside, call, fake, ok, wait_for
 from .serving import API_KEY, Served, keys, serving, written
+from .stalling import not_ready, nothing_moves
 
 
 def test_a_reload_answers_what_changed_or_all_that_is_wrong(served: Served, file: Path) -> None:
@@ -67,35 +63,12 @@ def test_readiness_turns_false_when_the_oldest_waiter_is_past_its_bound(tmp_path
     backend = FakeBackend({"it": FakeScript(hang="load", bytes=GIB)})
     with serving(written(tmp_path, tasks), keys(), fake=backend) as served:
         assert call(served, "/ready", key=None)[0] == 200
-        performer = served.manager.performer
-        assert performer is not None
-        wake = performer._perform[WakeAt]
-
-        async def stall() -> asyncio.Task[Any]:
-            async def nothing() -> None:
-                """The devices aren't looked at either."""
-
-            # What would refuse the waiter at its deadline never comes: nothing moves any more.
-            performer._perform[WakeAt] = lambda action: None
-            performer.observe = nothing  # type: ignore[method-assign]
-            return asyncio.ensure_future(served.manager.load_option("say"))
-
-        waiter = served.run(stall())
-        status, found = 200, dict[str, Any]()
-        until = time.monotonic() + 20
-        while status == 200 and time.monotonic() < until:
-            status, found, _ = call(served, "/ready", key=None)
-        assert (status, found["ready"], found["waiting"]) == (503, False, 1)
-        assert "past its bound" in found["why"]
-        assert found["oldest_wait_s"] > 0.2
-        assert call(served, "/health", key=None)[0] == 200
-        assert ok(served, "/admin/status")["healthy"] is False
-
-        async def go_on() -> None:
-            performer._perform[WakeAt] = wake
-            performer.post(Tick())
-            with pytest.raises(errors.Overloaded):
-                await waiter
-
-        served.run(go_on())
+        with nothing_moves(served):
+            waiter = served.start(served.manager.load_option("say"))
+            found = not_ready(served, key=None)
+            assert found["oldest_wait_s"] > 0.2
+            assert call(served, "/health", key=None)[0] == 200
+            assert ok(served, "/admin/status")["healthy"] is False
+        with pytest.raises(errors.Overloaded):
+            waiter.result(20)
         assert call(served, "/ready", key=None)[0] == 200

@@ -110,6 +110,18 @@ def test_a_message_is_answered(client: anthropic.Anthropic, model: str) -> None:
     assert 0 <= float(raw.headers["x-taskrouter-waited"]) < 30
 
 
+def test_tasks_and_their_options_are_models(client: anthropic.Anthropic) -> None:
+    found = client.models.list()
+    assert [each.id for each in found][:3] == ["say", "say/parrot", "say/giant"]
+    assert not found.has_more
+    assert (found.first_id, found.last_id) == ("say", "engine/stub")
+    one = client.models.retrieve("say/parrot")
+    assert (one.type, one.id, one.display_name) == ("model", "say/parrot", "say/parrot")
+    assert one.created_at.year >= 2024
+    with pytest.raises(anthropic.NotFoundError, match="no task 'nobody'"):
+        client.models.retrieve("nobody")
+
+
 def test_an_answer_that_is_cut_says_so(client: anthropic.Anthropic) -> None:
     assert ask(client, max_tokens=1).stop_reason == "max_tokens"
 
@@ -250,6 +262,22 @@ def test_what_makes_no_sense_is_refused(client: anthropic.Anthropic, more: dict[
     with pytest.raises(anthropic.BadRequestError, match=said) as caught:
         ask(client, extra_body=more)
     assert caught.value.body["error"]["type"] == "invalid_request_error"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/messages"), ("POST", "/v1/models")])
+def test_a_method_that_a_path_does_not_have_is_refused_in_the_clients_shape(
+    served: Served, method: str, path: str
+) -> None:
+    address = urlsplit(served.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=20)
+    try:
+        connection.request(method, path, b"{}", {"x-api-key": API_KEY, "anthropic-version": "2023-06-01"})
+        answer = connection.getresponse()
+        told = json.loads(answer.read())
+    finally:
+        connection.close()
+    assert (answer.status, told["type"], told["error"]["type"]) == (405, "error", "invalid_request_error")
+    assert answer.getheader("allow")
 
 
 def test_nonsense_that_no_sdk_would_send(served: Served) -> None:

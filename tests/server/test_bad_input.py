@@ -12,10 +12,12 @@ import pytest
 
 from .clients import CHAT, Raw, chat, json_of, status_of
 from .serving import API_KEY, Served, keys, serving, written
+from .test_streams import seen
 
 FAKE = {"framework": "fake", "model_id": "m", "vram_gb": 1}
 TASKS: dict[str, Any] = {
     "say": {"kind": "chat", "selected": "parrot", "options": {"parrot": FAKE}},
+    "stuck": {"kind": "chat", "selected": "it", "options": {"it": {**FAKE, "engine_args": {"hang": "call"}}}},
     "fold": {"kind": "embedding", "selected": "it", "options": {"it": FAKE}},
 }
 SHOWN = {"authorization": f"Bearer {API_KEY}"}
@@ -88,6 +90,35 @@ def test_a_body_of_a_gigabyte_is_refused_unread(served: Served) -> None:
     status, data = asked(served, CHAT, b"{", {"content-length": str(1 << 30)})
     assert status == 413
     assert "1,073,741,824 bytes" in data["error"]["message"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_large_bodies_together_are_bounded_as_one_alone_is(served: Served, told: bool) -> None:
+    """Of 1.5 MiB each, where one may have 2.3; what is small goes on all the while."""
+    large = json.dumps(chat("stuck", text="x" * (3 << 19))).encode()
+    with Raw(served.url) as holds:
+        holds.ask(CHAT, large, SHOWN)
+        seen(lambda: any(model.leases for model in served.manager.statistics().models.values()))
+        with Raw(served.url) as another:
+            if told:
+                another.ask(CHAT, b"{", {**SHOWN, "content-length": str(len(large))})
+            else:
+                lines = [f"POST {CHAT} HTTP/1.1", "host: x", f"authorization: Bearer {API_KEY}"]
+                another.socket.sendall("\r\n".join([*lines, "transfer-encoding: chunked"]).encode() + b"\r\n\r\n")
+                try:
+                    for place in range(0, len(large), 1 << 16):
+                        another.socket.sendall(b"10000\r\n" + large[place : place + (1 << 16)] + b"\r\n")
+                except (BrokenPipeError, ConnectionResetError):
+                    pass
+            answer = another.until(b"}}") or b"x 503 "
+        assert status_of(answer) == 503
+        if told:
+            assert b"retry-after: 1" in answer
+            assert json_of(answer)["error"]["code"] == "bodies"
+        assert asked(served, CHAT, chat())[0] == 200
+    seen(lambda: not any(model.leases for model in served.manager.statistics().models.values()))
+    status, answer = asked(served, CHAT, chat("say", text="x" * (3 << 19)))
+    assert status == 200, answer
 
 
 def test_a_body_without_a_length_is_bounded_too(served: Served) -> None:

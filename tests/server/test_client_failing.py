@@ -37,13 +37,9 @@ KINDS = [
 ]
 
 
-def _snake(name: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
-
-
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_error_of_the_library_comes_back_as_itself(server: Stub, kind: type[errors.TaskRouterError]) -> None:
-    refusing(server, kind.status_hint, _snake(kind.__name__), **{"Retry-After": "7"})
+    refusing(server, kind.status_hint, kind.code, **{"Retry-After": "7"})
     with pytest.raises(kind, match="so it is") as caught:
         run(server, lambda client: client.handle("t").chat("x"))
     assert type(caught.value) is kind

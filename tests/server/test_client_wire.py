@@ -6,6 +6,8 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from taskrouter import connect, errors
+from taskrouter.backends.base import Medium
 from taskrouter.client import Client
 from taskrouter.media import load_audio, load_image, load_video
 from taskrouter.verbs import (
@@ -181,11 +184,98 @@ def test_what_makes_no_sense_is_refused_before_anything_is_sent(server: Stub, ba
     assert server.seen == []
 
 
-def test_what_a_server_does_not_pass_on_is_said(server: Stub) -> None:
-    with pytest.raises(errors.UnsupportedVerb, match="over HTTP"):
-        run(server, lambda client: client.handle("t").request("/v1/rerank", {}))
-    with pytest.raises(errors.UnsupportedVerb, match="over HTTP"):
-        run(server, lambda client: client.handle("t").ask("diarize", None))
+def test_what_a_models_own_server_is_asked_goes_as_it_is(server: Stub) -> None:
+    async def ask(client: Client) -> Any:
+        model = client.handle("t")
+        await model.request("/v1/models")
+        return await model.request("/v1/rerank", {"query": "a", "documents": [], "n": None})
+
+    assert run(server, ask) == {"scores": [0.5, None]}
+    assert [each["json"] for each in server.seen] == [
+        {"verb": "request", "path": "/v1/models"},
+        {"verb": "request", "path": "/v1/rerank", "body": {"query": "a", "documents": [], "n": None}},
+    ]
+    with pytest.raises(errors.BadInput, match="begin with one /"):
+        run(server, lambda client: client.handle("t").request("http://127.0.0.1/", {}))
+    assert len(server.seen) == 2
+
+
+def test_events_of_a_models_own_server_may_be_any_json(server: Stub) -> None:
+    said: list[Any] = [{"a": 1}, [1, "x"], "text", None, {"error": None}, {"error": {}}, 0]
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert await request.json() == {"verb": "request", "stream": True, "path": "/v1/x", "body": {"n": 1}}
+        text = "".join(f"data: {json.dumps(each)}\n\n" for each in said)
+        return web.Response(text=f": waiting\n\n{text}data: [DONE]\n\n", content_type="text/event-stream")
+
+    async def ask(client: Client) -> Any:
+        return [each async for each in client.handle("t").stream_request("/v1/x", {"n": 1})]
+
+    server.answer = answer
+    assert run(server, ask) == said
+
+
+@dataclass
+class Weigh:
+    """What a plug-in's verb is asked, and no plug-in that is installed here."""
+
+    picture: Medium
+    others: tuple[Medium, ...] = ()
+    when: date = date(2026, 1, 2)
+    note: str | None = None
+    limits: Any = None
+
+
+def test_a_plug_ins_request_is_taken_apart_and_its_media_are_read_here(server: Stub, tmp_path: Path) -> None:
+    path = tmp_path / "it.bin"
+    path.write_bytes(b"a file")
+
+    async def ask(client: Client) -> None:
+        model = client.handle("t")
+        mapping = {"picture": path, "note": str(path), "others": [b"1", io.BytesIO(b"2")]}
+        assert await model.ask("weigh", Weigh(str(path), (b"one", PIXELS))) == {"grams": 3}
+        assert await model.ask("weigh", mapping) == {"grams": 3}
+        assert await model.ask("weigh", Weigh("https://example.invalid/a.png", note="x")) == {"grams": 3}
+
+    run(server, ask)
+    typed, mapped, remote = server.seen
+    assert typed["json"] == {"verb": "weigh", "when": "2026-01-02", "note": None}
+    first, (one, pixels) = typed["files"]["picture"], typed["files"]["others"]
+    assert (first, one) == (b"a file", b"one")
+    assert np.array_equal(np.asarray(load_image(pixels)), PIXELS)
+    assert mapped["json"] == {"verb": "weigh", "note": str(path)}
+    assert mapped["files"] == {"picture": b"a file", "others": [b"1", b"2"]}
+    assert remote["json"] == {
+        "verb": "weigh", "when": "2026-01-02", "note": "x", "picture": "https://example.invalid/a.png", "others": [],
+    }  # fmt: skip
+
+
+@dataclass
+class Handed:
+    """Holds what no JSON can."""
+
+    over: Any
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda: None,
+        lambda: 7,
+        lambda: Weigh("/nowhere/at/all.png"),
+        lambda: Weigh(SAMPLES),
+        lambda: Handed(object()),
+        lambda: {"note": object()},
+        lambda: {1: 2},
+        lambda: {"verb": "chat"},
+    ],
+)
+def test_what_can_not_be_sent_to_a_plug_in_is_refused_before_anything_is(server: Stub, request_of: Any) -> None:
+    with pytest.raises(errors.BadInput):
+        run(server, lambda client: client.handle("t").ask("weigh", request_of()))
+    with pytest.raises(errors.BadInput, match="has a method of its own"):
+        run(server, lambda client: client.handle("t").ask("chat", request_of()))
+    assert server.seen == []
 
 
 def test_options_that_were_passed_over_are_told(server: Stub) -> None:
@@ -212,6 +302,8 @@ def test_the_admin_key_goes_to_the_admin_api_only(server: Stub, monkeypatch: pyt
         assert await client.explain("a/b") == "because"
         await client.load_model("a", option="x", timeout=3)
         await client.unload_model("a", force=True)
+        await client.remove_files("a", dry_run=True)
+        await client.remove_files("a", option="x", force=True)
         await client.set_selected_model("a", "x", persist=True)
         await client.pin_model("a")
         await client.pin_model("a", False, option="x")
@@ -231,6 +323,8 @@ def test_the_admin_key_goes_to_the_admin_api_only(server: Stub, monkeypatch: pyt
         ("GET", "/admin/tasks/a%2Fb/explain", None),
         ("POST", "/admin/tasks/a/load", {"option": "x", "wait": True, "timeout_s": 3}),
         ("POST", "/admin/tasks/a/unload", {"force": True}),
+        ("POST", "/admin/tasks/a/remove", {"force": False, "dry_run": True}),
+        ("POST", "/admin/tasks/a/remove", {"force": True, "dry_run": False, "option": "x"}),
         ("POST", "/admin/tasks/a/select", {"option": "x", "persist": True}),
         ("POST", "/admin/tasks/a/pin", {"pinned": True}),
         ("POST", "/admin/tasks/a/pin", {"pinned": False, "option": "x"}),

@@ -12,11 +12,11 @@ import orjson
 import pytest
 from PIL import Image
 
-from taskrouter.errors import BadInput
+from taskrouter.errors import BadInput, UnsupportedVerb
 from taskrouter.http.encoding import chunk_of, encoded, is_large, mask_of, usage_of
 from taskrouter.http.strict_json import DEEPEST, strict, strict_object
 from taskrouter.http.task_bodies import CALLS
-from taskrouter.http.task_input import checked
+from taskrouter.http.task_input import Can, checked
 from taskrouter.manager.asking import Verbs
 from taskrouter.verbs import (
     VERBS_OF_KIND,
@@ -117,7 +117,7 @@ def test_what_takes_long_to_write_is_known_beforehand() -> None:
 
 
 def test_every_verb_is_taken_with_the_arguments_it_has_in_the_library() -> None:
-    assert set(CALLS) == frozenset().union(*VERBS_OF_KIND.values()) - {"stream_chat"}
+    assert set(CALLS) == frozenset({"request"}).union(*VERBS_OF_KIND.values()) - {"stream_chat"}
     for verb, call in CALLS.items():
         parameters = dict(inspect.signature(getattr(Verbs, verb)).parameters)
         parameters.pop("self")
@@ -174,7 +174,7 @@ def test_json_that_means_one_thing_is_read() -> None:
     ],
 )
 def test_the_verb_is_the_kinds_or_the_one_that_is_left(given: Any, kind: Any, verbs: Any, verb: str) -> None:
-    assert checked(given, kind, verbs).verb == verb
+    assert checked(given, (), Can(kind, verbs)).verb == verb
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,11 @@ def test_the_verb_is_the_kinds_or_the_one_that_is_left(given: Any, kind: Any, ve
         ({"nonsense": 1}, {"detect", "depth"}, "name the verb, one of detect, depth$"),
         ({"verb": "stream_chat"}, None, '"stream": true'),
         ({"verb": ["chat"]}, None, "verb is"),
-        ({"verb": "request"}, None, "must be one of chat"),
+        ({"verb": "stream_request"}, None, '"verb": "request" with "stream": true'),
+        ({"verb": "diarize"}, None, r'must be one of chat.*calls = {"diarize": Call\(Request, Answer\)}'),
+        ({"path": "/tokenize"}, None, "name the verb"),
     ],
 )
 def test_a_verb_that_is_not_clear_is_asked_for(given: Any, verbs: Any, match: str) -> None:
-    with pytest.raises(BadInput, match=match):
-        checked(given, None, verbs)
+    with pytest.raises((BadInput, UnsupportedVerb), match=match):
+        checked(given, (), Can(None, verbs))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from taskrouter.http import exchange
+from taskrouter.http import watching
 from taskrouter.http.exchange import Exchange
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +38,7 @@ async def soon() -> None:
 
 
 async def test_the_end_of_an_answer_is_not_taken_for_a_client_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "WATCH_AFTER_S", 0.0)
+    monkeypatch.setattr(watching, "WATCH_AFTER_S", 0.0)
     client = Client()
     found = Exchange(SCOPE, client.receive, client.send)
     found.watch()
@@ -52,7 +52,7 @@ async def test_the_end_of_an_answer_is_not_taken_for_a_client_that_left(monkeypa
 async def test_a_client_that_left_before_the_end_is_noticed_and_the_work_for_it_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exchange, "WATCH_AFTER_S", 0.0)
+    monkeypatch.setattr(watching, "WATCH_AFTER_S", 0.0)
     client = Client()
     found = Exchange(SCOPE, client.receive, client.send)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from taskrouter.http import streaming
+from taskrouter.http import streaming, watching
 
 from .administering import beside, ok, shared
 from .clients import Raw, status_of
@@ -39,8 +39,11 @@ def test_a_client_that_vanishes_while_it_waits_leaves_nothing(served: Served, he
     seen(lambda: not shared(served).limits._at_work)
 
 
-def test_a_client_that_vanishes_in_the_moment_of_the_grant_leaves_nothing(served: Served) -> None:
+def test_a_client_that_vanishes_in_the_moment_of_the_grant_leaves_nothing(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its end is seen so many turns of the loop before or after the load ends: every order is there."""
+    monkeypatch.setattr(watching, "WATCH_AFTER_S", 0.01)
     config: Any = served.server.config
     headers = [(b"authorization", f"Bearer {API_KEY}".encode())]
     scope = {"type": "http", "method": "POST", "path": "/v1/leases", "query_string": b"", "headers": headers}

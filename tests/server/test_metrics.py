@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from taskrouter.http.exchange import Exchange
 from taskrouter.http.keys import Keys
 from taskrouter.http.metrics import SECONDS, Metrics
 from taskrouter.http.naming import Named
-from taskrouter.http.passing import usage_in
+from taskrouter.http.passing import End, usage_in
 from taskrouter.verbs import Usage
 
 from .administering import GIB, ask, call, hang_up, ok, wait_for
@@ -221,23 +220,38 @@ def test_an_engines_tokens_are_found_in_its_bytes(data: bytes, usage: tuple[int,
     assert usage_in(data) == (None if usage is None else Usage(*usage))
 
 
-def test_counting_a_request_takes_microseconds(served: Served) -> None:
+def test_tokens_are_found_wherever_the_pieces_of_a_stream_end() -> None:
+    last = b'data: {"choices":[],"usage":{"prompt_tokens":17,"total_tokens":20,"completion_tokens":3}}\n\n'
+    whole = b'data: {"choices":[{"delta":{"content":"' + b"word " * 2000 + b'"}}]}\n\n' + last + b"data: [DONE]\n\n"
+    for place in range(len(whole) - len(last) - 20, len(whole)):
+        end = End()
+        for piece in (whole[:5000], whole[5000:place], whole[place:]):
+            end.take(piece)
+        assert usage_in(end.data) == Usage(17, 3), whole[:place][-20:]
+        assert len(end.data) < 5000
+
+
+def test_requests_are_counted_by_how_they_ended(served: Served) -> None:
     exchange = Exchange({"headers": [], "path": "/", "method": "POST"}, None, None)  # type: ignore[arg-type]
     exchange.status = 200
 
     async def asked() -> Asked:
-        found = Asked(served.manager, Named("say", None), None, None)
+        found = Asked(served.manager, Named("say", None), served.manager.target("say"), None, None)
         found.usage = Usage(10, 20)
         found.first_at = found.begun
         return found
 
     exchange.asked = served.run(asked())
-    metrics, times = Metrics(), []
-    for _ in range(50):
-        begun = time.perf_counter()
-        for _ in range(100):
-            metrics.count(exchange, 0.1)
-        times.append((time.perf_counter() - begun) / 100)
-    assert min(times) < 10e-6
-    assert metrics.requests["say", "one", "2xx"] == 5000
-    assert metrics.answers["say", "one"].seconds.counts[SECONDS.index(0.1)] == 5000
+    metrics = Metrics()
+    for _ in range(3):
+        metrics.count(exchange, 0.1)
+    exchange.status = 503
+    metrics.count(exchange, 0.1)
+    exchange.gone = True
+    metrics.count(exchange, 0.1)
+    exchange.asked = None
+    metrics.count(exchange, 0.1)
+    assert sorted(metrics.requests()) == [
+        ("", "", "gone", 1), ("say", "one", "2xx", 3), ("say", "one", "5xx", 1), ("say", "one", "gone", 1),
+    ]  # fmt: skip
+    assert metrics.answers["say", "one"].seconds.counts[SECONDS.index(0.1)] == 5

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from taskrouter.http.app import create_app
 from taskrouter.http.document import undescribed
 from taskrouter.http.task_bodies import MEDIA
+from tests.hub_cache import HubCache, use
 
 from .serving import ADMIN_KEY, API_KEY, Served
 from .task_server import ASKED, TASKS, URL, task_client, task_server
@@ -31,7 +32,17 @@ METHODS = ("get", "post", "put", "delete", "patch")
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubCache]:
+    """All that may be deleted: no real cache is within reach, and of this one nothing is any task's."""
+    found = HubCache(tmp_path_factory.mktemp("cache") / "hub")
+    found.model("org/tiny", "a", "main")
+    with pytest.MonkeyPatch.context() as patch:
+        use(found, patch)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, cache: HubCache) -> Iterator[Served]:
     with task_server(tmp_path_factory.mktemp("served")) as server:
         yield server
 
@@ -185,9 +196,10 @@ def asked(operation: Any, mode: schemathesis.GenerationMode, url: str) -> set[in
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
 def test_the_server_does_what_the_document_says(
-    served: Served, document: dict[str, Any], mode: schemathesis.GenerationMode
+    served: Served, document: dict[str, Any], cache: HubCache, mode: schemathesis.GenerationMode
 ) -> None:
     """Generated requests, sound ones and others: no answer that isn't described, and no failure of the server's own."""
+    held = cache.files()
     with task_client(served) as client:
         for task, (_, arguments, _) in ASKED.items():
             assert client.post(task, json=arguments).status_code == 200  # loaded: a timeout of 0 is enough
@@ -203,6 +215,8 @@ def test_the_server_does_what_the_document_says(
     if mode.is_positive:
         assert set(seen) == set(operations(document)) - ENDLESS - CLOSING
         assert 200 in seen["post", "/v1/chat/completions"]
+        assert 409 in seen["post", "/admin/tasks/{task}/remove"]
+    assert cache.files() == held
     for task in ASKED:
         (operation,) = loaded(narrowed(document, task))
         statuses = asked(operation, mode, served.url)

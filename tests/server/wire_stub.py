@@ -37,6 +37,8 @@ def mask_sent(mask: Any = MASK) -> dict[str, Any]:
 
 
 RESULTS: dict[str, Any] = {
+    "request": {"scores": [0.5, None]},
+    "weigh": {"grams": 3},
     "chat": {"text": "hi", "finish_reason": "tool_calls", "tool_calls": [{"id": "1"}], "reasoning": "so"},
     "generate": {"text": "on", "finish_reason": "length"},
     "embed": {"vectors": [[0.5, -1.0], [1, 0.25]]},
@@ -88,11 +90,14 @@ class Stub:
         return web.json_response({"ok": True, "text": "because", "data": [{"id": "a"}, {"id": "a/x"}, {"id": "b"}]})
 
 
-async def _read(request: web.Request) -> tuple[Any, dict[str, bytes]]:
+async def _read(request: web.Request) -> tuple[Any, dict[str, Any]]:
     if request.content_type != "multipart/form-data":
         return (await request.json() if request.can_read_body else None), {}
     form = await request.post()
-    files = {name: value.file.read() for name, value in form.items() if isinstance(value, web.FileField)}
+    files: dict[str, Any] = {}
+    for name in dict.fromkeys(form):
+        read = [each.file.read() for each in form.getall(name) if isinstance(each, web.FileField)]
+        files |= {name: read[0] if len(read) == 1 else read} if read else {}
     told = form["request"]
     assert not isinstance(told, web.FileField)
     return json.loads(told), files

@@ -35,6 +35,8 @@ class Adapter(Protocol):
     """How long it may take to end when it is asked to; then it is killed."""
     fills_grant: bool
     """It is told its grant and may take all of it, whatever it holds just now."""
+    inference: frozenset[str]
+    """Paths that only compute: what callers from outside may ask for. One that ends with a slash is all below it."""
 
     def traits(self, request: ModelRequest) -> Traits:
         """What the core must know. Pure."""

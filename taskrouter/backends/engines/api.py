@@ -83,6 +83,8 @@ class Api:
         self.in_flight = 0
         self.breaks: tuple[type[Exception], ...] = (aiohttp.ClientError, ConnectionError, RuntimeError)
         """What a connection that breaks raises; a ``RuntimeError`` only once our side was closed."""
+        self._idle_breaks = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+        """What one raises that the server had closed while it was idle."""
         self._session = self._connect(aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S))
 
     def _connect(self, connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
@@ -213,15 +215,24 @@ class Api:
     async def post(self, path: str, body: bytes) -> bytes:
         """The bytes of the answer to a POST of JSON that is written already. Raises as ``call`` does.
 
-        Not by way of ``_open``: this is the path of every request that a gateway passes on.
+        Not by way of ``_open``: this is the path of every request that a gateway passes on. Read to its end, or not, an
+        answer gives its connection back by itself.
         """
-        with _Calling(self, path):
-            response = await self._send(path, body)
-            self._hear()
+        self.in_flight += 1
+        begun = time.monotonic()
+        try:
             try:
-                data = await response.read()
-            finally:
-                response.release()
+                response = await self._session.request("POST", path, data=body, headers=_JSON)
+            except self._idle_breaks:
+                if time.monotonic() - begun > AT_ONCE_S:
+                    raise  # it was at work on this
+                response = await self._session.request("POST", path, data=body, headers=_JSON)
+            data = await response.read()
+        except self.breaks as error:
+            self.check_broken(path, error)
+            raise
+        finally:
+            self.in_flight -= 1
         self._hear()
         if response.status >= 400:
             raise self._refused(response.status, path, data)
@@ -251,7 +262,7 @@ class Api:
         start = time.monotonic()
         try:
             return await self._session.request(method, path, **how)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+        except self._idle_breaks:
             if time.monotonic() - start > AT_ONCE_S:
                 raise  # it was at work on this
             return await self._session.request(method, path, **how)
@@ -268,6 +279,11 @@ class Api:
         async for chunk in response.content.iter_any():
             self._hear()
             yield chunk
+
+    def check_broken(self, path: str, error: Exception) -> None:
+        """Raise ``Broken`` for an error of ``breaks`` that is one."""
+        if not (isinstance(error, RuntimeError) and not self.closed):
+            raise Broken(f"{path}: {type(error).__name__}: {error}") from error
 
     def _hear(self) -> None:
         self.heard_of_calls = time.monotonic()
@@ -299,5 +315,5 @@ class _Calling:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._api.in_flight -= 1
-        if isinstance(error, self._api.breaks) and not (isinstance(error, RuntimeError) and not self._api.closed):
-            raise Broken(f"{self._path}: {type(error).__name__}: {error}") from error
+        if isinstance(error, self._api.breaks):
+            self._api.check_broken(self._path, error)

@@ -23,6 +23,7 @@ from taskrouter.backends.engines.ending import Endings
 from taskrouter.backends.engines.interpreter import clean_environment
 from taskrouter.backends.engines.launch import Checkpoint, Launch, Place, Start
 from taskrouter.backends.engines.model import EngineModel
+from taskrouter.backends.engines.outside import is_open
 from taskrouter.backends.engines.places import look
 from taskrouter.backends.engines.supervisor import Process, Supervisor, ended, last_words
 from taskrouter.errors import LoadFailed, OutOfMemory
@@ -62,6 +63,10 @@ class EngineBackend:
 
     def traits(self, request: ModelRequest) -> Traits:
         return self.adapter.traits(request)
+
+    def infers(self, request: ModelRequest, path: str) -> bool:
+        """Whether this path of the model's own server may be asked for by callers from outside: it only computes."""
+        return is_open(path, self.adapter.inference, self.adapter.controls(request))
 
     async def preflight(self, request: ModelRequest) -> Preflight:
         await self.supervisor.prepare()

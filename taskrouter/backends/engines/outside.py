@@ -1,0 +1,58 @@
+"""What callers from outside may have a model's own server do: compute on what they send, by paths that do only that.
+
+Who holds the library may call any path but those that are ours. Over HTTP it is the other way round: a path is refused
+unless it is known, and a body in which the server would find something to fetch, or to read from this machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from taskrouter.backends.engines.openai import names_remote
+from taskrouter.errors import BadInput
+
+_PLAIN = re.compile(r"(/[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)+")
+"""A path that means itself to everybody: no dots to follow, nothing escaped, no query, no empty step."""
+_NEVER = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+"""What stands below /v1 in vLLM and changes what is served."""
+_TEXTS = frozenset(
+    {"text", "content", "prompt", "input", "query", "queries", "documents", "texts", "inputs", "title", "name"}
+    | {"suffix", "stop", "arguments", "reasoning", "reasoning_content", "text_1", "text_2", "data_1", "data_2", "items"}
+)
+"""Where a string is a text, which may begin with a URL."""
+_ASIDE = frozenset({"tools", "functions", "response_format", "structured_outputs", "guided_json", "json_schema"})
+"""Where schemas stand, which name themselves by URLs that nobody fetches."""
+_MEDIA = frozenset(
+    f"{kind}{form}" for kind in ("image", "audio", "video", "file") for form in ("", "s", "_url", "_data")
+) | {"url"}  # fmt: skip
+"""Where a server takes a string for a medium: a path, if it is neither a URL nor base64."""
+
+
+def is_open(path: str, inference: Iterable[str], controls: Iterable[str]) -> bool:
+    """Whether this path, as it stands, is one of ``inference``, or below one that ends with a slash; and no control."""
+    if _PLAIN.fullmatch(path) is None or path in _NEVER or path in {each.rstrip("/") for each in controls}:
+        return False
+    return any(path.startswith(each) if each.endswith("/") else path == each for each in inference)
+
+
+def check_body(body: Mapping[str, Any]) -> None:
+    """Raises ``BadInput`` for a body with something to fetch or to read, or that names another model."""
+    if "model" in body:
+        raise BadInput("the body names a model; over HTTP the task says which, so leave model out")
+    left: list[tuple[str, Any]] = [(name, value) for name, value in body.items() if name not in _ASIDE]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, Mapping):
+            left += value.items()
+        elif isinstance(value, (list, tuple)):
+            left += [(name, each) for each in value]
+        elif isinstance(value, str) and _leads_away(name, value):
+            raise BadInput(f"{name[:80]} is {value!r:.200}: nothing is fetched or read there; send it as a data: URL")
+
+
+def _leads_away(name: str, value: str) -> bool:
+    if name in _MEDIA:
+        return not value.startswith("data:")
+    return name not in _TEXTS and names_remote(value)
