@@ -16,6 +16,7 @@ from taskrouter.errors import TaskRouterError
 from taskrouter.http import streaming
 from taskrouter.http.exchange import Exchange
 from taskrouter.http.keys import Caller
+from taskrouter.manager.refusals import fresh
 
 _ID_BYTES = 24
 _STILL = b": still held\n\n"
@@ -76,7 +77,7 @@ class Lastings(Generic[L]):
         """It can be found while this block lasts."""
         self._known[it.id] = it
         if self._over is not None:
-            it.retire(self._over)
+            it.retire(fresh(self._over))
         try:
             yield it
         finally:
@@ -86,4 +87,4 @@ class Lastings(Generic[L]):
         """End all of them, those to come as well: they must not hold up the server's own end. Idempotent."""
         self._over = error
         for it in list(self._known.values()):
-            it.retire(error)
+            it.retire(fresh(error))
