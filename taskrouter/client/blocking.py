@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from taskrouter.client.handles import RemoteModel
+from taskrouter.client.inside import hold, let_go
 from taskrouter.manager.blocking import BlockingModel
 from taskrouter.manager.loop_thread import LoopThread
 
@@ -45,6 +47,31 @@ class BlockingClient(LoopThread):
     def handle(self, task: str, **how: Any) -> BlockingModel:
         """A handle whose verbs block; streams are plain iterators."""
         return BlockingModel(self._run, self._client.handle(task, **how))
+
+    @contextmanager
+    def lease(self, task: str, **how: Any) -> Iterator[BlockingModel]:
+        """``with client.lease(task) as model``."""
+        lease = self._client.lease(task, **how)
+        self._run(lease.take())
+        # Each call is a task of its own that starts from this thread's context: there it reads what the caller holds.
+        hold(lease)
+        try:
+            yield BlockingModel(self._run, lease)
+        finally:
+            let_go(lease)
+            self._run(lease.leave())
+
+    @contextmanager
+    def pipeline(self, tasks: Sequence[str]) -> Iterator[None]:
+        """``with client.pipeline([task, …])``: these tasks are coming, in this order, from this thread."""
+        pipeline = self._client.pipeline(tasks)
+        self._run(pipeline.begin())
+        pipeline.enter()
+        try:
+            yield
+        finally:
+            pipeline.leave()
+            self._run(pipeline.end())
 
     def close(self) -> None:
         """Close the connections and end the thread. Idempotent."""

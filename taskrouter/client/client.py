@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from taskrouter.client.handles import RemoteModel
+from taskrouter.client.leases import RemoteLease
+from taskrouter.client.pipelines import RemotePipeline
 from taskrouter.client.transport import Transport
 from taskrouter.errors import BadInput
 from taskrouter.manager.asking import check_bounds
@@ -87,6 +89,30 @@ class Client:
             _check_name("option", option)
         check_bounds(timeout, None)
         return RemoteModel(self._transport, task, only=option, timeout=timeout, limits=self._limits)
+
+    def lease(self, task: str, *, option: str | None = None, timeout: float | None = None) -> RemoteLease:
+        """``async with client.lease(task) as model``: the model can't be evicted meanwhile, and takes one slot.
+
+        ``option`` leases another option than the selected one; ``timeout`` bounds the wait for it, in seconds. It lasts
+        as long as a connection of its own. Raises ``BadInput``, and on entry what a call to the task may raise.
+        """
+        _check_name("task", task)
+        if option is not None:
+            _check_name("option", option)
+        check_bounds(timeout, None)
+        return RemoteLease(self._transport, task, only=option, timeout=timeout, limits=self._limits)
+
+    def pipeline(self, tasks: Sequence[str]) -> RemotePipeline:
+        """``async with client.pipeline([task, …])``: these tasks are coming, in this order, from whoever is inside.
+
+        Raises ``BadInput`` for what is no list of names, and on entry ``UnknownTask``.
+        """
+        if isinstance(tasks, str) or not isinstance(tasks, Iterable):
+            raise BadInput(f"pipeline() takes a list of tasks, such as ['{tasks}'], not {type(tasks).__name__}")
+        names = tuple(tasks)
+        for name in names:
+            _check_name("task", name)
+        return RemotePipeline(self._transport, names)
 
     async def tasks(self) -> dict[str, tuple[str, ...]]:
         """The tasks that this key may ask, each with its options."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from taskrouter.client.answers import VERBS, answer_of, chunk_of, own_answer_of, routed_of
 from taskrouter.client.events import Events
+from taskrouter.client.inside import LEASE, held_lease, pipeline_headers
 from taskrouter.client.sending import Sent, has_no_media, sent
 from taskrouter.errors import ServerUnreachable
 from taskrouter.manager.asking import Verbs
@@ -21,6 +23,7 @@ from taskrouter.verbs import STREAMING_VERBS
 if TYPE_CHECKING:
     import aiohttp
 
+    from taskrouter.client.leases import RemoteLease
     from taskrouter.client.transport import Transport
 
 _UNREAD_S = 86_400.0
@@ -36,16 +39,19 @@ class RemoteModel(Verbs):
     are read here and sent: a path is one of this machine.
     """
 
-    __slots__ = ("__weakref__", "_answered", "_limits", "_only", "_timeout", "_transport", "task")
+    __slots__ = ("__weakref__", "_answered", "_lease", "_limits", "_only", "_timeout", "_transport", "task")
 
     def __init__(
-        self, transport: Transport, task: str, *, only: str | None, timeout: float | None, limits: MediaLimits
-    ) -> None:
+        self, transport: Transport, task: str, *, only: str | None, timeout: float | None, limits: MediaLimits,
+        lease: str | None = None,
+    ) -> None:  # fmt: skip
         self._transport = transport
         self.task = task
         self._only = only
         self._timeout = timeout
         self._limits = limits
+        self._lease = lease
+        """The id of the lease that its calls are made inside of, whoever makes them."""
         self._answered: str | None = None
 
     def __repr__(self) -> str:
@@ -80,10 +86,24 @@ class RemoteModel(Verbs):
         finally:
             making.__exit__(None, None, None)
 
+    def _held(self) -> RemoteLease | None:
+        """The lease that the caller is in, on what this handle may ask."""
+        return None if self._lease is not None else held_lease(self._transport, self.task, self._only)
+
+    def _inside(self) -> dict[str, str]:
+        """What the request is inside of, as headers."""
+        said = pipeline_headers(self._transport)
+        return said if self._lease is None else {**said, LEASE: self._lease}
+
     async def _ask(self, verb: str, request: Any) -> Any:
+        lease = self._held()
+        return await (self.answer(verb, request) if lease is None else lease._ask(verb, request))
+
+    async def answer(self, verb: str, request: Any) -> Any:
+        """Ask the server, whatever lease the caller is in."""
         transport = self._transport
         async with self._sent(verb, request) as what:
-            data, headers = await transport.ask(self._path(), what, self._timeout)
+            data, headers = await transport.ask(self._path(), what, self._timeout, self._inside())
         self._note(headers)
         if verb not in VERBS:
             kind = None if isinstance(request, Mapping) else type(request)
@@ -97,19 +117,21 @@ class RemoteModel(Verbs):
 
     def _stream(self, verb: str, request: Any) -> Stream:
         assert verb in STREAMING_VERBS
+        lease = self._held()
+        return Stream(partial(self.start, verb, request)) if lease is None else lease._stream(verb, request)
 
-        async def start() -> tuple[Channel, Operation]:
-            stack = AsyncExitStack()
-            try:
-                what = await stack.enter_async_context(self._sent(verb, request))
-                response = await stack.enter_async_context(self._transport.asked(self._path(), what, self._timeout))
-            except BaseException:
-                await stack.aclose()
-                raise
-            self._note(response.headers)
-            return self._begin(stack, response, verb)
-
-        return Stream(start)
+    async def start(self, verb: str, request: Any) -> tuple[Channel, Operation]:
+        """Begin a stream at the server, whatever lease the caller is in."""
+        stack = AsyncExitStack()
+        try:
+            what = await stack.enter_async_context(self._sent(verb, request))
+            asking = self._transport.asked(self._path(), what, self._timeout, self._inside())
+            response = await stack.enter_async_context(asking)
+        except BaseException:
+            await stack.aclose()
+            raise
+        self._note(response.headers)
+        return self._begin(stack, response, verb)
 
     def _begin(self, stack: AsyncExitStack, response: aiohttp.ClientResponse, verb: str) -> tuple[Channel, Operation]:
         """Read a stream as the work of a task of its own, so that it ends however its reader goes away."""

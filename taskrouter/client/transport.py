@@ -32,6 +32,8 @@ MOST_CONNECTIONS = 1000
 """Calls beyond so many at once wait for one of them to end: often a process has 1024 descriptors."""
 KEEP_ALIVE_S = 4.0
 """Shorter than any server's, so that a request doesn't meet a connection that is being closed just then."""
+SILENT_S = 20.0
+"""A server that shows signs of life shows one every five seconds: how long it may be without, at least."""
 _AT_ONCE = 1 << 16
 """Bytes of a body that are written in one go."""
 _EXPECT = 1 << 20
@@ -88,9 +90,11 @@ class Transport:
         if session is not None and os.getpid() == self._process:
             await session.close()
 
-    async def ask(self, path: str, sent: Sent, timeout: float | None) -> tuple[Any, Mapping[str, str]]:
-        """Ask a task: the answer's JSON and its headers."""
-        async with self.asked(path, sent, timeout) as response:
+    async def ask(
+        self, path: str, sent: Sent, timeout: float | None, more: Mapping[str, str]
+    ) -> tuple[Any, Mapping[str, str]]:
+        """Ask a task: the answer's JSON and its headers. ``more`` are headers of the request."""
+        async with self.asked(path, sent, timeout, more) as response:
             return self._parsed(await self._read(response)), response.headers
 
     async def manage(
@@ -103,9 +107,25 @@ class Transport:
             return self._parsed(await self._read(response))
 
     @asynccontextmanager
-    async def asked(self, path: str, sent: Sent, timeout: float | None) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def opened(
+        self, path: str, body: Mapping[str, Any], timeout: float | None, more: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer that lasts until it is left, and shows signs of life meanwhile."""
+        headers = {**self._headers("api", timeout), **more}
+        data = json.dumps(body).encode()
+        async with self._open("POST", path, data, headers, None, silence_s=self._silence_s) as response:
+            yield response
+
+    @property
+    def _silence_s(self) -> float | None:
+        return None if self._timeout_s is None else max(self._timeout_s, SILENT_S)
+
+    @asynccontextmanager
+    async def asked(
+        self, path: str, sent: Sent, timeout: float | None, more: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to a call, to be read by the caller; leaving before its end closes the connection."""
-        headers = self._headers("api", timeout)
+        headers = {**self._headers("api", timeout), **more}
         if not sent.files:
             async with self._open("POST", path, sent.body, headers, timeout) as response:
                 yield response
@@ -131,7 +151,7 @@ class Transport:
     @asynccontextmanager
     async def _open(
         self, method: str, path: str, data: bytes | aiohttp.FormData | None, headers: dict[str, str],
-        wait_s: float | None, *, expect: bool = False,
+        wait_s: float | None, *, expect: bool = False, silence_s: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
         session = self._connections()
         import aiohttp
@@ -145,6 +165,7 @@ class Transport:
             how["data"] = data
         if wait_s is not None and self._timeout_s is not None:
             silence_s = self._timeout_s + wait_s
+        if silence_s is not None:
             how["timeout"] = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=silence_s)
         try:
             async with session.request(method, URL(self.url + path, encoded=True), **how) as response:

@@ -19,7 +19,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from taskrouter import telemetry
-from taskrouter.http import admin, anthropic, document, events, exposing, health, models, openai, tasks
+from taskrouter.http import (
+    admin,
+    anthropic,
+    document,
+    events,
+    exposing,
+    health,
+    leases,
+    models,
+    openai,
+    pipelines,
+    tasks,
+)
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
@@ -82,11 +94,14 @@ class Handler:
         try:
             self._guard(self._state, exchange)
             if exchange.caller is not None:
-                self._state.check_open(exchange)
-                self._state.limits.enter(exchange.caller, asyncio.get_running_loop().time())
+                self._state.enter(exchange, exchange.caller, asyncio.get_running_loop().time())
                 entered = True
             fields = {name: str(value) for name, value in (scope.get("path_params") or {}).items()}
-            await self._endpoint(self._state, exchange, **fields)
+            if exchange.pipeline is None:
+                await self._endpoint(self._state, exchange, **fields)
+            else:
+                with exchange.pipeline.inside():
+                    await self._endpoint(self._state, exchange, **fields)
         except Gone:
             pass
         except asyncio.CancelledError:
@@ -100,7 +115,7 @@ class Handler:
             if exchange.held:
                 self._state.room.leave(exchange.held)
             if entered and exchange.caller is not None:
-                self._state.limits.leave(exchange.caller)
+                self._state.leave(exchange, exchange.caller)
             self._state.ended(exchange, time.perf_counter() - begun)
             if span is not None and token is not None:
                 detach(token)
@@ -179,6 +194,8 @@ def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: boo
         at("/v1/models", models.models, "GET", style=None),
         at("/v1/models/{name:path}", models.model, "GET", style=None),
         at("/v1/tasks/{task:path}", tasks.task, "POST"),
+        at("/v1/leases", leases.leases, "POST"),
+        at("/v1/pipelines", pipelines.pipelines, "POST"),
         at("/health", health.health, "GET", open_to_all),
         at("/ready", health.ready, "GET", open_to_all),
         at("/metrics", exposing.metrics, "GET", with_any_key),

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from taskrouter.backends.base import Backend, Call
 from taskrouter.http.exchange import Exchange, timeout_of
 from taskrouter.http.naming import Named, named
-from taskrouter.manager import Model, ModelManager, Stream
+from taskrouter.manager import Lease, Model, ModelManager, Stream
 from taskrouter.manager.targets import Target
+from taskrouter.types import ModelRequest
 from taskrouter.verbs import Routed, Usage
 
 _LONGEST = 500
@@ -33,17 +35,26 @@ class Asked:
     usage: Usage | None = None
     first_at: float | None = None
     """When the first piece of a stream was sent."""
+    lease: Lease | None = None
+    """The lease that it is asked inside of, or that it takes."""
+
+    def inside(self, lease: Lease, routed: Routed | None) -> None:
+        """From now on this lease answers, which is of an option that was ``routed`` to."""
+        self.lease, self.routed, self.target = lease, routed, lease.target
+        self.ready = asyncio.get_running_loop().time()
 
     def answered(self, answer: Any) -> None:
         """Note what a whole answer says of itself."""
-        self.routed = self.handle.routed
-        self.ready = self.handle.ready_at
+        if self.lease is None:
+            self.routed = self._model.routed
+            self.ready = self._model.ready_at
         self.usage = getattr(answer, "usage", None)
 
     def began(self, stream: Stream) -> None:
         """Note that an answer in pieces has begun."""
-        self.routed = stream.routed
-        self.ready = self.handle.ready_at
+        if self.lease is None:
+            self.routed = stream.routed
+            self.ready = self._model.ready_at
 
     def sent(self) -> None:
         """Note that a piece of the answer was sent."""
@@ -51,8 +62,26 @@ class Asked:
             self.first_at = asyncio.get_running_loop().time()
 
     @property
-    def handle(self) -> Model:
-        """The task's model, on this request's terms."""
+    def handle(self) -> Model | Lease:
+        """The task's model, on this request's terms; or the lease that it is asked inside of."""
+        return self._model if self.lease is None else self.lease
+
+    def backends(self) -> list[tuple[ModelRequest, Backend]]:
+        """What may answer on this machine: models and their backends. Raises ``UnknownTask``."""
+        if self.lease is None:
+            return self.manager.backends(*self.named)
+        # What is held, whatever the file says of it now.
+        resident = self.lease.resident
+        return [] if resident is None else [(resident.request, resident.backend)]
+
+    def own_verbs(self) -> dict[str, Call]:
+        """The verbs of plug-ins' own that may be asked. Raises ``UnknownTask``."""
+        if self.lease is None:
+            return self.manager.own_verbs(*self.named)
+        return {name: call for _, backend in self.backends() for name, call in getattr(backend, "calls", {}).items()}
+
+    @property
+    def _model(self) -> Model:
         if self._handle is None:
             task, option = self.named
             self.target = self.manager.target(task, option)

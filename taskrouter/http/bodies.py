@@ -1,4 +1,4 @@
-"""The bodies of the admin API's requests."""
+"""The bodies of small requests: the admin API's, leases and pipelines."""
 
 from __future__ import annotations
 
@@ -66,6 +66,19 @@ class Drain(Body):
     """Refuse new work, or take it again."""
 
     draining: bool
+
+
+class Lease(Body):
+    """``task``: as ``model`` elsewhere; ``option``: this one and no other."""
+
+    task: Name
+    option: Name | None = None
+
+
+class Pipeline(Body):
+    """``tasks``: in the order in which they come."""
+
+    tasks: list[Name]
 
 
 T = TypeVar("T", bound=BaseModel)

@@ -27,7 +27,8 @@ SENT: Schema = {"description": "Server-sent events; the data of each is JSON, bu
 class Described:
     """One method of one path. ``answers``: what each good status has, by content type; ``refusals``: the others.
 
-    ``key``: whose is wanted (``caller``, ``admin``, ``either``), or ``None``. ``asks``: a task answers.
+    ``key``: whose is wanted (``caller``, ``admin``, ``either``), or ``None``. ``asks``: a task answers. ``inside``:
+    what it may be asked inside of, a ``lease`` or a ``pipeline``.
     """
 
     summary: str
@@ -39,6 +40,7 @@ class Described:
     query: Mapping[str, Schema] = field(default_factory=dict)
     key: str | None = "caller"
     asks: bool = False
+    inside: tuple[str, ...] = ()
     style: str | None = "openai"
     """In whose shape it refuses; ``None``: in that of the client."""
 
@@ -69,6 +71,9 @@ def _body(*optional: str, **properties: Schema) -> Mapping[str, Schema]:
 _CHAT = _body(*_SAMPLING, model=MODEL, messages=listed(OPEN), **_SAMPLING)
 _CHUNKS: Schema = {
     "description": "Server-sent events, then [DONE]: of a chat a ChatChunk each, of a request what the server said."
+}
+_LASTS: Schema = {
+    "description": "Server-sent events: one with the id of what lasts now, then comments; what ends it is an error."
 }
 _HEARD = record(
     {"file": {"type": "string", "format": "binary"}, "model": MODEL, "language": STRING, "prompt": STRING,
@@ -138,7 +143,15 @@ DESCRIBED: Mapping[tuple[str, str], Described] = {
     ),
     ("POST", "/v1/tasks/{}"): Described(
         "Ask a task what it can do", "tasks", {200: {JSON: ref("TaskAnswer"), EVENTS: _CHUNKS}}, (*ASKING, 415),
-        {JSON: ref("TaskCall"), FORM: ref("TaskForm")}, asks=True,
+        {JSON: ref("TaskCall"), FORM: ref("TaskForm")}, asks=True, inside=("lease", "pipeline"),
+    ),
+    ("POST", "/v1/leases"): Described(
+        "Hold a task's model, for as long as the connection stays open", "tasks", {200: {EVENTS: _LASTS}}, ASKING,
+        _body("option", task=MODEL, **_OPTION), asks=True, inside=("pipeline",),
+    ),
+    ("POST", "/v1/pipelines"): Described(
+        "Say which tasks are coming, for as long as the connection stays open", "tasks", {200: {EVENTS: _LASTS}},
+        (*NAMED, 413, 501, 503), _body(tasks=listed(STRING)), inside=("pipeline",),
     ),
     ("GET", "/health"): Described(
         "The process answers", "health", _json(record({"status": {"const": "ok"}})), key=None

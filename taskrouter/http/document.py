@@ -27,6 +27,10 @@ _TIMEOUT = {
     "schema": {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9},
     "description": "Seconds that the request may wait for its model.",
 }  # fmt: skip
+_INSIDE = {
+    "lease": "The lease that it is asked inside of, of the same key and task.",
+    "pipeline": "The pipeline that it counts for, of the same key.",
+}
 _HEADERS: dict[str, Any] = {
     "x-taskrouter-option": {"description": "The option that answered.", "schema": STRING},
     "x-taskrouter-reason": {"description": "Why that one.", "schema": STRING},
@@ -109,13 +113,20 @@ def _operation(method: str, route: Route, described: Described) -> dict[str, Any
         "summary": described.summary,
         "tags": [described.tag],
         "security": _SECURITY[described.key],
-        "parameters": [*parameters, *([_TIMEOUT] if described.asks else [])],
+        "parameters": [*parameters, *([_TIMEOUT] if described.asks else []), *map(_inside, described.inside)],
         "responses": {**_answers(described), **_refusals(described)},
     }
     if described.body:
         content = {kind: {"schema": schema} for kind, schema in described.body.items()}
         found["requestBody"] = {"required": described.body_required, "content": content}
     return found
+
+
+def _inside(what: str) -> dict[str, Any]:
+    return {
+        "name": f"x-taskrouter-{what}", "in": "header", "required": False, "schema": STRING,
+        "description": _INSIDE[what],
+    }  # fmt: skip
 
 
 def _answers(described: Described) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from taskrouter.http.watching import Watching
 if TYPE_CHECKING:
     from taskrouter.http.asked import Asked
     from taskrouter.http.keys import Caller
+    from taskrouter.http.leases import Held
+    from taskrouter.manager.pipelines import Pipeline
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -48,8 +50,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_receive", "_room", "_send", "_task", "_watcher", "_watching", "asked", "caller", "gone", "headers", "held",
-        "id", "path", "queued", "scope", "started", "status", "style",
+        "_receive", "_room", "_send", "_task", "_watcher", "_watching", "asked", "caller", "counts", "gone", "headers",
+        "held", "holds", "id", "lasts", "lease", "path", "pipeline", "queued", "scope", "started", "status", "style",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +64,17 @@ class Exchange:
         self._send = send
         self.caller: Caller | None = None
         self.asked: Asked | None = None
+        self.lease: Held | None = None
+        """The lease that it is asked inside of."""
+        self.holds: Held | None = None
+        """The lease that lasts as long as this request."""
+        self.lasts = False
+        """Whether it is open for as long as its client likes: that it goes away then is its end, and how long it took
+        says nothing."""
+        self.pipeline: Pipeline | None = None
+        """The pipeline that it counts for."""
+        self.counts = False
+        """Whether it is one of what its key may have under way."""
         self.id = f"{_START}-{next(_NUMBERS)}"
         self.started = False
         self.status = 0

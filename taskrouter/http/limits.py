@@ -40,9 +40,12 @@ class Limits:
         self._buckets: defaultdict[str, Bucket] = defaultdict(Bucket)
         self._at_work: defaultdict[str, int] = defaultdict(int)
 
-    def enter(self, caller: Caller, now: float) -> None:
-        """Begin a request. Raises ``Refused`` (429), before anything is done for it."""
-        if caller.max_concurrency is not None and self._at_work[caller.name] >= caller.max_concurrency:
+    def enter(self, caller: Caller, now: float, *, counts: bool = True) -> None:
+        """Begin a request. Raises ``Refused`` (429), before anything is done for it.
+
+        One that doesn't count has the place of another that is under way, and doesn't ``leave``.
+        """
+        if counts and caller.max_concurrency is not None and self._at_work[caller.name] >= caller.max_concurrency:
             text = f"this key has {caller.max_concurrency} requests under way, the most it may have"
             raise Refused(429, text, code="concurrency", retry_after_s=1.0)
         if caller.requests_per_minute is not None:
@@ -50,7 +53,8 @@ class Limits:
             if wait_s > 0:
                 text = f"this key may ask {caller.requests_per_minute} times a minute"
                 raise Refused(429, text, code="rate_limit", retry_after_s=wait_s)
-        self._at_work[caller.name] += 1
+        if counts:
+            self._at_work[caller.name] += 1
 
     def leave(self, caller: Caller) -> None:
         """End a request."""

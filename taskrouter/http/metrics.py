@@ -81,7 +81,7 @@ class Metrics:
     def count(self, exchange: Exchange, seconds: float) -> None:
         """A request has ended."""
         # Whoever goes away early has no status, or one that never came to its end.
-        kind = 0 if exchange.gone else exchange.status // 100
+        kind = 0 if exchange.gone and not exchange.lasts else exchange.status // 100
         asked = exchange.asked
         if asked is None:
             self.nameless[kind] += 1
@@ -91,6 +91,8 @@ class Metrics:
         if known is None:
             known = self.answers[name] = Answers()
         known.kinds[kind] += 1
+        if exchange.lasts:
+            return
         known.seconds.add(seconds)
         if asked.first_at is not None:
             known.first.add(max(asked.first_at - asked.begun, 0.0))

@@ -17,7 +17,7 @@ def check_path(it: Asked, path: str) -> None:
     raw_request(path, None)
     served = [
         (request, backend)
-        for request, backend in it.manager.backends(*it.named)
+        for request, backend in it.backends()
         if isinstance(backend, EngineBackend)
     ]  # fmt: skip
     if not served:

@@ -9,17 +9,19 @@ from typing import Any
 from starlette.routing import BaseRoute
 
 from taskrouter import telemetry
+from taskrouter.errors import BadInput, ManagerClosed
+from taskrouter.http import leases, pipelines
 from taskrouter.http.asked import Asked, asked
 from taskrouter.http.events import Events
 from taskrouter.http.exchange import Exchange
 from taskrouter.http.failing import Refused
-from taskrouter.http.keys import Keys
+from taskrouter.http.keys import Caller, Keys
 from taskrouter.http.limits import Limits
 from taskrouter.http.metrics import Metrics
 from taskrouter.http.operations import Operations
 from taskrouter.http.room import Room
 from taskrouter.http.watching import Watching
-from taskrouter.manager import ModelManager
+from taskrouter.manager import Happened, ModelManager
 
 _BASE64 = 4 / 3
 _BESIDE = 1 << 20
@@ -45,6 +47,8 @@ class State:
         self.metrics = Metrics()
         self.events = Events()
         self.operations = Operations()
+        self.leases = leases.Leases()
+        self.pipelines = pipelines.Comings()
         self.draining = False
         """New work is refused, while what is under way ends."""
         self.tracer = manager.tracer
@@ -52,7 +56,7 @@ class State:
         self._look_again = 0.0
         self.ending = False
         """The server shuts down."""
-        self._unwatch = [manager.watch(each.happened) for each in (self.metrics, self.events)]
+        self._unwatch = [manager.watch(each.happened) for each in (self.metrics, self.events, self)]
         self.routes: Sequence[BaseRoute] = ()
         self.document: bytes | None = None
         """What ``GET /openapi.json`` answers, once it was asked for."""
@@ -70,11 +74,53 @@ class State:
             self.draining = self.ending = True
             self.events.tell("shutting_down", at=time.time())
             self.events.end()
+            self._end_what_lasts()
+
+    def happened(self, happened: Happened) -> None:
+        """The manager may end before the server, where it is somebody else's."""
+        if happened.what == "shutting_down":
+            self._end_what_lasts()
+
+    def _end_what_lasts(self) -> None:
+        error = ManagerClosed("the server is shutting down: leases and pipelines end")
+        self.leases.end(error)
+        self.pipelines.end(error)
 
     def forget(self) -> None:
         """The server has ended."""
         for unwatch in self._unwatch:
             unwatch()
+
+    def enter(self, exchange: Exchange, caller: Caller, now: float) -> None:
+        """Let a caller's request in, inside of what its headers name. Raises ``Refused`` for one that isn't let in."""
+        headers = exchange.headers
+        if leases.HEADER in headers and exchange.scope["method"] == "POST":
+            exchange.lease = self.leases.of(headers, caller)
+        if pipelines.HEADER in headers:
+            exchange.pipeline = self.pipelines.of(headers, caller)
+        held = exchange.lease
+        if held is None or self.ending:
+            self.check_open(exchange)
+        # The first call inside a lease has the lease's own place.
+        counts = held is None or held.calls > 0
+        self.limits.enter(caller, now, counts=counts)
+        exchange.counts = counts
+        if held is not None:
+            held.calls += 1
+
+    def leave(self, exchange: Exchange, caller: Caller) -> None:
+        """A request that was let in has ended."""
+        held, holds = exchange.lease, exchange.holds
+        if held is not None:
+            held.call_ended()
+            if held.left and not held.calls:
+                self.limits.leave(caller)
+        if holds is not None:
+            holds.left = True
+            if holds.calls:
+                return  # a call inside has its place
+        if exchange.counts:
+            self.limits.leave(caller)
 
     def check_open(self, exchange: Exchange) -> None:
         """Raises ``Refused`` (503) for new work while none is taken. To read what is there is no work."""
@@ -99,6 +145,8 @@ class State:
 
     def asked(self, exchange: Exchange, model: Any) -> Asked:
         """Who is to answer a request that names this model; where there are several keys, each in its turn."""
+        if exchange.lease is not None:
+            raise BadInput("x-taskrouter-lease goes with POST /v1/tasks/{task} and nothing else")
         found = asked(self.manager, exchange, model)
         caller, task = exchange.caller, found.named.task
         if caller is not None and len(self.keys.callers) > 1 and not exchange.queued:

@@ -41,6 +41,7 @@ def status_of(state: State) -> dict[str, Any]:
         "oldest_wait_s": seen.oldest_wait_s,
         "healthy": seen.healthy,
         "warmup": dict(seen.warmup),
+        "leases": state.leases.rows(),
         "draining": state.draining,
         "version": installed(),
         "uptime_s": round(time.monotonic() - state.since, 3),

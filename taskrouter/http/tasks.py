@@ -14,6 +14,7 @@ from taskrouter.backends.calls import written
 from taskrouter.http.asked import Asked
 from taskrouter.http.encoding import chunk_of, encoded, is_large, usage_of
 from taskrouter.http.exchange import JSON, Exchange, plain
+from taskrouter.http.leases import asked_inside
 from taskrouter.http.own_server import check_path
 from taskrouter.http.passing import usage_in
 from taskrouter.http.state import State
@@ -26,12 +27,19 @@ _NOTHING = object()
 
 
 async def task(state: State, exchange: Exchange, task: str) -> None:
-    """``POST /v1/tasks/{task}``, or ``/v1/tasks/{task}/{option}``."""
-    it = state.asked(exchange, task)
-    manager = state.manager
-    target = manager.target(*it.named)
+    """``POST /v1/tasks/{task}``, or ``/v1/tasks/{task}/{option}``; inside a lease where the request names one."""
+    held = exchange.lease
+    if held is None:
+        await _answer(state, exchange, state.asked(exchange, task))
+        return
+    with held.inside():
+        await _answer(state, exchange, asked_inside(exchange, held, task))
+
+
+async def _answer(state: State, exchange: Exchange, it: Asked) -> None:
+    manager, target = state.manager, it.target
     # A kind says all that its tasks can be asked.
-    own = manager.own_verbs(*it.named) if target.kind is None else {}
+    own = it.own_verbs() if target.kind is None else {}
     can = Can(target.kind, manager.enter().verbs.get(target.key), own, manager.media_limits)
     async with call_of(exchange, can, most=state.most_bytes) as call:
         # How long it waits counts from here: a slow upload is no wait.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from taskrouter.manager.leases import Held
+from taskrouter.manager.leases import Held, told_of
 from taskrouter.types import TicketId
 
 logger = logging.getLogger("taskrouter")
@@ -28,10 +28,9 @@ class LeakWatch:
             if ticket not in self._reported:
                 self._reported.add(ticket)
                 logger.warning(
-                    "a lease on %s/%s has been held for %.0f s; it was taken at %s:%d (memory.lease_warn_s)",
+                    "a lease on %s/%s has been held for %.0f s; it was taken %s (memory.lease_warn_s)",
                     target.task,
                     target.option,
                     now - since,
-                    where[0].co_filename,
-                    where[1],
+                    told_of(where),
                 )

@@ -26,6 +26,7 @@ from taskrouter.manager.streams import Channel, Stream
 from taskrouter.residency.actions import Grant
 from taskrouter.residency.events import Acquire, Release
 from taskrouter.types import ModelKey, TicketId
+from taskrouter.verbs import Routed
 
 if TYPE_CHECKING:
     from taskrouter.manager.configured import Configured
@@ -140,8 +141,14 @@ def run_stream(
     return channel, operation
 
 
-Where: TypeAlias = tuple[CodeType, int]
-"""The code that took a lease, and its line."""
+Where: TypeAlias = tuple[CodeType, int] | str
+"""The code that took a lease, and its line; or in words who did, where that is no code of this process."""
+
+
+def told_of(where: Where) -> str:
+    """Where a lease was taken, as it is said behind "taken"."""
+    return where if isinstance(where, str) else f"at {where[0].co_filename}:{where[1]}"
+
 
 Held: TypeAlias = "tuple[float, Where, Target]"
 """What is remembered of a lease that is held: since when, taken where, on what. A bare tuple, for its cost."""
@@ -250,9 +257,8 @@ class Lease(Verbs):
             return
         self.manager.leases.pop(self.ticket, None)
         release_from_anywhere(self._performer, self.ticket)
-        place = f"{self.where[0].co_filename}:{self.where[1]}"
         # Last: where warnings are errors it raises.
-        warnings.warn(f"{self!r}, taken at {place}, was never released", ResourceWarning, stacklevel=2)
+        warnings.warn(f"{self!r}, taken {told_of(self.where)}, was never released", ResourceWarning, stacklevel=2)
 
     def _release(self) -> None:
         ticket, self.ticket = self.ticket, None
@@ -271,6 +277,16 @@ class Lease(Verbs):
         return self._target.key
 
     @property
+    def target(self) -> Target:
+        """The task, option and model this lease is on; before it is entered, those it would be on."""
+        return self._target
+
+    @property
+    def routed(self) -> Routed | None:
+        """Which option it is of, where the task has several to try."""
+        return self._outer.routed if self._outer is not None else None
+
+    @property
     def raw(self) -> Any:
         """The framework's own object. Keep no reference to it beyond the lease: it would keep the memory too."""
         resident, _ = self._inside()
@@ -281,6 +297,18 @@ class Lease(Verbs):
         """Small facts about the loaded model."""
         resident, _ = self._inside()
         return _living(resident).info
+
+    def on_lost(self, tell: Callable[[errors.TaskRouterError], None]) -> Callable[[], object]:
+        """Have this told why, when the model dies or is unloaded by force: then there is nothing left to hold.
+
+        The lease is left by whoever entered it, all the same. Answers what ends the telling; idempotent.
+        """
+        resident, _ = self._inside()
+        this = object()
+        resident.holders[this] = tell
+        if resident.dead is not None:
+            tell(fresh(resident.dead))
+        return lambda: resident.holders.pop(this, None)
 
     def _inside(self) -> tuple[Resident, Performer]:
         if self.resident is None or self.left or self._performer is None:

@@ -7,8 +7,8 @@ their caller (``async with manager.pipeline([...])``; only what is asked inside 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from math import inf
 from types import TracebackType
@@ -128,6 +128,18 @@ class Pipeline:
         if self._token is not None:
             with suppress(ValueError):
                 _RUN.reset(self._token)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """What is asked in this block counts, too: for whoever is in another context than the one that entered.
+
+        Any number of such blocks may be open at once, also after the end: then they say nothing.
+        """
+        token = _RUN.set(self)
+        try:
+            yield
+        finally:
+            _RUN.reset(token)
 
     def tell(self) -> None:
         """Say what is left, on the manager's loop."""

@@ -17,7 +17,9 @@ Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
 class Resident:
     """A loaded model, its backend, and the operations at work. ``model`` is dropped when it is unloaded."""
 
-    __slots__ = ("__weakref__", "backend", "dead", "generation", "key", "model", "operations", "request", "watcher")
+    __slots__ = (
+        "__weakref__", "backend", "dead", "generation", "holders", "key", "model", "operations", "request", "watcher",
+    )  # fmt: skip
 
     def __init__(self, request: ModelRequest, generation: int, backend: Backend, model: LoadedModel) -> None:
         self.key: ModelKey = request.key
@@ -26,6 +28,8 @@ class Resident:
         self.backend = backend
         self.model: LoadedModel | None = model
         self.operations: set[Operation] = set()
+        self.holders: dict[object, Callable[[TaskRouterError], None]] = {}
+        """Who holds it without working on it, and wants to hear when operations are told to stop."""
         self.watcher: asyncio.Task[Any] | None = None
         self.dead: TaskRouterError | None = None
 
@@ -33,9 +37,11 @@ class Resident:
         return f"<Resident {self.request.label} life {self.generation}, {len(self.operations)} operations>"
 
     def stop_operations(self, error: TaskRouterError) -> None:
-        """Tell all operations to stop; their callers get the error at once, each a copy of its own."""
+        """Tell all operations to stop; their callers get the error at once, each a copy of its own. So do holders."""
         for operation in list(self.operations):
             operation.stop(fresh(error))
+        for tell in list(self.holders.values()):
+            tell(fresh(error))
 
 
 class Operation:

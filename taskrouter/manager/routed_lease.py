@@ -11,6 +11,7 @@ from taskrouter.manager.leases import Lease, Where, held_lease, held_of_task, ho
 from taskrouter.manager.residents import Operation
 from taskrouter.manager.routed import Taken, with_route
 from taskrouter.manager.streams import Channel, Stream
+from taskrouter.verbs import Routed
 
 if TYPE_CHECKING:
     from taskrouter.config import TaskConfig
@@ -85,6 +86,10 @@ class RoutedLease(Lease):
             with contextlib.suppress(RuntimeError):
                 self._performer.loop.call_soon_threadsafe(taken.turns.release)
         super().__del__()
+
+    @property
+    def routed(self) -> Routed | None:
+        return self._taken.routed if self._taken is not None else super().routed
 
     async def _ask(self, verb: str, request: Any) -> Any:
         taken = self._taken

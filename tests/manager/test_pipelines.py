@@ -11,6 +11,7 @@ import pytest
 
 from taskrouter import ModelManager, errors
 from taskrouter.manager.handles import Model
+from taskrouter.manager.pipelines import Pipeline
 from tests.manager.acme import OPTION, Acme, Purse
 from tests.manager.stage import Stage, now, option, play, until
 
@@ -80,6 +81,35 @@ def test_what_is_asked_outside_does_not_move_it(tmp_path: Path) -> None:
             ready.set()
             await outside
             assert repr(pipeline) == "<Pipeline hear → see → tell>"
+
+    play(staged(tmp_path), main)
+
+
+def test_who_is_let_in_from_another_context_moves_it_and_so_does_what_is_around_it(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        begun, over = asyncio.Event(), asyncio.Event()
+        pipelines: list[Pipeline] = []
+
+        async def owner() -> None:
+            around = stage.manager.pipeline(["hear", "see", "tell"])
+            async with around as outer, stage.manager.pipeline(["hear", "tell"]) as inner:
+                pipelines.extend((outer, inner))
+                begun.set()
+                await over.wait()
+
+        async def other(name: str) -> None:
+            with pipelines[1].inside():
+                await Model(stage.manager, name).chat("hi")
+            await Model(stage.manager, "tell").chat("hi")  # outside again
+
+        owning = asyncio.ensure_future(owner())
+        await begun.wait()
+        await asyncio.gather(*(asyncio.create_task(other("hear")) for _ in range(2)))
+        assert [repr(each) for each in pipelines] == ["<Pipeline see → tell>", "<Pipeline tell>"]
+        over.set()
+        await owning
+        await other("see")  # what has ended says nothing
+        assert stage.manager._core._hints.ranks == {}
 
     play(staged(tmp_path), main)
 

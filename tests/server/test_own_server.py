@@ -174,6 +174,15 @@ def test_a_client_asks_as_a_handle_of_the_library_does(served: Served) -> None:
                     await client.handle(task).request(path)
                 assert type(failed.value) is kind, failed.value
 
+            async with client.lease("routed", option="stub") as held:
+                assert (await held.request("/v1/embeddings", body))["stub"]["got"]["input"] == "hello"
+                assert len(await events(held)) == len(pieces)
+                with pytest.raises(errors.ServerRefused, match="can't be asked for over HTTP"):
+                    await held.request("/stub/state")
+            async with client.lease("routed") as held:  # the selected one, which no engine serves
+                with pytest.raises(errors.UnsupportedVerb):
+                    await held.request("/v1/models")
+
     handle = served.manager.handle("say")
     there = served.run(handle.request("/v1/embeddings", body))
     models = served.run(handle.request("/v1/models"))

@@ -216,6 +216,10 @@ def test_a_client_is_answered_json_where_no_plug_in_is_installed(served: Served,
             assert said == {"sizes": [300, 2], "asked": ASKED, "day": None}
             assert await model.ask("compare", {"pictures": [b"1", b"22"], "up-to": 3}) == [1, 2]
             assert model.option == "it"
+            async with client.lease("scale") as held:
+                assert (await held.ask("weigh", Weigh(b"4444")))["sizes"] == [4]
+                with pytest.raises(errors.UnsupportedVerb):
+                    await held.ask("hum", Bare())
             for kind, verb, request in (
                 (errors.UnsupportedVerb, "hum", Bare()),
                 (errors.UnsupportedVerb, "sing", Bare()),

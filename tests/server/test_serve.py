@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from .clients import CHAT, Raw, chat, status_of
+from .holding import opened
 from .serving import written
 from .test_streams import seen
 
@@ -137,6 +138,22 @@ def test_what_is_under_way_is_answered_before_it_ends(tmp_path: Path) -> None:
         assert status_of(client.until(b"}}")) == 200
         assert server.process.wait(20) == 0
         server.reader.join(20)
+
+
+@pytest.mark.slow
+def test_a_lease_that_is_held_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    with (
+        program(written(tmp_path, TASKS), "--port", "0") as server,
+        opened(server, "/v1/leases", {"task": "say"}) as holder,
+        opened(server, "/v1/pipelines", {"tasks": ["say"]}) as other,
+    ):
+        names = [holder.event()["lease"], other.event()["pipeline"]]
+        server.process.send_signal(signal.SIGTERM)
+        assert holder.error() == "manager_closed"
+        assert other.error() == "manager_closed"
+        assert server.process.wait(20) == 0  # it waits for 30 s for what is under way
+        server.reader.join(20)
+        assert not [line for line in server.lines for name in names if name in line]
 
 
 @pytest.mark.slow

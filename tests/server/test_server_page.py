@@ -31,10 +31,10 @@ TASKS: dict[str, Any] = {
 def test_its_sessions_print_what_it_says(tmp_path: Path) -> None:
     text = page("server.md")
     sessions = [block for block in blocks(text, "python") if not block.startswith("# service.py")]
-    assert len(sessions) == 2
+    assert len(sessions) == 3
     with serving(written(tmp_path, TASKS)) as served:
         held = play(f"URL = {served.url!r}\n{block}" for block in sessions)
-    assert held == 4
+    assert held == 6
 
 
 def test_its_paths_are_the_servers(tmp_path: Path) -> None:
