@@ -34,14 +34,14 @@ METHODS = ("traits", "preflight", "load", "unload", "residue", "close")
 _log = logging.getLogger(__name__)
 
 
-@lru_cache(maxsize=4)
-def _everything(path: tuple[str, ...]) -> metadata.EntryPoints:
-    """Every entry point there is: every distribution's file is read for it, so once for each ``sys.path``."""
-    return metadata.entry_points()
+@lru_cache(maxsize=8)
+def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """A file of every distribution is read for it, so once for each ``sys.path``."""
+    return tuple(metadata.entry_points(group=group))
 
 
 def _installed(group: str) -> Iterable[EntryPoint]:
-    return _everything(tuple(sys.path)).select(group=group)
+    return _entry_points(group, tuple(sys.path))
 
 
 class Registry:
