@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 CONNECTIONS = (1, 8, 32, 256)
-SECONDS = int(os.environ.get("GATEWAY_SECONDS", "3"))
-ROUNDS = int(os.environ.get("GATEWAY_ROUNDS", "3"))
+# Many short rounds: what else a machine does comes and goes within seconds.
+SECONDS = int(os.environ.get("GATEWAY_SECONDS", "1"))
+ROUNDS = int(os.environ.get("GATEWAY_ROUNDS", "9"))
 ROOT = Path(__file__).parents[1]
 BODY = {"model": "say", "messages": [{"role": "user", "content": "say some words " * 8}]}
 
@@ -43,12 +44,27 @@ class Contender:
     pid: int
     ready_s: float
     rates: dict[int, list[float]] = field(default_factory=dict)
+    cpu_us: dict[int, list[float]] = field(default_factory=dict)
+    """Of its process, for a request."""
     p50_ms: dict[int, list[float]] = field(default_factory=dict)
     p99_ms: dict[int, list[float]] = field(default_factory=dict)
 
     def memory_mb(self) -> float:
         process = psutil.Process(self.pid)
         return process.memory_info().rss / 1e6
+
+    def cpu_s(self) -> float:
+        times = psutil.Process(self.pid).cpu_times()
+        return times.user + times.system
+
+    def measure(self, connections: int, script: Path) -> None:
+        """One round."""
+        before = self.cpu_s()
+        rate, p50, p99 = wrk(self.url, connections, script)
+        self.cpu_us.setdefault(connections, []).append((self.cpu_s() - before) / (rate * SECONDS) * 1e6)
+        self.rates.setdefault(connections, []).append(rate)
+        self.p50_ms.setdefault(connections, []).append(p50)
+        self.p99_ms.setdefault(connections, []).append(p99)
 
 
 @contextmanager
@@ -161,25 +177,36 @@ def _run(folder: Path, script: Path) -> None:
         for _ in range(ROUNDS):
             for connections in CONNECTIONS:
                 for each in everybody:
-                    rate, p50, p99 = wrk(each.url, connections, script)
-                    each.rates.setdefault(connections, []).append(rate)
-                    each.p50_ms.setdefault(connections, []).append(p50)
-                    each.p99_ms.setdefault(connections, []).append(p99)
+                    each.measure(connections, script)
         show(everybody)
 
 
 def show(everybody: list[Contender]) -> None:
     table = Table(title=f"a chat through each, {ROUNDS} rounds of {SECONDS} s; medians")
-    for name in ("", "connections", "requests/s", "× bare proxy", "p50 ms", "p99 ms", "MB", "ready s"):
+    for name in (
+        "",
+        "connections",
+        "requests/s",
+        "× bare proxy",
+        "CPU µs",
+        "× bare",
+        "p50 ms",
+        "p99 ms",
+        "MB",
+        "ready s",
+    ):
         table.add_column(name, justify="left" if not name else "right")
     bare = next(each for each in everybody if each.name == "bare proxy")
     for each in everybody:
         for connections in CONNECTIONS:
             rate = statistics.median(each.rates[connections])
             ratios = [one / other for one, other in zip(each.rates[connections], bare.rates[connections], strict=True)]
+            pairs = zip(each.cpu_us[connections], bare.cpu_us[connections], strict=True)
+            costs = [other / one for one, other in pairs]
             first = connections == CONNECTIONS[0]
             table.add_row(
                 each.name if first else "", str(connections), f"{rate:,.0f}", f"{statistics.median(ratios):.2f}",
+                f"{statistics.median(each.cpu_us[connections]):.0f}", f"{statistics.median(costs):.2f}",
                 f"{statistics.median(each.p50_ms[connections]):.2f}",
                 f"{statistics.median(each.p99_ms[connections]):.2f}",
                 f"{each.memory_mb():.0f}" if first else "", f"{each.ready_s:.2f}" if first else "",

@@ -16,7 +16,6 @@ the caller's. Spans carry names, sizes and reasons, never what was asked or answ
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from asyncio import CancelledError
 from collections.abc import Iterable, Mapping, Sequence
@@ -258,12 +257,11 @@ def annotate_current(known: Attributes | None = None, **facts: Unpack[Facts]) ->
 # --- sending them somewhere: the command line and the server ----------------------------------------------------------
 
 
-def setup_otlp(endpoint: str, service_name: str = "taskrouter", *, serves: bool = False) -> SdkTracerProvider:
+def setup_otlp(endpoint: str, service_name: str = "taskrouter", *, gives_up: bool = True) -> SdkTracerProvider:
     """A provider that sends its spans to a collector over OTLP/HTTP (``http://localhost:4318``).
 
-    An application brings its own provider. A command that runs for a minute gives up for good on a collector that
-    didn't answer once; what ``serves`` tries again, and bounds the requests that it records (``RequestsBounded``)
-    unless ``OTEL_TRACES_SAMPLER`` says otherwise. The caller ends it with ``shutdown()``, which sends
+    An application brings its own provider. ``gives_up``: for good, on a collector that didn't answer once, as a command
+    that runs for a minute had better do. The caller ends it with ``shutdown()``, which sends
     what is left and takes at most ``FLUSH_TIMEOUT_S``. A collector that can't be reached costs the spans and one
     warning line, never the run. Raises ``BadInput`` for an address that is none, ``MissingDependency`` without the
     extra ``otlp``.
@@ -275,13 +273,10 @@ def setup_otlp(endpoint: str, service_name: str = "taskrouter", *, serves: bool 
         raise MissingDependency(
             f"sending traces to {endpoint} needs the OTLP exporter: pip install 'taskrouter[otlp]'"
         ) from error
-    from opentelemetry.sdk.environment_variables import OTEL_TRACES_SAMPLER
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-
-    from taskrouter.sampling import RequestsBounded
 
     class OnceWarned(SpanExporter):
         """Says once that nobody answers; and where it gives up, no queue full of batches waits for it one by one."""
@@ -291,7 +286,7 @@ def setup_otlp(endpoint: str, service_name: str = "taskrouter", *, serves: bool 
             self._lost = False
 
         def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-            if self._lost and not serves:
+            if self._lost and gives_up:
                 return SpanExportResult.FAILURE
             result = self._inner.export(spans)
             failed = result is not SpanExportResult.SUCCESS
@@ -325,8 +320,7 @@ def setup_otlp(endpoint: str, service_name: str = "taskrouter", *, serves: bool 
     chatter = logging.getLogger(OTLPSpanExporter.__module__)
     chatter.addFilter(_silent)
     resource = Resource.create({SERVICE_NAME: service_name, SERVICE_VERSION: _version()})
-    sampler = RequestsBounded() if serves and OTEL_TRACES_SAMPLER not in os.environ else None
-    provider = BoundedProvider(sampler, resource, shutdown_on_exit=False)
+    provider = BoundedProvider(resource=resource, shutdown_on_exit=False)
     exporter = OnceWarned(OTLPSpanExporter(endpoint=url, timeout=EXPORT_TIMEOUT_S))
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
     return provider

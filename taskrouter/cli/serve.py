@@ -47,7 +47,7 @@ def serve(file: Path | None, *, host: str | None, port: int | None, as_json: boo
         if traces.otlp_endpoint is None:
             serving.run(manager, keys, listening)
             return Exit.OK
-        provider = telemetry.setup_otlp(traces.otlp_endpoint, traces.service_name, serves=True)
+        provider = telemetry.setup_otlp(traces.otlp_endpoint, traces.service_name, gives_up=False)
         try:
             serving.run(ModelManager(path, tracer_provider=provider), keys, listening)
         finally:

@@ -125,10 +125,11 @@ class Handler:
 
     def _traced(self, exchange: Exchange) -> tuple[Span | None, Token[Context] | None]:
         """Where anybody traces: the request's span, current from here on."""
-        if not self._state.traced():
+        tracing = self._state.tracing
+        if not tracing.wants(exchange.headers):
             return None, None
         span, context = telemetry.start_request_span(
-            self._state.tracer, exchange.headers, exchange.scope["method"], self._route
+            tracing.tracer, exchange.headers, exchange.scope["method"], self._route
         )
         return span, attach(context)
 
@@ -174,12 +175,15 @@ async def _by_starlette(request: Request, error: Exception) -> Response:
     return JSONResponse(failure_of(refused, style, "-").body, status, getattr(error, "headers", None))
 
 
-def create_app(manager: ModelManager, keys: Keys | None = None, *, lifespan: bool = True) -> Starlette:
+def create_app(
+    manager: ModelManager, keys: Keys | None = None, *, lifespan: bool = True, traced_per_second: int | None = None
+) -> Starlette:
     """The server over a manager, as an ASGI application to be mounted or served.
 
-    With ``lifespan`` it warms up when it starts and shuts the manager down when it ends.
+    With ``lifespan`` it warms up when it starts and shuts the manager down when it ends. ``traced_per_second``: so many
+    requests become spans, where anybody traces; ``None``: all.
     """
-    state = State(manager, keys if keys is not None else Keys())
+    state = State(manager, keys if keys is not None else Keys(), traced_per_second)
 
     def at(path: str, endpoint: Any, method: str, guard: Guard = with_key, style: str | None = "openai") -> Route:
         return Route(path, Handler(state, endpoint, guard, style, path), methods=[method])

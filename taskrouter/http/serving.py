@@ -16,10 +16,13 @@ from typing import Any
 from taskrouter.errors import ConfigError, Problem
 from taskrouter.http.app import create_app
 from taskrouter.http.keys import Keys, read_keys
+from taskrouter.http.tracing import PER_SECOND
 from taskrouter.manager import ModelManager
 
 logger = logging.getLogger("taskrouter.http")
 
+SAMPLER = "OTEL_TRACES_SAMPLER"
+"""OpenTelemetry's own variable, which its SDK obeys."""
 DRAIN_S = 30
 """What is under way when it is told to end is given so many seconds."""
 
@@ -91,7 +94,8 @@ async def serve(manager: ModelManager, keys: Keys, listening: socket.socket) -> 
 
     from taskrouter.http.ending import Server
 
-    app = create_app(manager, keys)
+    # Whoever names a sampler has decided how much of its traces to pay for.
+    app = create_app(manager, keys, traced_per_second=None if SAMPLER in os.environ else PER_SECOND)
     settings: dict[str, Any] = {
         "log_config": None, "access_log": False, "server_header": False, "date_header": False,
         "proxy_headers": False,

@@ -8,7 +8,6 @@ from typing import Any
 
 from starlette.routing import BaseRoute
 
-from taskrouter import telemetry
 from taskrouter.errors import BadInput, ManagerClosed
 from taskrouter.http import leases, pipelines
 from taskrouter.http.asked import Asked, asked
@@ -20,6 +19,7 @@ from taskrouter.http.limits import Limits
 from taskrouter.http.metrics import Metrics
 from taskrouter.http.operations import Operations
 from taskrouter.http.room import Room
+from taskrouter.http.tracing import Tracing
 from taskrouter.http.watching import Watching
 from taskrouter.manager import Happened, ModelManager
 
@@ -27,8 +27,6 @@ _BASE64 = 4 / 3
 _BESIDE = 1 << 20
 RETRY_S = 10.0
 """When to ask again a server that is being drained: another one answers then, or this one does."""
-LOOK_EVERY_S = 1.0
-"""How often it is looked whether the application traces by now."""
 REFUSES = frozenset({409, 429, 500, 501, 502, 503, 504, 507})
 """What a request is answered where it wasn't the request's fault."""
 
@@ -36,7 +34,7 @@ REFUSES = frozenset({409, 429, 500, 501, 502, 503, 504, 507})
 class State:
     """One server's. ``most_bytes``: of a JSON body, in which a medium of ``media.max_bytes`` fits as base64."""
 
-    def __init__(self, manager: ModelManager, keys: Keys) -> None:
+    def __init__(self, manager: ModelManager, keys: Keys, traced_per_second: int | None = None) -> None:
         self.manager = manager
         self.keys = keys
         self.limits = Limits()
@@ -51,22 +49,13 @@ class State:
         self.pipelines = pipelines.Comings()
         self.draining = False
         """New work is refused, while what is under way ends."""
-        self.tracer = manager.tracer
-        self._traced = manager.traces_itself
-        self._look_again = 0.0
+        self.tracing = Tracing(manager, traced_per_second)
         self.ending = False
         """The server shuts down."""
         self._unwatch = [manager.watch(each.happened) for each in (self.metrics, self.events, self)]
         self.routes: Sequence[BaseRoute] = ()
         self.document: bytes | None = None
         """What ``GET /openapi.json`` answers, once it was asked for."""
-
-    def traced(self) -> bool:
-        """Whether anybody looks at spans: one that records nothing costs, too. Looked for once a second."""
-        if not self._traced and (now := time.monotonic()) >= self._look_again:
-            self._traced = telemetry.is_set_up()
-            self._look_again = now + LOOK_EVERY_S
-        return self._traced
 
     def end(self) -> None:
         """The server begins to end: take nothing new, and end what has no end of its own. Idempotent."""
