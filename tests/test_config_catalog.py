@@ -335,6 +335,7 @@ def test_schema_rejects_unknown_keys_in_every_section() -> None:
     assert valid(data)
 
 
+@pytest.mark.slow
 def test_schema_knows_kinds_aliases_and_variables() -> None:
     body: dict[str, Any] = {"selected": "f", "options": {"f": dict(OPTION)}}
     assert valid({"tasks": {"a": body}})

@@ -117,6 +117,7 @@ def test_chain_of_nested_aliases_is_refused_before_python_runs_out_of_stack() ->
     assert "absurdly large" in only("\n".join(reversed(lines[:1])) + "\n" + "\n".join(lines[1:])).message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("libyaml", [True, False])
 @pytest.mark.parametrize(
     "data",

@@ -162,6 +162,7 @@ def test_the_verbs_of_the_page_are_those_of_a_handle_with_all_their_arguments() 
 # --- testing.md -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_example_of_testing_a_service_passes_under_pytest(folder: Path) -> None:
     for name, body in named_files(page("testing.md")).items():
         (folder / name).write_text(body)

@@ -37,6 +37,7 @@ def _offline_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_few_steps_of_training_lower_the_loss_and_survive_being_saved(name: str, tmp_path: Path) -> None:
     if name == "digits":
@@ -54,12 +55,14 @@ def test_a_few_steps_of_training_lower_the_loss_and_survive_being_saved(name: st
             assert not isinstance(one, torch.Tensor) or torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_seed_trains_the_same_model() -> None:
     recipe = dataclasses.replace(RECIPES["shapes"], batch_size=4)
     assert train(recipe, seed=7, steps=3)[2] == train(recipe, seed=7, steps=3)[2]
     assert train(recipe, seed=7, steps=3)[2] != train(recipe, seed=8, steps=3)[2]
 
 
+@pytest.mark.slow
 def test_the_shipped_models_answer_the_demo_through_the_standard_pipelines() -> None:
     see = pipeline("image-classification", model=str(sample_dir("shapes")))
     hear = pipeline("audio-classification", model=str(sample_dir("tones")))

@@ -137,6 +137,7 @@ def test_an_interrupt_ends_the_process_before_its_libraries_clean_up() -> None:
     assert (ended.returncode, ended.stderr) == (Exit.INTERRUPTED, "taskrouter: interrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("demo",), ("validate", "--json"), ("schema",)])
 def test_a_full_disk_behind_stdout_is_one_message(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     if not Path("/dev/full").exists():

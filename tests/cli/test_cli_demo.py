@@ -196,6 +196,7 @@ def test_the_command_shows_the_samples(cli: Cli, monkeypatch: pytest.MonkeyPatch
     assert cli("demo", "--json").data["right"] == 2
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_not_there_costs_one_line(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -380,6 +380,7 @@ def test_the_doctor_tells_an_engine_that_is_missing_from_one_that_does_not_impor
     assert result.data["engines"][0]["version"] == "9.9"
 
 
+@pytest.mark.slow
 def test_the_doctor_sees_what_a_killed_run_left(cli: Cli, tmp_path: Path) -> None:
     from taskrouter.backends.engines import sweep
 

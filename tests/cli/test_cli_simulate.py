@@ -182,6 +182,7 @@ def test_models_whose_need_is_not_known_are_named(tmp_path: Path, cli: Cli) -> N
     assert any("write vram_gb): b/b" in line for line in found.data["assumed"])
 
 
+@pytest.mark.slow
 def test_it_is_drawn_whole(tmp_path: Path, cli: Cli) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "out.png"

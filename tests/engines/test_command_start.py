@@ -98,6 +98,7 @@ def test_the_template_is_filled_in_and_the_environment_is_the_options(tmp_path: 
     play(Stage(tmp_path, {"a": option(SERVER, *words, env={"COLOUR": "green"})}), main)
 
 
+@pytest.mark.slow
 def test_the_health_path_of_the_option_says_when_it_is_ready(tmp_path: Path) -> None:
     picky = SERVER.replace("self.answer({})", 'self.answer({}) if self.path == "/up" else self.send_error(404)', 1)
 
@@ -123,6 +124,7 @@ def test_an_engine_that_dies_at_its_start_says_its_last_words_and_the_next_reque
     play(Stage(tmp_path, {"a": option("print('no layer of that name'); raise SystemExit(3)")}), main)
 
 
+@pytest.mark.slow
 def test_one_that_is_never_ready_is_killed_at_its_bound_with_its_last_words(tmp_path: Path) -> None:
     async def main(stage: Stage) -> None:
         start = time.monotonic()
@@ -147,6 +149,7 @@ def test_out_of_memory_is_told_from_other_ends_and_gets_one_more_try_with_more_r
     play(Stage(tmp_path, {"a": option(program)}), main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "order"),
     [(["cuda:0"], ["begun", "ready"] * 2), (["cpu"], ["begun"] * 2 + ["ready"] * 2)],

@@ -234,6 +234,7 @@ def test_what_is_wrong_with_a_call_is_told_apart_and_the_engine_serves_on(
     play(tmp_path, main)
 
 
+@pytest.mark.slow
 def test_a_call_that_broke_before_its_first_byte_is_sent_once_more_and_not_twice(tmp_path: Path) -> None:
     async def main(stage: Stage) -> None:
         await stage.fault("cut_stream", after=0, times=1)
@@ -246,6 +247,7 @@ def test_a_call_that_broke_before_its_first_byte_is_sent_once_more_and_not_twice
     play(tmp_path, main)
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_cut_gives_what_it_has_and_then_an_error(tmp_path: Path) -> None:
     async def main(stage: Stage) -> None:
         await stage.fault("cut_stream", after=2, times=1)

@@ -112,6 +112,7 @@ def play(
 # --- as it should be --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @MANNERS
 def test_it_sleeps_longer_than_a_hang_and_answers_as_before(manner: str) -> None:
     """SGLang's health check computes a token: looked at in its sleep, the stub would die."""
@@ -159,6 +160,7 @@ def test_unloaded_asleep_nothing_of_it_is_left(manner: str) -> None:
     play(manner, main)
 
 
+@pytest.mark.slow
 def test_a_look_at_its_health_ends_before_it_is_told_to_sleep() -> None:
     async def main(stage: Stage) -> None:
         await stage.fault("health_hang", times=1)
@@ -249,6 +251,7 @@ def test_one_that_drops_its_weights_takes_no_ram_for_them_and_answers_as_before(
     discard(main)
 
 
+@pytest.mark.slow
 def test_one_that_was_woken_halfway_is_neither_asleep_nor_awake() -> None:
     async def main(stage: Stage) -> None:
         await stage.sleep()
@@ -315,6 +318,7 @@ def test_one_without_the_room_in_ram_is_not_told_to(monkeypatch: pytest.MonkeyPa
     play("vllm", main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["sleep", "wake"])
 def test_one_that_never_says_it_did_is_given_up_within_the_bound(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sleeping, "SLEEP_BOUND_S", 0.5)
@@ -372,6 +376,7 @@ def test_one_that_refuses_to_wake_sleeps_on() -> None:
     play("vllm", main)
 
 
+@pytest.mark.slow
 def test_one_that_wakes_and_computes_nothing_has_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sleeping, "TOKEN_BOUND_S", 0.5)
 
@@ -402,6 +407,7 @@ def test_nothing_is_said_twice() -> None:
 # --- the packaged engines' own protocols ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sglang_is_not_released_while_it_works_for_nobody() -> None:
     """It notices late that a caller has gone away, and released at work it dies: what a command's call does."""
     asked = ModelRequest(ModelKey("m"), "m", "sglang", "m")
@@ -430,6 +436,7 @@ def test_sglang_is_not_released_while_it_works_for_nobody() -> None:
     play("sglang", careless, *words)
 
 
+@pytest.mark.slow
 def test_sglang_that_never_idles_or_does_not_say_is_not_released(monkeypatch: pytest.MonkeyPatch) -> None:
     from taskrouter.backends.engines import sglang
 
@@ -506,6 +513,7 @@ class Gpu:
         return asyncio.ensure_future(watch())
 
 
+@pytest.mark.slow
 def test_what_it_keeps_on_its_gpu_is_seen_and_given_back_with_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(stage: Stage) -> None:
         gpu = Gpu(stage, monkeypatch)
@@ -571,6 +579,7 @@ def house(folder: Path, main: Callable[[House], Coroutine[Any, Any, None]], **ke
     asyncio.run(whole())
 
 
+@pytest.mark.slow
 def test_a_command_that_can_sleep_makes_room_by_sleeping(tmp_path: Path) -> None:
     async def main(stage: House) -> None:
         first = await stage.ask("a")
@@ -585,6 +594,7 @@ def test_a_command_that_can_sleep_makes_room_by_sleeping(tmp_path: Path) -> None
     house(tmp_path, main)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{"sleep": "never"}, {"sleep_calls": None}])
 def test_one_that_can_not_sleep_is_unloaded_and_says_why(tmp_path: Path, keys: dict[str, Any]) -> None:
     async def main(stage: House) -> None:
@@ -597,6 +607,7 @@ def test_one_that_can_not_sleep_is_unloaded_and_says_why(tmp_path: Path, keys: d
     house(tmp_path, main, **keys)
 
 
+@pytest.mark.slow
 def test_one_that_dies_in_its_sleep_is_started_again(tmp_path: Path) -> None:
     async def main(stage: House) -> None:
         first = await stage.ask("a")
@@ -608,6 +619,7 @@ def test_one_that_dies_in_its_sleep_is_started_again(tmp_path: Path) -> None:
     house(tmp_path, main)
 
 
+@pytest.mark.slow
 def test_one_that_does_not_wake_is_started_again_for_who_waits(tmp_path: Path) -> None:
     async def main(stage: House) -> None:
         async with stage.manager.lease("a") as model:
@@ -620,6 +632,7 @@ def test_one_that_does_not_wake_is_started_again_for_who_waits(tmp_path: Path) -
     house(tmp_path, main)
 
 
+@pytest.mark.slow
 def test_one_that_falls_asleep_for_ever_is_stopped_and_its_room_is_given_to_who_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -634,6 +647,7 @@ def test_one_that_falls_asleep_for_ever_is_stopped_and_its_room_is_given_to_who_
     house(tmp_path, main)
 
 
+@pytest.mark.slow
 def test_a_model_asleep_is_unloaded_by_request_and_at_the_end(tmp_path: Path) -> None:
     async def main(stage: House) -> None:
         await stage.ask("a")

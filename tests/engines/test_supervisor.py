@@ -299,6 +299,7 @@ def test_a_guardian_that_is_stopped_does_not_keep_a_tree_alive(monkeypatch: pyte
     play(main)
 
 
+@pytest.mark.slow
 def test_a_guardian_that_is_stopped_for_good_costs_one_start_and_is_ended_with_its_last_engine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

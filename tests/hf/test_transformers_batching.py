@@ -175,6 +175,7 @@ async def test_a_caller_who_goes_away_leaves_the_others_as_they_are(model: Loade
     later.open()
 
 
+@pytest.mark.slow
 async def test_all_that_are_written_together_take_no_more_memory_than_one_may(model: LoadedModel) -> None:
     requests = [say(*["w3"] * 9, *[f"w{n}"]) for n in range(10, 15)]  # written to the end of the context
     alone = [await model.call("chat", each) for each in requests]
@@ -365,6 +366,7 @@ async def test_pictures_of_several_calls_are_seen_in_one_pass(backend: Transform
     await backend.unload(model, timeout_s=5)
 
 
+@pytest.mark.slow
 async def test_objects_of_several_pictures_are_found_in_one_pass(backend: TransformersBackend, tmp_path: Path) -> None:
     DETECTORS["rt_detr"](tmp_path / "rt")
     model = await backend.load(request(tmp_path / "rt", batch=TOGETHER), (CPU,), CHARGES)

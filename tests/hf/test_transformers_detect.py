@@ -78,6 +78,7 @@ async def test_labels_choose_among_those_the_model_knows(backend: TransformersBa
         await found(backend, tmp_path / "yolos", DetectRequest(picture(), ("star", "moon")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZERO_SHOT_DETECTORS)
 async def test_any_words_are_looked_for_where_the_model_takes_them(
     backend: TransformersBackend, tmp_path: Path, name: str
@@ -95,6 +96,7 @@ async def test_any_words_are_looked_for_where_the_model_takes_them(
         await found(backend, tmp_path / name, DetectRequest(picture()))
 
 
+@pytest.mark.slow
 async def test_of_a_caption_each_label_is_told_apart(backend: TransformersBackend, tmp_path: Path) -> None:
     import torch
 
@@ -125,6 +127,7 @@ async def test_of_a_caption_each_label_is_told_apart(backend: TransformersBacken
     assert boxes == [[30.0, 20.0, 90.0, 60.0], [0.0, 0.0, 60.0, 80.0]]
 
 
+@pytest.mark.slow
 async def test_more_labels_than_the_model_reads_are_refused(backend: TransformersBackend, tmp_path: Path) -> None:
     for name, said in (("grounding_dino", "come to 82 tokens, and the model reads 32"), ("owlv2", "reads 16")):
         ZERO_SHOT_DETECTORS[name](tmp_path / name)
@@ -135,6 +138,7 @@ async def test_more_labels_than_the_model_reads_are_refused(backend: Transformer
         await found(backend, tmp_path / "owlv2", DetectRequest(picture(), tuple(map(str, range(1001)))))
 
 
+@pytest.mark.slow
 async def test_what_is_no_picture_is_refused_and_nothing_is_computed_for_who_is_gone(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:

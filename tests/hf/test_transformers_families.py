@@ -112,6 +112,7 @@ def plain(answer: Any) -> Any:
     return {field.name: plain(getattr(answer, field.name)) for field in dataclasses.fields(answer)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 async def test_it_answers_the_same_after_a_sleep_and_leaves_nothing(
     backend: TransformersBackend, tmp_path: Path, name: str

@@ -83,6 +83,7 @@ async def test_it_answers_like_its_source_and_takes_what_the_expanded_weights_ta
         assert await backend.unload(model, timeout_s=5) == {}
 
 
+@pytest.mark.slow
 async def test_what_it_is_expanded_to_is_the_options_dtype(backend: TransformersBackend, gguf_folder: Path) -> None:
     need = {}
     for dtype in (None, "bfloat16"):
@@ -96,6 +97,7 @@ async def test_what_it_is_expanded_to_is_the_options_dtype(backend: Transformers
     await backend.unload(model, timeout_s=5)
 
 
+@pytest.mark.slow
 async def test_its_weights_are_plain_ones_that_can_sleep(backend: TransformersBackend, gguf_folder: Path) -> None:
     assert backend.traits(asking(gguf_folder, "Q8_0")).can_sleep
     model = await backend.load(asking(gguf_folder, "Q8_0"), (CPU,), CHARGES)
@@ -120,6 +122,7 @@ def test_ram_that_cannot_hold_it_on_its_way_to_a_gpu_is_seen_before(
         load_parts(asked, checkpoint, (DeviceId("cuda:0"),), {DeviceId("cuda:0"): MIB}, Stop("m"))
 
 
+@pytest.mark.slow
 async def test_one_file_needs_no_name_and_several_are_listed(
     backend: TransformersBackend, gguf_folder: Path, tmp_path: Path
 ) -> None:
@@ -165,6 +168,7 @@ async def test_a_model_that_transformers_cannot_read_is_named(backend: Transform
         await backend.preflight(asking(tmp_path))
 
 
+@pytest.mark.slow
 async def test_a_context_that_is_written_is_counted_and_bounded(
     backend: TransformersBackend, gguf_folder: Path
 ) -> None:

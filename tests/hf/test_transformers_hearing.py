@@ -45,6 +45,7 @@ async def loaded(backend: TransformersBackend, folder: Path) -> LoadedModel:
     return await backend.load(request(folder), (CPU,), CHARGES)
 
 
+@pytest.mark.slow
 async def test_it_says_of_sounds_what_transformers_says(backend: TransformersBackend, folder: Path) -> None:
     import torch
     import transformers
@@ -69,6 +70,7 @@ async def test_it_says_of_sounds_what_transformers_says(backend: TransformersBac
     assert await backend.unload(model, timeout_s=5) == {}
 
 
+@pytest.mark.slow
 async def test_a_sound_is_one_however_it_is_given(backend: TransformersBackend, folder: Path) -> None:
     model = await loaded(backend, folder)
     url = "data:audio/wav;base64," + base64.b64encode(BEEPS.read_bytes()).decode()

@@ -111,6 +111,7 @@ async def test_objects_keep_their_ids_along_their_paths(backend: TransformersBac
     assert 8 <= len(stars[0].sightings) <= 10
 
 
+@pytest.mark.slow
 async def test_what_cant_be_followed_is_refused_and_nobody_gone_is_computed_for(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def in_time(transcript: Transcript, seconds: float) -> bool:
     return times == sorted(times) and all(0 <= start <= end <= seconds for start, end in times)
 
 
+@pytest.mark.slow
 async def test_letters_are_heard_in_chunks_as_by_transformers_own_pipeline(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ async def test_pieces_of_a_long_recording_are_heard_together_where_the_file_says
     assert heard[0].text == heard[1].text
 
 
+@pytest.mark.slow
 async def test_a_model_that_writes_as_it_listens_tells_times_and_takes_language_and_prompt(
     backend: TransformersBackend, tmp_path: Path
 ) -> None:
@@ -168,6 +170,7 @@ async def test_a_prompt_that_is_too_much_or_says_what_it_may_not_is_refused(
     await backend.unload(model, timeout_s=5)
 
 
+@pytest.mark.slow
 async def test_who_gives_up_a_long_recording_is_heard_no_further(backend: TransformersBackend, tmp_path: Path) -> None:
     whisper(tmp_path / "whisper")
     file = recording(tmp_path / "a.wav", 600)

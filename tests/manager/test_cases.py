@@ -15,6 +15,7 @@ from .stage import GPU, Stage, now, play, settle, spawn, until
 # --- scheduling -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_thousand_callers_of_a_cold_model_are_one_load_and_as_many_answers(tmp_path: Path) -> None:
     """Case 1."""
     many = 10_000

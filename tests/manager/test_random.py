@@ -175,6 +175,7 @@ def rehearse(folder: Path, tasks: dict[str, Any], seed: int) -> None:
     play(stage, main)
 
 
+@pytest.mark.slow
 @FAST
 @given(tasks=worlds(), seed=st.integers(0, 2**32))
 def test_whatever_happens_nothing_is_left_and_no_promise_is_broken(

@@ -39,6 +39,7 @@ def test_what_is_empty_or_nothing_of_the_kind_is_refused(kind: str, data: bytes,
             READERS[kind](source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 def test_a_wrong_name_or_type_does_no_harm(kind: str, tmp_path: Path) -> None:
     """What is in a file says what it is."""

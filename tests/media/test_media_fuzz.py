@@ -26,6 +26,7 @@ def fuzz(first: int, count: int, folder: Path) -> None:
     assert found["refused"] > count / 10
 
 
+@pytest.mark.slow
 def test_a_few_hundred_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
     fuzz(0, 200, tmp_path)
 
@@ -48,6 +49,7 @@ def test_each_film_is_the_same_bytes_each_time(kind: str) -> None:
     assert FILMS[kind]() == FILMS[kind]()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failing", "said"),
     [("os.abort()", "Fatal Python error: Aborted"), ("time.sleep(60)", "Timeout"), ("1 / 0", "ZeroDivisionError")],

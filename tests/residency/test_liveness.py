@@ -29,6 +29,7 @@ def bound(*, wait: float, lease: float, unload: float, load: float, before: int 
     return wait / 2 + turn + before * (protected + turn)
 
 
+@pytest.mark.slow
 @each
 def test_a_rare_model_beside_endless_traffic(core: CoreFactory, settings: Settings, sleeps: bool) -> None:
     seen = traffic.endless_a_rare_c(core, settings, sleeps=sleeps)
@@ -37,6 +38,7 @@ def test_a_rare_model_beside_endless_traffic(core: CoreFactory, settings: Settin
     assert seen.loads <= (2 if sleeps else 1 + 2 * 25)
 
 
+@pytest.mark.slow
 @each
 def test_two_models_in_turn_on_one_place(core: CoreFactory, settings: Settings, sleeps: bool) -> None:
     seen = traffic.alternating(core, settings, sleeps=sleeps)
@@ -54,6 +56,7 @@ def test_everything_at_once(core: CoreFactory, settings: Settings, sleeps: bool)
     assert not sleeps or seen.loads == 12
 
 
+@pytest.mark.slow
 @each
 def test_a_large_model_among_many_small(core: CoreFactory, settings: Settings, sleeps: bool) -> None:
     seen = traffic.one_large_among_small(core, settings, sleeps=sleeps)

@@ -36,6 +36,7 @@ def test_random_events_and_failures_break_no_law(core: CoreFactory) -> None:
     run(core, examples=30, steps=30)
 
 
+@pytest.mark.slow
 def test_days_like_any_other_break_no_law(core: CoreFactory) -> None:
     live(core, days=60)
 

@@ -87,6 +87,7 @@ def test_a_fault_whose_text_is_gone_fails_loudly() -> None:
         grow(Mutant("gone", "this text is nowhere in the core", "", "cases"))
 
 
+@pytest.mark.slow
 def test_the_core_compiled_the_same_way_without_a_fault_passes(core: CoreFactory) -> None:
     assert cases(compiled(sources())) is None
     assert fuzz.hunt(compiled(sources()), days=10) is None

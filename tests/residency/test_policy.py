@@ -63,6 +63,7 @@ def test_no_sufficient_set_is_worth_less(pool: list[Entry], lack: dict[DeviceId,
     assert chosen == cheapest(iter(rated(worths, lack)), dict(lack), worths.__getitem__), "the same each time"
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(held, st.floats(0, 8)), min_size=EXACT + 1, max_size=40), lacks)
 def test_of_many_a_sufficient_set_is_found_whenever_there_is_one(pool: list[Entry], lack: dict[DeviceId, int]) -> None:
     worths = made(pool)

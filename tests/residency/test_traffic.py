@@ -13,6 +13,7 @@ from . import traffic
 from .account import CoreFactory
 
 
+@pytest.mark.slow
 def test_a_rare_model_is_served_beside_endless_traffic_for_another(core: CoreFactory) -> None:
     seen = traffic.endless_a_rare_c(core)
     # Prototype: 25 of 25, longest wait 71 s. Half of its 120 s, a lease of 0.5 s, an unload of 1 s and a load of 10 s.
@@ -23,6 +24,7 @@ def test_a_rare_model_is_served_beside_endless_traffic_for_another(core: CoreFac
     assert seen.loads <= 1 + 25 + 25
 
 
+@pytest.mark.slow
 def test_two_models_asked_for_in_turn_on_one_place_do_not_thrash(core: CoreFactory) -> None:
     seen = traffic.alternating(core)
     # Prototype: 1,800 of 1,800 granted with 89 loads.
@@ -31,6 +33,7 @@ def test_two_models_asked_for_in_turn_on_one_place_do_not_thrash(core: CoreFacto
     assert max(seen.waits()) <= 35
 
 
+@pytest.mark.slow
 def test_a_large_model_among_small_ones_is_served_and_costs_no_more_evictions_than_its_room(core: CoreFactory) -> None:
     seen = traffic.one_large_among_small(core)
     assert seen.refused == []

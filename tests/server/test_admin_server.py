@@ -57,6 +57,7 @@ def test_while_it_drains_new_work_is_refused_and_what_is_under_way_ends(file: Pa
         assert call(served, "/ready")[0] == 200
 
 
+@pytest.mark.slow
 def test_readiness_turns_false_when_the_oldest_waiter_is_past_its_bound(tmp_path: Path) -> None:
     """Case 28: the process answers all the while, and that is not enough."""
     tasks = {"say": {**TASKS["write"], "max_wait_s": 0.2}}

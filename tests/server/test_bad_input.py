@@ -182,6 +182,7 @@ def test_nothing_is_logged_that_should_not_be(served: Served, caplog: pytest.Log
     assert not [line for line in ours if secret in line or API_KEY in line]
 
 
+@pytest.mark.slow
 def test_a_key_may_ask_its_tasks_only_and_so_often(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
     one, two = "the-first-long-enough", "the-second-long-enough"

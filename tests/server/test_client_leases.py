@@ -166,6 +166,7 @@ def test_a_caller_cancelled_while_it_waits_leaves_nothing(served: Served) -> Non
     run(served, work)
 
 
+@pytest.mark.slow
 def test_a_caller_cancelled_in_the_moment_of_the_grant_leaves_nothing(served: Served) -> None:
     """More and more turns of its loop after the server has granted it, until the client has heard of it."""
 

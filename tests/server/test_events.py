@@ -128,6 +128,7 @@ def test_the_streams_end_when_the_server_does_and_hold_nothing_up(served: Served
         wait_for(lambda: not len(hub(served)))
 
 
+@pytest.mark.slow
 def test_a_reader_that_takes_nothing_loses_events_is_told_and_does_not_hold_the_end_up(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from .clients import CHAT, chat
 from .serving import keys, serving, written
@@ -14,6 +15,7 @@ from .test_streams import seen
 MANY, FEW = "the-key-of-very-many", "the-key-of-very-few"
 
 
+@pytest.mark.slow
 def test_a_key_with_one_request_waits_for_one_turn_of_a_key_with_many(tmp_path: Path) -> None:
     script = {"bytes": "1GiB", "call_s": 0.02, "slots": 1}
     option = {"framework": "fake", "model_id": "m", "vram_gb": 1, "engine_args": script}

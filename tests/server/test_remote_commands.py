@@ -52,6 +52,7 @@ def row(capsys: pytest.CaptureFixture[str], option: str) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_pinned_replaced_and_unloaded(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     assert row(capsys, "parrot")["state"] == "disk"
     code, out, err = cli(capsys, "load", "say")

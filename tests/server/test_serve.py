@@ -93,6 +93,7 @@ def refused(file: Path, *arguments: str, **environ: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
 def test_it_listens_where_the_file_says(tmp_path: Path) -> None:
     with program(written(tmp_path, TASKS, server={"host": "127.0.0.2", "port": 0})) as server:
         assert server.url.startswith("http://127.0.0.2:")
@@ -106,6 +107,7 @@ def test_it_listens_where_the_file_says(tmp_path: Path) -> None:
         server.end()
 
 
+@pytest.mark.slow
 def test_keys_come_from_the_variables_and_the_file_that_the_server_section_names(tmp_path: Path) -> None:
     (tmp_path / "keys.yaml").write_text(json.dumps([{"name": "other", "key": OTHER}]))
     section = {"port": 0, "api_keys_env": "MY_KEYS", "admin_key_env": "MY_ADMIN", "api_keys_file": "keys.yaml"}

@@ -121,6 +121,7 @@ def test_a_half_closed_connection_is_still_answered_or_ended(served: Served) -> 
     seen(lambda: all(status.leases == 0 for status in served.manager.statistics().models.values()))
 
 
+@pytest.mark.slow
 def test_a_slow_reader_slows_its_own_answer_and_nobody_elses(served: Served) -> None:
     """Its answer has 9 MB as events: more than fits between here and there."""
     assert served.backend is not None

@@ -173,6 +173,7 @@ async def test_records_made_while_one_is_written_are_one_transaction(ledger: Spe
     assert ledger.commits <= 3, "the first, perhaps one that began before all had come, and the rest"
 
 
+@pytest.mark.slow
 async def test_ten_thousand_concurrent_records_lose_nothing(ledger: SpendLedger, path: Path) -> None:
     await asyncio.gather(*[spend(ledger, 0.0001, option=f"o{n % 7}") for n in range(10_000)])
     assert ledger.spent_today("anthropic") == 1.0
