@@ -148,7 +148,7 @@ class Gateway(Starlette):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         plain = self._plain.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        if plain is not None:
+        if plain is not None and not self.user_middleware:
             await plain(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)

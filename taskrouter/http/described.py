@@ -13,7 +13,7 @@ JSON, EVENTS, FORM, TEXT = "application/json", "text/event-stream", "multipart/f
 ANY = (500,)
 KEYED = (401, 403, 429, *ANY)
 NAMED = (400, 404, *KEYED)
-ASKING = (*NAMED, 409, 413, 422, 424, 501, 502, 503, 504, 507)
+ASKING = (*NAMED, 408, 409, 413, 422, 424, 501, 502, 503, 504, 507)
 """What can keep a task from answering."""
 ADMIN = (400, 401, 403, 413, 503, *ANY)
 CHANGING = (*ADMIN, 404, 409, 424, 501, 502, 504, 507)

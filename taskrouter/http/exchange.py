@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from taskrouter.errors import BadInput, MediaTooLarge
-from taskrouter.http.failing import failure_of
+from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.room import LARGE, Room
 from taskrouter.http.strict_json import strict_object
 from taskrouter.http.watching import Watching
@@ -31,6 +31,8 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 
+STALLED_S = 30.0
+"""An upload of which nothing comes for so long is over."""
 AT_ONCE = 1 << 18
 """Bytes that are parsed at once; more are for a thread, so that other requests go on."""
 JSON = b"application/json"
@@ -120,9 +122,7 @@ class Exchange:
             return first
         parts, size = [first], len(first)
         while message.get("more_body"):
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
+            message = await self._more()
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > most:
@@ -131,6 +131,17 @@ class Exchange:
                 self._room.hold(size, most, held=self.held)
                 self.held = size
         return b"".join(parts)
+
+    async def _more(self) -> Mapping[str, Any]:
+        """The next piece. Raises ``Gone``, and ``Refused`` (408) where none comes: what is here takes others' room."""
+        try:
+            async with asyncio.timeout(STALLED_S):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refused(408, f"nothing more of the body came for {STALLED_S:g} s", code="stalled") from None
+        if message["type"] == "http.disconnect":
+            raise Gone
+        return message
 
     def _told(self, most: int) -> int:
         """How many bytes the body is said to have; 0 where nothing is said. Raises ``MediaTooLarge``."""
@@ -145,9 +156,7 @@ class Exchange:
         self._told(most)
         size, more = 0, True
         while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
+            message = await self._more()
             piece, more = message.get("body", b""), bool(message.get("more_body"))
             size += len(piece)
             if size > most:

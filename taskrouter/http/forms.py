@@ -17,15 +17,25 @@ BESIDE = 1 << 20
 """Bytes of a form beside its file: its other fields, and what is between them."""
 _LONGEST_FIELD = 1 << 16
 _MOST_FIELDS = 64
+MOST_SAID = 2 << 20
+"""Bytes of all fields that are no files, together: they stay in memory."""
 _IN_MEMORY = 1 << 18
 """Bytes of a file that aren't worth a file on disk."""
 
 
 class _Parser(MultiPartParser):
-    """Knows whether the form has ended."""
+    """Knows whether the form has ended, and how much of it is in memory: fields that are no files."""
 
     spool_max_size = _IN_MEMORY
     ended = False
+    _said = 0
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._current_part.file is None:
+            self._said += end - start
+            if self._said > MOST_SAID:
+                raise MultiPartException(f"Part exceeded: fields have more than {MOST_SAID} bytes together")
+        super().on_part_data(data, start, end)
 
     def on_end(self) -> None:
         self.ended = True
@@ -62,7 +72,8 @@ async def form_of(
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Part exceeded"):
-            raise MediaTooLarge(f"a field of the form has more than {longest:,} bytes: send it as a file") from error
+            text = f"a field of the form has more than {longest:,} bytes, or all of them more than {MOST_SAID:,}"
+            raise MediaTooLarge(f"{text}: send it as a file") from error
         raise BadInput(f"the multipart form can't be read: {error.message}") from error
     try:
         for name, value in form.multi_items():

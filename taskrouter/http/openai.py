@@ -23,6 +23,7 @@ from taskrouter.http.words import (
     extra_of,
     sampling_of,
     usage_body,
+    wants_stream,
     wants_usage,
 )
 from taskrouter.manager import Stream
@@ -43,7 +44,7 @@ async def chat_completions(state: State, exchange: Exchange) -> None:
         await pass_on(exchange, it, CHAT, body, ChatRequest(tuple(body["messages"]), extra=_tools(body)), "chat")
         return
     request = chat_of(body)
-    if body.get("stream") is True:
+    if wants_stream(body):
         await _stream_chat(exchange, it, request, usage=wants_usage(body))
         return
     answer = await it.handle.chat(**arguments_of(request))
@@ -112,7 +113,7 @@ async def completions(state: State, exchange: Exchange) -> None:
             it.answered(found[-1])
         return found
 
-    if body.get("stream") is True:
+    if wants_stream(body):
         given = await awaited(exchange, it, answers)
         events = [{**head, "choices": [choice]} for choice in _choices(given)]
         if wants_usage(body):

@@ -14,7 +14,8 @@ from taskrouter.backends.engines.model import EngineModel
 from taskrouter.errors import BadInput
 from taskrouter.http.asked import Asked
 from taskrouter.http.exchange import EVENTS, JSON, Exchange
-from taskrouter.http.streaming import NO_CACHE, awaited
+from taskrouter.http.streaming import NO_CACHE, awaited, send
+from taskrouter.http.words import wants_stream
 from taskrouter.manager import Lease
 from taskrouter.verbs import Usage
 
@@ -41,14 +42,15 @@ async def pass_on(
     manager, (task, option) = asked.manager, asked.named
     asked.target.check(verb, manager.enter(), request)
     lease = manager.lease(task, option=option, timeout=asked.timeout_s, priority=asked.priority)
-    if body.get("stream") is True:
+    if wants_stream(body):
         await _pass_stream(exchange, asked, lease, path, body)
         return
     async with lease:
         asked.ready = asyncio.get_running_loop().time()
         data = await _model(lease).passed_whole(path, lambda name: _renamed(body, name))
-        asked.usage = usage_in(data)
-        await exchange.answer_bytes(data, JSON, 200, asked.headers())
+    # The model is free by now, however long the client takes to read.
+    asked.usage = usage_in(data)
+    await exchange.answer_bytes(data, JSON, 200, asked.headers())
 
 
 async def _pass_stream(exchange: Exchange, asked: Asked, lease: Lease, path: str, body: Mapping[str, Any]) -> None:
@@ -67,8 +69,7 @@ async def _pass_stream(exchange: Exchange, asked: Asked, lease: Lease, path: str
         end = End()
         try:
             async for chunk in chunks:
-                await exchange.write(chunk)
-                asked.sent()
+                await send(exchange, asked, chunk)
                 end.take(chunk)
         finally:
             asked.usage = usage_in(end.data)

@@ -16,6 +16,7 @@ from typing import Any
 from taskrouter.errors import ConfigError, Problem
 from taskrouter.http.app import create_app
 from taskrouter.http.keys import Keys, read_keys
+from taskrouter.http.logbook import logged
 from taskrouter.http.tracing import PER_SECOND
 from taskrouter.manager import ModelManager
 
@@ -84,7 +85,7 @@ def run(manager: ModelManager, keys: Keys, listening: socket.socket) -> None:
         import uvloop
 
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with logged(manager), asyncio.Runner(loop_factory=factory) as runner:
         runner.run(serve(manager, keys, listening))
 
 
@@ -93,6 +94,7 @@ async def serve(manager: ModelManager, keys: Keys, listening: socket.socket) -> 
     import uvicorn
 
     from taskrouter.http.ending import Server
+    from taskrouter.http.keys_again import KeysAgain
 
     # Whoever names a sampler has decided how much of its traces to pay for.
     app = create_app(manager, keys, traced_per_second=None if SAMPLER in os.environ else PER_SECOND)
@@ -101,6 +103,14 @@ async def serve(manager: ModelManager, keys: Keys, listening: socket.socket) -> 
         "proxy_headers": False,
         "timeout_graceful_shutdown": DRAIN_S, "timeout_keep_alive": 75, "h11_max_incomplete_event_size": 1 << 16,
     }  # fmt: skip
+    host = listening.getsockname()[0]
+
+    def read_again() -> Keys:
+        found = keys_of(manager)
+        check_address(host, found, Path(manager.config_path))
+        return found
+
+    KeysAgain(app.state.taskrouter, read_again)
     server = Server(uvicorn.Config(app, **settings))
     manager.enter()
     manager.reload_on(signal.SIGHUP)

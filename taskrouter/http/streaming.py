@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import orjson
 
 from taskrouter.http.asked import Asked
-from taskrouter.http.exchange import EVENTS, Exchange
+from taskrouter.http.exchange import EVENTS, Exchange, Gone
 
 HEARTBEAT_S = 5.0
 """A client hears something at least so often while it waits; proxies close connections that are silent for longer."""
@@ -48,9 +48,21 @@ async def send_events(exchange: Exchange, asked: Asked, events: AsyncIterator[by
     if not exchange.started:
         await exchange.start(200, EVENTS, (*asked.headers(), *NO_CACHE))
     async for event in events:
-        await exchange.write(event)
-        asked.sent()
+        await send(exchange, asked, event)
     await exchange.write(end, more=False)
+
+
+async def send(exchange: Exchange, asked: Asked, piece: bytes) -> None:
+    """Send a piece of an answer. Raises ``Gone`` for a client that reads nothing for ``memory.stream_idle_s``: what it
+    holds is wanted by others.
+    """
+    try:
+        async with asyncio.timeout(asked.manager.stream_idle_s):
+            await exchange.write(piece)
+    except TimeoutError:
+        exchange.gone = True
+        raise Gone from None
+    asked.sent()
 
 
 def event_of(data: Any, name: str | None = None) -> bytes:

@@ -75,6 +75,14 @@ def arguments_of(request: ChatRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def wants_stream(body: Mapping[str, Any]) -> bool:
+    """Whether the answer is to come in pieces. Raises ``BadInput`` for what an engine may take for yes."""
+    wanted = body.get("stream")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise BadInput(f"stream is {wanted!r:.40}; it must be true or false")
+    return wanted is True
+
+
 def wants_usage(body: Mapping[str, Any]) -> bool:
     options = body.get("stream_options")
     return isinstance(options, dict) and options.get("include_usage") is True

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from taskrouter.http import exchange
+
 from .clients import CHAT, Raw, chat, json_of, status_of
 from .serving import API_KEY, Served, keys, serving, written
 from .test_streams import seen
@@ -119,6 +121,28 @@ def test_large_bodies_together_are_bounded_as_one_alone_is(served: Served, told:
     seen(lambda: not any(model.leases for model in served.manager.statistics().models.values()))
     status, answer = asked(served, CHAT, chat("say", text="x" * (3 << 19)))
     assert status == 200, answer
+
+
+def test_an_upload_of_which_nothing_comes_any_more_is_over(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds what others want to send: here all but a byte of what may be in memory."""
+    monkeypatch.setattr(exchange, "STALLED_S", 0.3)
+    large = json.dumps(chat(text="x" * (2 << 20))).encode()
+    with Raw(served.url) as stalls:
+        stalls.ask(CHAT, large[:-1], {**SHOWN, "content-length": str(len(large))})
+        answer = stalls.until(b"}}")
+    assert status_of(answer) == 408
+    assert json_of(answer)["error"]["code"] == "stalled"
+    assert asked(served, CHAT, large)[0] == 200
+
+
+def test_fields_of_a_form_that_are_no_files_are_bounded_together(served: Served) -> None:
+    """Each may have 1 MiB, and there may be 64 of them; all of them stay in memory."""
+    field = b'--b\r\ncontent-disposition: form-data; name="f%d"\r\n\r\n' + b"x" * (700 << 10) + b"\r\n"
+    form = b"".join(field % number for number in range(2))
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    assert asked(served, "/v1/tasks/fold", form + b"--b--\r\n", kind)[0] == 400, "no such fields"
+    status, answer = asked(served, "/v1/tasks/fold", form + field % 2 + b"--b--\r\n", kind)
+    assert (status, "send it as a file" in answer["error"]["message"]) == (413, True)
 
 
 def test_a_body_without_a_length_is_bounded_too(served: Served) -> None:

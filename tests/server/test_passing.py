@@ -125,6 +125,32 @@ def test_a_client_that_goes_away_stops_the_engine(served: Served) -> None:
         assert status_of(raw.until(b"}}}")) == 200
 
 
+def test_whoever_stops_reading_a_stream_does_not_hold_its_model(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of 120 kB, of which a few fit between here and there."""
+    monkeypatch.setattr(served.manager, "stream_idle_s", 0.2)
+    text = " ".join(["w" * 120_000] * 100)
+    with Raw(served.url, room=4096) as stalled:
+        stalled.ask(CHAT, chat(text=text, stream=True))
+        seen(lambda: any(status.leases for status in served.manager.statistics().models.values()))
+        seen(lambda: all(status.leases == 0 for status in served.manager.statistics().models.values()))
+        with Raw(served.url) as another:
+            another.ask(CHAT, chat())
+            assert status_of(another.until(b"}}}")) == 200
+
+
+@pytest.mark.parametrize("stream", [1, "true", 0, [True]])
+def test_a_stream_that_is_neither_true_nor_false_is_refused(client: openai.OpenAI, stream: Any) -> None:
+    """An engine may take it for true, and answer in events that nobody told the client of."""
+    with pytest.raises(openai.BadRequestError, match="stream is"):
+        client.chat.completions.create(
+            model="say", messages=[{"role": "user", "content": "x"}], extra_body={"stream": stream}
+        )
+    with pytest.raises(openai.BadRequestError, match="stream is"):
+        client.completions.create(model="say", prompt="x", extra_body={"stream": stream})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_engine_that_dies_in_its_answer_is_an_error_and_there_for_the_next(served: Served, stream: bool) -> None:

@@ -124,6 +124,23 @@ def test_keys_come_from_the_variables_and_the_file_that_the_server_section_names
         assert not [line for line in server.lines if KEY in line or OTHER in line or ADMIN in line]
 
 
+@pytest.mark.slow
+def test_a_key_that_was_taken_out_of_its_file_opens_nothing_after_a_reload(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(json.dumps([{"name": "other", "key": OTHER}, {"name": "one", "key": KEY}]))
+    section = {"port": 0, "admin_key_env": "MY_ADMIN", "api_keys_file": "keys.yaml"}
+    with program(written(tmp_path, TASKS, server=section), MY_ADMIN=ADMIN) as server:
+        assert [server.get("/v1/models", key)[0] for key in (KEY, OTHER)] == [200, 200]
+        keys.write_text(json.dumps([{"name": "other", "key": OTHER}]))
+        server.process.send_signal(signal.SIGHUP)
+        seen(lambda: server.get("/v1/models", KEY)[0] == 401)
+        assert server.get("/v1/models", OTHER)[0] == 200
+        keys.write_text("no keys")
+        server.process.send_signal(signal.SIGHUP)
+        seen(lambda: any("the API keys were not read again" in line for line in server.lines))
+        assert server.get("/v1/models", OTHER)[0] == 200, "those that were go on"
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
 def test_others_may_not_reach_a_server_that_asks_nobody_for_a_key(tmp_path: Path, host: str) -> None:
     status, text = refused(written(tmp_path, TASKS), "--host", host, "--port", "0")
@@ -167,7 +184,9 @@ def test_its_file_is_read_again_when_it_is_told(tmp_path: Path) -> None:
         written(tmp_path, changed)
         server.process.send_signal(signal.SIGHUP)
         seen(lambda: server.get(CHAT, body=chat())[1]["choices"][0]["message"]["content"] == "owl: hello")
+        assert any("INFO loaded: model=o, tasks=['say']" in line for line in server.lines), server.lines
         file.write_text("tasks: {")
         server.process.send_signal(signal.SIGHUP)
+        seen(lambda: any("was not reloaded, all goes on as it was" in line for line in server.lines))
         assert server.get(CHAT, body=chat())[0] == 200
         server.end()
