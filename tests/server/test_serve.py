@@ -184,7 +184,7 @@ def test_its_file_is_read_again_when_it_is_told(tmp_path: Path) -> None:
         written(tmp_path, changed)
         server.process.send_signal(signal.SIGHUP)
         seen(lambda: server.get(CHAT, body=chat())[1]["choices"][0]["message"]["content"] == "owl: hello")
-        assert any("INFO loaded: model=o, tasks=['say']" in line for line in server.lines), server.lines
+        assert any("INFO loaded: model=owl, tasks=['say']" in line for line in server.lines), server.lines
         file.write_text("tasks: {")
         server.process.send_signal(signal.SIGHUP)
         seen(lambda: any("was not reloaded, all goes on as it was" in line for line in server.lines))
