@@ -19,6 +19,8 @@ from .command_lines import request
 ADAPTERS: tuple[Adapter, ...] = (VllmAdapter(), SglangAdapter(), CommandAdapter())
 SLEEPS = {"sleep": "POST /v1/rest?deep=1", "wake": "POST /v1/wake/"}
 URL = "data:image/png;base64,AAAA"
+MP3 = "//uQRAAAAWMSLwUIYAAsYkXgoQwAEaYLWfkWgAI0wWs/ItAAAA=="
+"""Its first two bytes are all ones."""
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.framework)
@@ -100,6 +102,10 @@ def test_there_is_no_way_round(path: str) -> None:
         ({"audio_data": "/home/x"}, "audio_data"),
         ({"deep": {"tools": [{"image": "x"}]}}, "image"),
         ({"callback": "http://169.254.169.254/latest"}, "callback"),
+        ({"messages": [{"content": [{"input_audio": {"data": "http://x/y.mp3", "format": "mp3"}}]}]}, "data"),
+        ({"messages": [{"content": [{"input_audio": {"data": "file:/etc/x", "format": "mp3"}}]}]}, "data"),
+        ({"messages": [{"content": [{"input_audio": {"data": "/a/b.mp3", "format": "mp3"}}]}]}, "data"),
+        ({"other": {"data": MP3}}, "data"),
     ],
 )
 def test_bodies_with_something_to_fetch_or_to_read_are_refused(body: Any, match: str) -> None:
@@ -117,6 +123,7 @@ def test_bodies_with_something_to_fetch_or_to_read_are_refused(body: Any, match:
                                                                                             "text": "http://x"}]}]},
         {"messages": [{"content": [{"type": "image_url", "image_url": {"url": URL, "detail": "low"}}]}]},
         {"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]}]},
+        {"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": MP3, "format": "mp3"}}]}]},
         {"tools": [{"function": {"parameters": {"$schema": "https://json-schema.org/draft/2020-12/schema"}}}]},
         {"text_1": "http://a", "text_2": ["http://b"], "input": ["http://c"], "texts": ["http://d"]},
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -95,6 +96,19 @@ def test_media_are_read_here_and_urls_not_fetched(client: openai.OpenAI) -> None
             ask(url)
     with pytest.raises(openai.BadRequestError, match=r"media\.roots"):
         ask("/etc/passwd")
+
+
+def test_a_sound_whose_base64_begins_like_a_url_goes_through(client: openai.OpenAI) -> None:
+    def ask(data: str) -> Any:
+        content: Any = [{"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}}]
+        return client.chat.completions.create(model="say", messages=[{"role": "user", "content": content}])
+
+    mp3 = base64.b64encode(b"\xff\xfb\x90\x44" + bytes(100)).decode()
+    assert mp3.startswith("//")
+    assert ask(mp3).model_extra["stub"]["got"]["messages"][0]["content"][0]["input_audio"]["data"] == mp3
+    for url in ("http://169.254.169.254/latest", "//example.com/a.mp3", "file:/etc/passwd"):
+        with pytest.raises(openai.BadRequestError, match="isn't fetched"):
+            ask(url)
 
 
 def test_what_the_engine_refuses_is_the_callers_mistake(client: openai.OpenAI, served: Served) -> None:

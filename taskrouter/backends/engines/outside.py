@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from taskrouter.backends.engines.openai import names_remote
+from taskrouter.backends.engines.openai import SOUND, is_base64, names_remote
 from taskrouter.errors import BadInput
 
 _PLAIN = re.compile(r"(/[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)+")
@@ -41,18 +41,20 @@ def check_body(body: Mapping[str, Any]) -> None:
     """Raises ``BadInput`` for a body with something to fetch or to read, or that names another model."""
     if "model" in body:
         raise BadInput("the body names a model; over HTTP the task says which, so leave model out")
-    left: list[tuple[str, Any]] = [(name, value) for name, value in body.items() if name not in _ASIDE]
+    left: list[tuple[str, str, Any]] = [("", name, value) for name, value in body.items() if name not in _ASIDE]
     while left:
-        name, value = left.pop()
+        outer, name, value = left.pop()
         if isinstance(value, Mapping):
-            left += value.items()
+            left += [(name, inner, each) for inner, each in value.items()]
         elif isinstance(value, (list, tuple)):
-            left += [(name, each) for each in value]
-        elif isinstance(value, str) and _leads_away(name, value):
+            left += [(outer, name, each) for each in value]
+        elif isinstance(value, str) and _leads_away(outer, name, value):
             raise BadInput(f"{name[:80]} is {value!r:.200}: nothing is fetched or read there; send it as a data: URL")
 
 
-def _leads_away(name: str, value: str) -> bool:
+def _leads_away(outer: str, name: str, value: str) -> bool:
     if name in _MEDIA:
         return not value.startswith("data:")
+    if f"{outer}.{name}" == SOUND:
+        return not (value.startswith("data:") or is_base64(value))
     return name not in _TEXTS and names_remote(value)
