@@ -19,6 +19,7 @@ from .command_lines import request
 ADAPTERS: tuple[Adapter, ...] = (VllmAdapter(), SglangAdapter(), CommandAdapter())
 SLEEPS = {"sleep": "POST /v1/rest?deep=1", "wake": "POST /v1/wake/"}
 URL = "data:image/png;base64,AAAA"
+SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema", "properties": {"image": {"const": "a"}}}
 MP3 = "//uQRAAAAWMSLwUIYAAsYkXgoQwAEaYLWfkWgAI0wWs/ItAAAA=="
 """Its first two bytes are all ones."""
 
@@ -106,6 +107,12 @@ def test_there_is_no_way_round(path: str) -> None:
         ({"messages": [{"content": [{"input_audio": {"data": "file:/etc/x", "format": "mp3"}}]}]}, "data"),
         ({"messages": [{"content": [{"input_audio": {"data": "/a/b.mp3", "format": "mp3"}}]}]}, "data"),
         ({"other": {"data": MP3}}, "data"),
+        ({"tools": [{"type": "mcp", "server_label": "x", "server_url": "http://169.254.169.254/"}]}, "server_url"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "at": "https://x"}}]}, "at"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "at": "http://x"}}}, "at"),
+        ({"structured_outputs": {"at": "http://x"}}, "at"),
+        ({"functions": [{"image": "/etc/passwd"}]}, "image"),
+        ({"parameters": {"at": "http://x"}}, "at"),
     ],
 )
 def test_bodies_with_something_to_fetch_or_to_read_are_refused(body: Any, match: str) -> None:
@@ -124,7 +131,10 @@ def test_bodies_with_something_to_fetch_or_to_read_are_refused(body: Any, match:
         {"messages": [{"content": [{"type": "image_url", "image_url": {"url": URL, "detail": "low"}}]}]},
         {"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]}]},
         {"messages": [{"content": [{"type": "input_audio", "input_audio": {"data": MP3, "format": "mp3"}}]}]},
-        {"tools": [{"function": {"parameters": {"$schema": "https://json-schema.org/draft/2020-12/schema"}}}]},
+        {"tools": [{"function": {"description": "http://x: a", "parameters": SCHEMA}}]},
+        {"functions": [{"name": "f", "parameters": SCHEMA}], "guided_json": SCHEMA, "json_schema": SCHEMA},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+        {"structured_outputs": {"json": SCHEMA, "regex": "//.*", "choice": ["http://a", "http://b"]}},
         {"text_1": "http://a", "text_2": ["http://b"], "input": ["http://c"], "texts": ["http://d"]},
     ],
 )  # fmt: skip

@@ -7,7 +7,7 @@ unless it is known, and a body in which the server would find something to fetch
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from taskrouter.backends.engines.openai import SOUND, is_base64, names_remote
@@ -20,10 +20,18 @@ _NEVER = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _TEXTS = frozenset(
     {"text", "content", "prompt", "input", "query", "queries", "documents", "texts", "inputs", "title", "name"}
     | {"suffix", "stop", "arguments", "reasoning", "reasoning_content", "text_1", "text_2", "data_1", "data_2", "items"}
+    | {"description"}
 )
 """Where a string is a text, which may begin with a URL."""
-_ASIDE = frozenset({"tools", "functions", "response_format", "structured_outputs", "guided_json", "json_schema"})
-"""Where schemas stand, which name themselves by URLs that nobody fetches."""
+_SCHEMAS: Mapping[str, frozenset[str]] = {
+    "tools": frozenset({"parameters", "input_schema"}),
+    "functions": frozenset({"parameters"}),
+    "response_format": frozenset({"schema"}),
+    "structured_outputs": frozenset({"json", "schema", "regex", "choice", "grammar"}),
+}
+"""Where schemas stand below a body's field, which name themselves by URLs that nobody fetches; grammars beside them."""
+_ASIDE = frozenset({"guided_json", "json_schema"})
+"""Fields that are a schema."""
 _MEDIA = frozenset(
     f"{kind}{form}" for kind in ("image", "audio", "video", "file") for form in ("", "s", "_url", "_data")
 ) | {"url"}  # fmt: skip
@@ -41,11 +49,18 @@ def check_body(body: Mapping[str, Any]) -> None:
     """Raises ``BadInput`` for a body with something to fetch or to read, or that names another model."""
     if "model" in body:
         raise BadInput("the body names a model; over HTTP the task says which, so leave model out")
-    left: list[tuple[str, str, Any]] = [("", name, value) for name, value in body.items() if name not in _ASIDE]
+    for top, under in body.items():
+        if top not in _ASIDE:
+            _check(top, under, _SCHEMAS.get(top, frozenset()))
+
+
+def _check(top: str, under: Any, aside: Collection[str]) -> None:
+    """Raises ``BadInput`` for a text in a body's field that leads away; what is ``aside`` in it isn't looked at."""
+    left: list[tuple[str, str, Any]] = [("", top, under)]
     while left:
         outer, name, value = left.pop()
         if isinstance(value, Mapping):
-            left += [(name, inner, each) for inner, each in value.items()]
+            left += [(name, inner, each) for inner, each in value.items() if inner not in aside]
         elif isinstance(value, (list, tuple)):
             left += [(outer, name, each) for each in value]
         elif isinstance(value, str) and _leads_away(outer, name, value):
