@@ -120,6 +120,18 @@ def test_bodies_with_something_to_fetch_or_to_read_are_refused(body: Any, match:
         check_body(body)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_body_may_only_repeat_whether_it_is_streamed(stream: bool) -> None:
+    check_body({"stream": stream}, stream=stream)
+    wrong: list[Any] = [not stream, None, 1, 0, "true"]
+    for value in wrong:
+        with pytest.raises(BadInput, match="stream"):
+            check_body({"stream": value}, stream=stream)
+    check_body({"stream_options": {"include_usage": True}}, stream=True)
+    with pytest.raises(BadInput, match="stream"):
+        check_body({"stream_options": {"include_usage": True}})
+
+
 @pytest.mark.parametrize(
     "body",
     [

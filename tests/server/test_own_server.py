@@ -31,6 +31,7 @@ TASKS: dict[str, Any] = {
     "say": one("chat", engine("stub")),
     "cold": one(None, engine("cold", sleep_calls=SLEEPS)),
     "plain": one("chat", fake()),
+    "spare": {"selected": "stub", "fallback": ["fakes"], "options": {"stub": engine("stub"), "fakes": fake()}},
     "routed": {"selected": "fakes", "fallback": ["stub"], "options": {"fakes": fake(slots=9), "stub": engine("stub")}},
 }
 
@@ -125,6 +126,9 @@ def test_other_paths_are_refused_before_anything_is_loaded(
         (raw("/v1/x", body=[1]), "body: "),
         (raw("/v1/x", body={"model": "other"}), "leave model out"),
         (raw("/v1/x", body={"image": "http://127.0.0.1:1/"}), "nothing is fetched"),
+        (raw("/v1/chat/completions", body={"stream": True}), "beside path"),
+        (raw("/v1/chat/completions", body={"stream": False}, stream=True), "beside path"),
+        (raw("/v1/chat/completions", body={"stream_options": {}}), "beside path"),
         (raw("/v1/x", sauce=1), "request takes no 'sauce'; it takes path, body, stream"),
         (raw("/v1/x", stream="yes"), "stream: "),
     ],
@@ -133,6 +137,29 @@ def test_nonsense_is_refused(client: httpx2.Client, given: Any, match: str) -> N
     answer = client.post("say", json=given)
     assert match in refused(answer, 400)
     assert answer.json()["error"]["code"] == "bad_input"
+
+
+def test_who_asks_for_what_cannot_be_read_breaks_nothing_for_others(client: httpx2.Client, served: Served) -> None:
+    talk = {"messages": [{"role": "user", "content": "a b"}]}
+    wrong = [
+        raw("/v1/chat/completions", body={**talk, "stream": True}),  # events where JSON is read
+        raw("/v1/chat/completions", body={**talk, "stream": False}, stream=True),
+        raw("/v1/embeddings", body={"input": "a"}, stream=True),  # of what answers in no events
+    ]
+    for _ in range(4):
+        for body in wrong:
+            assert client.post("spare", json=body).json()["error"]["code"] == "bad_input"
+    answer = client.post("spare", json={"verb": "chat", "messages": "hello"})
+    assert (answer.status_code, answer.json()["option"]) == (200, "stub"), answer.text
+
+    async def inside() -> None:
+        model = served.manager.handle("spare")
+        with pytest.raises(errors.BadInput, match="no JSON"):
+            await model.request("/v1/chat/completions", {**talk, "stream": True})
+        with pytest.raises(errors.BadInput, match="no event stream"):
+            await anext(model.stream_request("/v1/chat/completions", {**talk, "stream": False}))
+
+    served.run(inside())
 
 
 def test_a_task_that_no_engine_serves_has_no_server_to_ask(client: httpx2.Client) -> None:

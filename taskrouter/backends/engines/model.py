@@ -117,17 +117,19 @@ class EngineModel:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers in pieces; use stream()")
         path, body = self._asked(verb, await self._inlined(request))
         async with self._telling_death():
-            return openai.answer_of(verb, await self.api.call(path, body), self.request.label)
+            data = await self.api.call(path, body, anybodys=verb == "request")
+            return openai.answer_of(verb, data, self.request.label)
 
     async def stream(self, verb: str, request: Any) -> AsyncGenerator[Any, None]:
         """Answer in pieces, each as it comes."""
         if verb not in STREAMING_VERBS:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers at once; use call()")
         path, body = self._asked(verb, await self._inlined(request))
-        if verb == "stream_request":
+        raw = verb == "stream_request"
+        if raw:
             body = {"stream": True, **(body or {})}
-        async with self._telling_death(), aclosing(self.api.events(path, body or {})) as events:
-            if verb == "stream_request":
+        async with self._telling_death(), aclosing(self.api.events(path, body or {}, anybodys=raw)) as events:
+            if raw:
                 async for data in events:
                     yield data
             else:

@@ -45,10 +45,20 @@ def is_open(path: str, inference: Iterable[str], controls: Iterable[str]) -> boo
     return any(path.startswith(each) if each.endswith("/") else path == each for each in inference)
 
 
-def check_body(body: Mapping[str, Any]) -> None:
-    """Raises ``BadInput`` for a body with something to fetch or to read, or that names another model."""
+def check_body(body: Mapping[str, Any], *, stream: bool = False) -> None:
+    """Raises ``BadInput`` for a body with something to fetch or to read, or that names another model.
+
+    Or that asks for a stream where none is read, and the other way round: the answer would be taken for a failure.
+    """
     if "model" in body:
         raise BadInput("the body names a model; over HTTP the task says which, so leave model out")
+    if body.get("stream", stream) is not stream or (not stream and "stream_options" in body):
+        raise BadInput('the body says how it is streamed, and not as the call does: write "stream": true beside path')
+    check_media(body)
+
+
+def check_media(body: Mapping[str, Any]) -> None:
+    """Raises ``BadInput`` for a body with something to fetch or to read."""
     for top, under in body.items():
         if top not in _ASIDE:
             _check(top, under, _SCHEMAS.get(top, frozenset()))
