@@ -9,7 +9,7 @@ import pytest
 from taskrouter.backends.engines.adapter import Adapter
 from taskrouter.backends.engines.backend import EngineBackend
 from taskrouter.backends.engines.command import CommandAdapter, CommandBackend
-from taskrouter.backends.engines.outside import check_body, is_open
+from taskrouter.backends.engines.outside import check_body, check_passed, is_open
 from taskrouter.backends.engines.sglang import SglangAdapter
 from taskrouter.backends.engines.vllm import VllmAdapter
 from taskrouter.errors import BadInput
@@ -152,3 +152,20 @@ def test_a_body_may_only_repeat_whether_it_is_streamed(stream: bool) -> None:
 )  # fmt: skip
 def test_bodies_that_hold_all_they_need_are_taken(body: Any) -> None:
     check_body(body)
+
+
+def test_what_is_passed_on_is_looked_at_but_for_labels() -> None:
+    call = {"function": {"name": "open", "arguments": {"url": "https://x"}}}
+    said = {"role": "assistant", "content": "http://x", "tool_calls": [call]}
+    quoted = {"role": "assistant", "content": None, "annotations": [{"url_citation": {"url": "https://x"}}]}
+    check_passed(
+        {"model": "a://b", "user": "https://x/me", "metadata": {"url": "http://x"}, "messages": [said, quoted]}
+    )
+    for body in (
+        {"input": "a", "messages": [{"content": [{"image_url": {"url": "http://x"}}]}]},
+        {"messages": [{"role": "user", "content": {"image_url": "http://x"}}]},
+        {"messages": [{"role": "user", "content": "a", "images": ["/etc/passwd"]}]},
+        {"prompt": "a", "video_url": "http://x"},
+    ):
+        with pytest.raises(BadInput, match="nothing is fetched"):
+            check_passed({"model": "a", **body})

@@ -111,6 +111,27 @@ def test_a_sound_whose_base64_begins_like_a_url_goes_through(client: openai.Open
             ask(url)
 
 
+def test_no_other_body_hides_what_the_engine_would_fetch(client: openai.OpenAI) -> None:
+    """vLLM takes an embedding's body with messages in it for a conversation."""
+    picture = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}
+    hidden: dict[str, Any] = {"messages": [{"role": "user", "content": [picture]}], "add_generation_prompt": True}
+    tool = {"type": "mcp", "server_url": "http://169.254.169.254/"}
+    hello: Any = [{"role": "user", "content": "hello"}]
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+    for ask in (
+        lambda: client.embeddings.create(model="say", input=["x"], extra_body=hidden),
+        lambda: client.completions.create(model="say", prompt="x", extra_body=hidden),
+        lambda: client.chat.completions.create(model="say", messages=hello, extra_body={"tools": [tool]}),
+        lambda: client.chat.completions.create(model="say", messages=parts, extra_body={"tools": [tool]}),
+        lambda: client.chat.completions.create(model="say", messages=hello, stream=True, extra_body={"x": picture}),
+    ):
+        with pytest.raises(openai.BadRequestError, match="nothing is fetched"):
+            ask()
+    texts = ["http://example.com", "a"]
+    got = client.embeddings.create(model="say", input=texts, user="https://example.com/me").model_extra
+    assert got["stub"]["got"]["input"] == texts  # type: ignore[index]
+
+
 def test_what_the_engine_refuses_is_the_callers_mistake(client: openai.OpenAI, served: Served) -> None:
     fault(served, name="status", status=400, message="no such sampler", times=1)
     with pytest.raises(openai.BadRequestError, match="no such sampler"):

@@ -20,18 +20,22 @@ _NEVER = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _TEXTS = frozenset(
     {"text", "content", "prompt", "input", "query", "queries", "documents", "texts", "inputs", "title", "name"}
     | {"suffix", "stop", "arguments", "reasoning", "reasoning_content", "text_1", "text_2", "data_1", "data_2", "items"}
-    | {"description"}
+    | {"description", "refusal"}
 )
 """Where a string is a text, which may begin with a URL."""
-_SCHEMAS: Mapping[str, frozenset[str]] = {
+_BESIDE: Mapping[str, frozenset[str]] = {
+    "messages": frozenset({"annotations", "arguments"}),
     "tools": frozenset({"parameters", "input_schema"}),
     "functions": frozenset({"parameters"}),
     "response_format": frozenset({"schema"}),
     "structured_outputs": frozenset({"json", "schema", "regex", "choice", "grammar"}),
 }
-"""Where schemas stand below a body's field, which name themselves by URLs that nobody fetches; grammars beside them."""
-_ASIDE = frozenset({"guided_json", "json_schema"})
-"""Fields that are a schema."""
+"""What isn't looked at below a body's field: schemas, which name themselves by URLs that nobody fetches, grammars, what
+tools were called with, and an answer's sources."""
+_ASIDE = frozenset({"guided_json", "json_schema", "guided_regex", "guided_choice", "guided_grammar", "regex", "ebnf"})
+"""Fields that are a schema or a grammar."""
+_LABELS = frozenset({"model", "user", "metadata", "safety_identifier", "prompt_cache_key"})
+"""Fields that only name who asks, and whom."""
 _MEDIA = frozenset(
     f"{kind}{form}" for kind in ("image", "audio", "video", "file") for form in ("", "s", "_url", "_data")
 ) | {"url"}  # fmt: skip
@@ -57,11 +61,20 @@ def check_body(body: Mapping[str, Any], *, stream: bool = False) -> None:
     check_media(body)
 
 
+def check_passed(body: Mapping[str, Any]) -> None:
+    """Raises ``BadInput`` for a body that is passed on as it was sent, with something to fetch or to read in it.
+
+    All of it is looked at, whatever the path: servers tell bodies apart by what stands in them. To vLLM an embedding's
+    is a conversation's once it has ``messages`` beside its ``input``.
+    """
+    check_media({name: value for name, value in body.items() if name not in _LABELS})
+
+
 def check_media(body: Mapping[str, Any]) -> None:
     """Raises ``BadInput`` for a body with something to fetch or to read."""
     for top, under in body.items():
         if top not in _ASIDE:
-            _check(top, under, _SCHEMAS.get(top, frozenset()))
+            _check(top, under, _BESIDE.get(top, frozenset()))
 
 
 def _check(top: str, under: Any, aside: Collection[str]) -> None:
