@@ -58,13 +58,20 @@ def test_sglang_opens_no_path_that_reads_files_or_changes_anything() -> None:
         assert not sglang.infers(request("sglang"), path), path
 
 
-def test_a_commands_own_api_is_open_but_for_its_sleep() -> None:
+def test_a_command_opens_no_path_that_loads_a_model_or_keeps_anything() -> None:
     command = CommandBackend()
-    it = request("command", sleep_calls=SLEEPS)
-    assert command.infers(it, "/v1/anything/at-all_1.0")
-    assert not command.infers(it, "/admin")
-    # With or without the slash at its end: servers lead from the one to the other.
-    for path in ("/v1/rest", "/v1/wake"):
+    for path in (
+        "/v1/models", "/v1/model/load", "/v1/model/unload", "/v1/internal/model/load", "/v1/internal/stop-generation",
+        "/v1/lora/load", "/v1/download", "/v1/files", "/v1/fine_tuning/jobs", "/v1/responses", "/v1/anything", "/admin",
+    ):  # fmt: skip
+        assert not command.infers(request("command"), path), path
+
+
+def test_what_a_command_sleeps_by_is_shut_however_it_is_written() -> None:
+    command = CommandBackend()
+    it = request("command", sleep_calls={"sleep": "POST /V1/Rerank?deep=1", "wake": "POST /v1/score/"})
+    # With or without the slash at its end, and in capitals: to some servers it is the same.
+    for path in ("/v1/rerank", "/v1/score"):
         assert not command.infers(it, path)
         assert command.infers(request("command"), path)
 
@@ -78,10 +85,11 @@ def test_a_commands_own_api_is_open_but_for_its_sleep() -> None:
         "/v1/", "/v1\\..\\sleep", "/v1/x\\..\\rest", "/v1/x y", "/v1/x\n", "/v1/x\r\nHost: y", "/v1/\u2025/sleep",
         "/v1/\uff0e\uff0e/sleep", "/v1/re\u200bst", "/v1/*", "/v1/{x}", "/v1/~x", "/v1/@x", "/v1/x:y",
         "http://127.0.0.1/v1/x", "v1/x", "", "/V1/x", "/v1x/y", "/v1/load_lora_adapter",
+        "/v1/rest", "/TOKENIZE", "/tokenize/",
     ],
 )  # fmt: skip
 def test_there_is_no_way_round(path: str) -> None:
-    assert not is_open(path, {"/v1/", "/tokenize"}, {"/v1/rest", "/sleep"})
+    assert not is_open(path, {"/v1/x", "/v1/rest", "/tokenize"}, {"/v1/rest", "/sleep"})
 
 
 @pytest.mark.parametrize(

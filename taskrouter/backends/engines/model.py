@@ -14,6 +14,7 @@ from taskrouter.backends.engines import openai
 from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.launch import Place
+from taskrouter.backends.engines.outside import is_control
 from taskrouter.backends.engines.supervisor import Process, ended, last_words
 from taskrouter.backends.sleep import told
 from taskrouter.errors import BadInput, CallFailed, ModelDied, TaskRouterError, UnsupportedVerb
@@ -167,7 +168,7 @@ class EngineModel:
         if self.rest is not Rest.AWAKE:
             raise CallFailed(f"{self.request.label} was asked to {verb} while it is {self.rest.value}")
         path, body = openai.body_of(verb, request, self.name)
-        if isinstance(request, RawRequest) and self.api.path_of(path) in self._adapter.controls(self.request):
+        if isinstance(request, RawRequest) and is_control(self.api.path_of(path), self._adapter.controls(self.request)):
             raise BadInput(f"{self.request.label}: {path} is for taskrouter to call: it changes what the engine serves")
         return path, body
 

@@ -6,17 +6,12 @@ unless it is known, and a body in which the server would find something to fetch
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from taskrouter.backends.engines.openai import SOUND, is_base64, names_remote
 from taskrouter.errors import BadInput
 
-_PLAIN = re.compile(r"(/[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)+")
-"""A path that means itself to everybody: no dots to follow, nothing escaped, no query, no empty step."""
-_NEVER = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
-"""What stands below /v1 in vLLM and changes what is served."""
 _TEXTS = frozenset(
     {"text", "content", "prompt", "input", "query", "queries", "documents", "texts", "inputs", "title", "name"}
     | {"suffix", "stop", "arguments", "reasoning", "reasoning_content", "text_1", "text_2", "data_1", "data_2", "items"}
@@ -42,11 +37,14 @@ _MEDIA = frozenset(
 """Where a server takes a string for a medium: a path, if it is neither a URL nor base64."""
 
 
-def is_open(path: str, inference: Iterable[str], controls: Iterable[str]) -> bool:
-    """Whether this path, as it stands, is one of ``inference``, or below one that ends with a slash; and no control."""
-    if _PLAIN.fullmatch(path) is None or path in _NEVER or path in {each.rstrip("/") for each in controls}:
-        return False
-    return any(path.startswith(each) if each.endswith("/") else path == each for each in inference)
+def is_open(path: str, inference: Collection[str], controls: Iterable[str]) -> bool:
+    """Whether this path, as it stands, is one of ``inference``, and no control, however servers may read that."""
+    return path in inference and not is_control(path, controls)
+
+
+def is_control(path: str, controls: Iterable[str]) -> bool:
+    """Whether a server may take this path for one of those: some don't tell capitals, or a slash at the end."""
+    return path.rstrip("/").casefold() in {each.rstrip("/").casefold() for each in controls}
 
 
 def check_body(body: Mapping[str, Any], *, stream: bool = False) -> None:
