@@ -13,7 +13,8 @@ from importlib import metadata
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from taskrouter.backends.base import Call, MediumMark
+from taskrouter.backends.base import Call
+from taskrouter.backends.placed import extra_of, heard, hint_of, placed
 from taskrouter.config.frameworks import BACKENDS_GROUP, PLUG_INS_PAGE
 from taskrouter.errors import BadInput, BrokenBackend, CallFailed
 
@@ -33,7 +34,8 @@ class Shape:
     given.
 
     ``media``: those that hold a medium, and ``several`` those of them that hold a list. ``texts``: those that a text is
-    meant for as it stands. ``takes_more``: names that nobody knows are for the type itself to refuse.
+    meant for as it stands. ``takes_more``: names that nobody knows are for the type itself to refuse. ``shut``: names
+    that lead to a field beside its argument's.
     """
 
     adapter: TypeAdapter[Any]
@@ -43,11 +45,12 @@ class Shape:
     several: frozenset[str]
     texts: frozenset[str]
     takes_more: bool
+    shut: frozenset[str]
 
     def check_names(self, verb: str, given: Iterable[str]) -> None:
         """Raises ``BadInput`` for an argument that there isn't."""
         for name in given:
-            if name not in self.names and (not self.takes_more or name == LIMITS):
+            if name not in self.names and (not self.takes_more or name in self.shut):
                 raise BadInput(f"{verb} takes no {name[:80]!r}; it takes {', '.join(self.names) or 'nothing'}")
 
     def request(self, verb: str, given: Mapping[str, Any]) -> Any:
@@ -78,10 +81,13 @@ def shape_of(kind: type) -> Shape:
 
     who = f"{kind.__module__}.{kind.__qualname__}"
     try:
-        names, required = _fields(kind)
+        told = _fields(kind)
+        names = {each.argument: each.name for each in told if each.name != LIMITS}
         if taken := sorted(names.keys() & TAKEN):
             raise TypeError(f"the name of its field {taken[0]} means something else there.")
-        hints = get_type_hints(kind, include_extras=True)
+        where = {each.argument: placed(each.name, each.hint) for each in told if each.name != LIMITS}
+        media = frozenset(name for name, (is_medium, _) in where.items() if is_medium)
+        _check_apart(told, {LIMITS, *(names[name] for name in media)})
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
     except Exception as error:
         why = str(error).partition("\n")[0]
@@ -89,43 +95,59 @@ def shape_of(kind: type) -> Shape:
             f"{who} can't be a request over HTTP: {why} Its fields must be what pydantic can read, or Medium "
             f"({PLUG_INS_PAGE})."
         ) from error
-    names.pop(LIMITS, None)
-    media = frozenset(name for name, field in names.items() if _marked(hints[field]))
     return Shape(
-        adapter, names, required, media,
-        several=frozenset(name for name in media if _is_list(hints[names[name]])),
-        texts=frozenset(name for name, field in names.items() if _is_text(hints[field])),
+        adapter, names, frozenset(each.argument for each in told if each.needed and each.name != LIMITS), media,
+        several=frozenset(name for name, (_, listed) in where.items() if listed),
+        texts=frozenset(each.argument for each in told if _is_text(each.hint)),
         takes_more=getattr(kind, "model_config", {}).get("extra") == "allow",
+        shut=frozenset({LIMITS}.union(*(each.heard for each in told)) - names.keys()),
     )  # fmt: skip
 
 
-def _fields(kind: type) -> tuple[dict[str, str], frozenset[str]]:
-    """Arguments and the fields that they are, and the arguments that must be given."""
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A request's field: the argument that it is, its type, all names it is heard by, whether it must be given."""
+
+    name: str
+    argument: str
+    hint: Any
+    heard: frozenset[str]
+    needed: bool
+
+
+def _fields(kind: type) -> list[_Field]:
+    """Raises ``TypeError`` for what is neither a dataclass nor a pydantic model, and for one with media in no field."""
     from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
 
     if issubclass(kind, BaseModel):
-        named = {field.alias or name: (name, field) for name, field in kind.model_fields.items()}
-        needed = frozenset(name for name, (_, field) in named.items() if field.is_required())
-        return {name: field for name, (field, _) in named.items()}, needed
+        placed_in_extra, _ = placed("__pydantic_extra__", extra_of(kind))
+        if placed_in_extra:
+            raise TypeError("what it takes beside its fields can't be Medium.")
+        return [
+            _Field(name, field.alias or name, hint_of(field), heard(name, field), field.is_required())
+            for name, field in kind.model_fields.items()
+        ]
     if not is_dataclass(kind):
         raise TypeError("it is neither a dataclass nor a pydantic model.")
-    given = [each for each in fields(kind) if each.init]
-    bare = frozenset(each.name for each in given if each.default is MISSING and each.default_factory is MISSING)
-    return {each.name: each.name for each in given}, bare
+    hints = get_type_hints(kind, include_extras=True)
+    found = []
+    for each in fields(kind):
+        known = getattr(kind, "__pydantic_fields__", {}).get(each.name)
+        marks = (known, each.default, *getattr(hints[each.name], "__metadata__", ()))
+        names = frozenset({each.name}).union(*(heard(each.name, it) for it in marks if isinstance(it, FieldInfo)))
+        needed = each.default is MISSING and each.default_factory is MISSING
+        if each.init:
+            found.append(_Field(each.name, each.name, hints[each.name], names, needed))
+    return found
 
 
-def _marked(hint: Any) -> bool:
-    if get_origin(hint) is Annotated and any(isinstance(each, MediumMark) for each in hint.__metadata__):
-        return True
-    return any(_marked(each) for each in get_args(hint))
-
-
-def _is_list(hint: Any) -> bool:
-    """Whether what is marked in it stands in a list of some sort."""
-    origin = get_origin(hint)
-    if isinstance(origin, type) and issubclass(origin, Collection):
-        return not issubclass(origin, Mapping)
-    return any(_is_list(each) for each in get_args(hint))
+def _check_apart(told: list[_Field], read: Collection[str]) -> None:
+    """Raises ``TypeError`` where a name leads to one of the fields that are filled in here, and to another."""
+    for each in told:
+        for other in told:
+            if each.name in read and other is not each and each.heard & other.heard:
+                raise TypeError(f"its fields {each.name} and {other.name} are asked by the same name.")
 
 
 def _is_text(hint: Any) -> bool:

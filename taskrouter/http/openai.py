@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from taskrouter.backends.engines.openai import CHAT, COMPLETIONS, EMBEDDINGS
+from taskrouter.backends.engines.outside import check_passed
 from taskrouter.errors import BadInput
 from taskrouter.http.asked import Asked
 from taskrouter.http.exchange import Exchange
@@ -76,14 +77,19 @@ async def _chunks(first: ChatChunk | None, stream: Stream, writer: ChunkWriter, 
 
 
 def _passes(it: Asked, body: Mapping[str, Any]) -> bool:
-    """Whether an engine can be given the body as it is: nothing in it has to be read here first."""
+    """Whether an engine can be given the body as it is: nothing in it has to be read here first.
+
+    Raises ``BadInput`` for one that an engine is to answer, with something to fetch beside its messages' parts.
+    """
     if not may_pass(it):
         return False
     messages = body.get("messages")
     if not isinstance(messages, list):
         raise BadInput("messages must be a list of messages, each with a role and a content")
     # Media are read here, under media's limits, and URLs are fetched here or not at all.
-    return not any(isinstance(each, dict) and isinstance(each.get("content"), list) for each in messages)
+    parts = any(isinstance(each, dict) and isinstance(each.get("content"), list) for each in messages)
+    check_passed({**body, "messages": []} if parts else body)
+    return not parts
 
 
 def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,6 +103,7 @@ async def completions(state: State, exchange: Exchange) -> None:
     prompt = body.get("prompt")
     if may_pass(it):
         text = prompt if isinstance(prompt, str) else ""
+        check_passed(body)
         await pass_on(exchange, it, COMPLETIONS, body, GenerateRequest(text), "generate")
         return
     prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
@@ -150,6 +157,7 @@ async def embeddings(state: State, exchange: Exchange) -> None:
     if not isinstance(texts, list) or not texts or not all(isinstance(each, str) for each in texts):
         raise BadInput("input must be a text, or a list of texts; tokens aren't taken")
     if may_pass(it):
+        check_passed(body)
         await pass_on(exchange, it, EMBEDDINGS, body, EmbedRequest(tuple(texts)), "embed")
         return
     form = body.get("encoding_format", "float")

@@ -26,6 +26,6 @@ def check_path(it: Asked, path: str) -> None:
         if not backend.infers(request, path):
             may = ", ".join(sorted(backend.adapter.inference))
             raise Refused(
-                403, f"{path!r:.200} of {request.label} can't be asked for over HTTP; these paths can, as they stand "
-                f"(all below one that ends with a slash): {may}", code="path_not_allowed",
+                403, f"{path!r:.200} of {request.label} can't be asked for over HTTP; these paths can, as they stand: "
+                f"{may}", code="path_not_allowed",
             )  # fmt: skip

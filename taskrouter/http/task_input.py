@@ -158,7 +158,7 @@ def checked(given: Mapping[str, Any], form: Collection[str], can: Can) -> TaskCa
     stream = getattr(body, "stream", False)
     call = TaskCall(verb, f"stream_{verb}" if stream else verb, body.arguments(), stream)
     if verb == "request":
-        check_body(call.arguments.get("body") or {})
+        check_body(call.arguments.get("body") or {}, stream=stream)
         if stream:
             call.arguments.setdefault("body", {})
     return call

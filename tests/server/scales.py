@@ -68,10 +68,30 @@ class Unreadable:
     handle: asyncio.Event
 
 
+@dataclass
+class Part:
+    picture: Medium
+
+
+@dataclass
+class Nested:
+    """A request whose media stand too deep to be read."""
+
+    parts: list[Part]
+
+
+class Loose(BaseModel):
+    """A request that takes any name beside its own, and its medium by two."""
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    picture: Medium = Field(alias="image")
+
+
 class Scales:
     """A model that weighs. ``requests``: what it was asked."""
 
-    verbs = frozenset({"weigh", "compare", "lie", "hold", "hum", "detect"})
+    verbs = frozenset({"weigh", "compare", "lie", "hold", "hum", "detect", "nest", "loosen"})
     measured = Footprint(MIB)
     info: ClassVar[dict[str, Any]] = {}
     raw = None
@@ -111,6 +131,8 @@ class ScalesBackend:
         "compare": Call(Compare, list[int]),
         "lie": Call(Bare, int),
         "hold": Call(Unreadable, int),
+        "nest": Call(Nested, int),
+        "loosen": Call(Loose, dict[str, str]),
         "sing": Call(Bare, str),
     }
 

@@ -19,7 +19,7 @@ from .task_server import fake, one, refused, task_client
 
 pytestmark = pytest.mark.xdist_group("engines")
 STUB = Path(__file__).parents[1] / "engines" / "stub.py"
-SLEEPS = {"sleep": "POST /v1/rest", "wake": "POST /v1/rise"}
+SLEEPS = {"sleep": "POST /V1/Score", "wake": "POST /v1/rise"}
 
 
 def engine(name: str, **more: Any) -> dict[str, Any]:
@@ -31,6 +31,7 @@ TASKS: dict[str, Any] = {
     "say": one("chat", engine("stub")),
     "cold": one(None, engine("cold", sleep_calls=SLEEPS)),
     "plain": one("chat", fake()),
+    "spare": {"selected": "stub", "fallback": ["fakes"], "options": {"stub": engine("stub"), "fakes": fake()}},
     "routed": {"selected": "fakes", "fallback": ["stub"], "options": {"fakes": fake(slots=9), "stub": engine("stub")}},
 }
 
@@ -61,8 +62,7 @@ def test_its_json_is_answered_as_it_is(client: httpx2.Client) -> None:
     assert (said["task"], said["option"], said["verb"]) == ("say", "it", "request")
     assert said["result"]["stub"]["got"] == {"model": "stub", "input": ["a b"], "extra": {"x": None}}
     assert answer.headers["x-taskrouter-option"] == "it"
-    listed = client.post("say/it", json=raw("/v1/models")).json()
-    assert listed["result"]["data"][0]["id"] == "stub"
+    assert client.post("say/it", json=raw("/v1/embeddings", body={"input": "x"})).json()["option"] == "it"
     form = {"verb": "request", "path": "/v1/embeddings", "body": json.dumps({"input": "x"})}
     said = client.post("say", files={name: (None, value) for name, value in form.items()}).json()
     assert said["result"]["stub"]["got"]["input"] == "x"
@@ -98,15 +98,16 @@ def test_what_it_took_is_counted(client: httpx2.Client, served: Served) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/stub/state", "/stub/fault", "/health", "/metrics", "/v1/../stub/fault", "/v1/%2e%2e/stub/fault", "/v1/x?y",
-     "/v1/models/", "/v1//models", "/v1/models#x", "/v1/load_lora_adapter", "/v1/rest", "/v1/rise", "/v1/./rest",
-     "/v1/models\n", "/v1\\..\\rest", "/sleep"],
+     "/v1/models/", "/v1//models", "/v1/models#x", "/v1/load_lora_adapter", "/v1/score", "/v1/rise", "/v1/./rise",
+     "/v1/models", "/v1/model/load", "/v1/internal/model/load", "/V1/EMBEDDINGS", "/v1/embeddings\n",
+     "/v1\\..\\rise", "/sleep"],
 )  # fmt: skip
 @pytest.mark.parametrize("stream", [False, True])
 def test_other_paths_are_refused_before_anything_is_loaded(
     client: httpx2.Client, served: Served, path: str, stream: bool
 ) -> None:
     answer = client.post("cold", json=raw(path, body={"name": "none"}, stream=stream))
-    assert "/tokenize, /v1/" in refused(answer, 403)
+    assert "/tokenize, /v1/chat/completions" in refused(answer, 403)
     assert answer.json()["error"]["code"] == "path_not_allowed"
     model = served.manager.statistics().tasks["cold"].model
     assert model is not None
@@ -125,6 +126,9 @@ def test_other_paths_are_refused_before_anything_is_loaded(
         (raw("/v1/x", body=[1]), "body: "),
         (raw("/v1/x", body={"model": "other"}), "leave model out"),
         (raw("/v1/x", body={"image": "http://127.0.0.1:1/"}), "nothing is fetched"),
+        (raw("/v1/chat/completions", body={"stream": True}), "beside path"),
+        (raw("/v1/chat/completions", body={"stream": False}, stream=True), "beside path"),
+        (raw("/v1/chat/completions", body={"stream_options": {}}), "beside path"),
         (raw("/v1/x", sauce=1), "request takes no 'sauce'; it takes path, body, stream"),
         (raw("/v1/x", stream="yes"), "stream: "),
     ],
@@ -135,13 +139,36 @@ def test_nonsense_is_refused(client: httpx2.Client, given: Any, match: str) -> N
     assert answer.json()["error"]["code"] == "bad_input"
 
 
+def test_who_asks_for_what_cannot_be_read_breaks_nothing_for_others(client: httpx2.Client, served: Served) -> None:
+    talk = {"messages": [{"role": "user", "content": "a b"}]}
+    wrong = [
+        raw("/v1/chat/completions", body={**talk, "stream": True}),  # events where JSON is read
+        raw("/v1/chat/completions", body={**talk, "stream": False}, stream=True),
+        raw("/v1/embeddings", body={"input": "a"}, stream=True),  # of what answers in no events
+    ]
+    for _ in range(4):
+        for body in wrong:
+            assert client.post("spare", json=body).json()["error"]["code"] == "bad_input"
+    answer = client.post("spare", json={"verb": "chat", "messages": "hello"})
+    assert (answer.status_code, answer.json()["option"]) == (200, "stub"), answer.text
+
+    async def inside() -> None:
+        model = served.manager.handle("spare")
+        with pytest.raises(errors.BadInput, match="no JSON"):
+            await model.request("/v1/chat/completions", {**talk, "stream": True})
+        with pytest.raises(errors.BadInput, match="no event stream"):
+            await anext(model.stream_request("/v1/chat/completions", {**talk, "stream": False}))
+
+    served.run(inside())
+
+
 def test_a_task_that_no_engine_serves_has_no_server_to_ask(client: httpx2.Client) -> None:
     for stream in (False, True):
-        answer = client.post("plain", json=raw("/v1/models", stream=stream))
+        answer = client.post("plain", json=raw("/v1/rerank", stream=stream))
         assert "no engine serves plain" in refused(answer, 400)
         assert answer.json()["error"]["code"] == "unsupported_verb"
-    assert "there is no GET /v1/nowhere" in refused(client.post("say", json=raw("/v1/nowhere")), 400)
-    assert client.post("routed", json=raw("/v1/models")).json()["option"] == "stub"
+    assert "there is no GET /v1/rerank" in refused(client.post("say", json=raw("/v1/rerank")), 400)
+    assert client.post("routed", json=raw("/v1/embeddings", body={"input": "x"})).json()["option"] == "stub"
     refused(client.post("routed", json=raw("/stub/state")), 403)
 
 
@@ -156,7 +183,6 @@ def test_a_client_asks_as_a_handle_of_the_library_does(served: Served) -> None:
         async with connect(served.url, api_key=API_KEY) as client:
             model = client.handle("say")
             assert await model.request("/v1/embeddings", body) == there
-            assert await model.request("/v1/models") == models
             assert await events(model) == pieces
             assert model.option == "it"
             for path in ("/stub/state", "/v1/%2e%2e/stub/state"):
@@ -166,8 +192,8 @@ def test_a_client_asks_as_a_handle_of_the_library_does(served: Served) -> None:
                 with pytest.raises(errors.ServerRefused):
                     await anext(model.stream_request(path, {}))
             for kind, task, path in (
-                (errors.UnsupportedVerb, "plain", "/v1/models"),
-                (errors.UnsupportedVerb, "say", "/v1/nowhere"),
+                (errors.UnsupportedVerb, "plain", "/v1/rerank"),
+                (errors.UnsupportedVerb, "say", "/v1/rerank"),
                 (errors.BadInput, "say", "http://127.0.0.1/"),
             ):
                 with pytest.raises(errors.TaskRouterError) as failed:
@@ -181,14 +207,13 @@ def test_a_client_asks_as_a_handle_of_the_library_does(served: Served) -> None:
                     await held.request("/stub/state")
             async with client.lease("routed") as held:  # the selected one, which no engine serves
                 with pytest.raises(errors.UnsupportedVerb):
-                    await held.request("/v1/models")
+                    await held.request("/v1/rerank")
 
     handle = served.manager.handle("say")
     there = served.run(handle.request("/v1/embeddings", body))
-    models = served.run(handle.request("/v1/models"))
     pieces = served.run(events(handle))
     asyncio.run(asyncio.wait_for(main(), 60))
     with connect(served.url, api_key=API_KEY).blocking() as blocking:
         model = blocking.handle("say")
-        assert model.request("/v1/models") == models
+        assert model.request("/v1/embeddings", body) == there
         assert [each["choices"] for each in model.stream_request("/v1/chat/completions", talk)] == pieces

@@ -190,8 +190,19 @@ def test_verbs_that_are_not_there_are_refused(client: httpx2.Client, task: str, 
     assert answer.json()["error"]["code"] == "unsupported_verb"
 
 
+def test_no_second_name_brings_a_medium_past_the_server(client: httpx2.Client, asked: list[Any]) -> None:
+    for body in ({"picture": "/etc/passwd"}, {"picture": "/etc/passwd", "image": TEXT}):
+        assert "loosen takes no 'picture'" in refused(client.post("scale", json={"verb": "loosen", **body}), 400)
+    assert "outside the folders" in refused(client.post("scale", json={"verb": "loosen", "image": "/etc/passwd"}), 400)
+    assert asked == []
+    assert client.post("scale", json={"verb": "loosen", "image": TEXT, "sauce": "hot"}).status_code == 200
+    assert (asked[0].picture, asked[0].model_extra) == (b"12345", {"sauce": "hot"})
+
+
 def test_what_was_declared_wrongly_is_the_plug_ins_fault(client: httpx2.Client, asked: list[Any]) -> None:
     answer = client.post("scale", json={"verb": "hold", "handle": 1})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "broken_backend")
+    answer = client.post("scale", json={"verb": "nest", "parts": [{"picture": "/etc/passwd"}]})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "broken_backend")
     assert asked == []
     answer = client.post("scale", json={"verb": "lie"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -95,6 +96,40 @@ def test_media_are_read_here_and_urls_not_fetched(client: openai.OpenAI) -> None
             ask(url)
     with pytest.raises(openai.BadRequestError, match=r"media\.roots"):
         ask("/etc/passwd")
+
+
+def test_a_sound_whose_base64_begins_like_a_url_goes_through(client: openai.OpenAI) -> None:
+    def ask(data: str) -> Any:
+        content: Any = [{"type": "input_audio", "input_audio": {"data": data, "format": "mp3"}}]
+        return client.chat.completions.create(model="say", messages=[{"role": "user", "content": content}])
+
+    mp3 = base64.b64encode(b"\xff\xfb\x90\x44" + bytes(100)).decode()
+    assert mp3.startswith("//")
+    assert ask(mp3).model_extra["stub"]["got"]["messages"][0]["content"][0]["input_audio"]["data"] == mp3
+    for url in ("http://169.254.169.254/latest", "//example.com/a.mp3", "file:/etc/passwd"):
+        with pytest.raises(openai.BadRequestError, match="isn't fetched"):
+            ask(url)
+
+
+def test_no_other_body_hides_what_the_engine_would_fetch(client: openai.OpenAI) -> None:
+    """vLLM takes an embedding's body with messages in it for a conversation."""
+    picture = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}
+    hidden: dict[str, Any] = {"messages": [{"role": "user", "content": [picture]}], "add_generation_prompt": True}
+    tool = {"type": "mcp", "server_url": "http://169.254.169.254/"}
+    hello: Any = [{"role": "user", "content": "hello"}]
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+    for ask in (
+        lambda: client.embeddings.create(model="say", input=["x"], extra_body=hidden),
+        lambda: client.completions.create(model="say", prompt="x", extra_body=hidden),
+        lambda: client.chat.completions.create(model="say", messages=hello, extra_body={"tools": [tool]}),
+        lambda: client.chat.completions.create(model="say", messages=parts, extra_body={"tools": [tool]}),
+        lambda: client.chat.completions.create(model="say", messages=hello, stream=True, extra_body={"x": picture}),
+    ):
+        with pytest.raises(openai.BadRequestError, match="nothing is fetched"):
+            ask()
+    texts = ["http://example.com", "a"]
+    got = client.embeddings.create(model="say", input=texts, user="https://example.com/me").model_extra
+    assert got["stub"]["got"]["input"] == texts  # type: ignore[index]
 
 
 def test_what_the_engine_refuses_is_the_callers_mistake(client: openai.OpenAI, served: Served) -> None:

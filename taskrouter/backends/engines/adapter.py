@@ -36,7 +36,7 @@ class Adapter(Protocol):
     fills_grant: bool
     """It is told its grant and may take all of it, whatever it holds just now."""
     inference: frozenset[str]
-    """Paths that only compute: what callers from outside may ask for. One that ends with a slash is all below it."""
+    """Paths that only compute: what callers from outside may ask for, as they stand."""
 
     def traits(self, request: ModelRequest) -> Traits:
         """What the core must know. Pure."""

@@ -129,10 +129,13 @@ class Api:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, RuntimeError) as error:
             raise Broken(f"{path}: {type(error).__name__}: {error}") from error
 
-    async def call(self, path: str, body: Mapping[str, Any] | None, timeout_s: float | None = None) -> Any:
+    async def call(
+        self, path: str, body: Mapping[str, Any] | None, timeout_s: float | None = None, *, anybodys: bool = False
+    ) -> Any:
         """POST (or GET, without a body) and parse the answer.
 
-        Raises ``Broken``, ``BadInput`` (400, 422, 413), ``UnsupportedVerb`` (404, 405, 501) or ``CallFailed``.
+        ``anybodys``: the path and the body are the caller's own, who may have asked for what is no JSON. Raises
+        ``Broken``, ``BadInput`` (400, 422, 413), ``UnsupportedVerb`` (404, 405, 501) or ``CallFailed``.
         """
         async with asyncio.timeout(timeout_s), self._open(path, body) as response:
             text = await self._read(response)
@@ -140,7 +143,12 @@ class Api:
                 return json.loads(text)
             except (ValueError, RecursionError) as error:
                 shown = text[:200].decode(errors="replace")
-                raise CallFailed(f"{self.who} answered {path} with what is no JSON: {shown!r}") from error
+                said = f"{self.who} answered {path} with what is no JSON: {shown!r}"
+                if anybodys:
+                    raise BadInput(
+                        f"{said}. Events are asked for by stream_request, other answers not at all"
+                    ) from error
+                raise CallFailed(said) from error
 
     async def try_out(self, path: str, body: Mapping[str, Any]) -> None:
         """Ask for a token, to see that it computes one. Raises as ``call`` does.
@@ -181,10 +189,10 @@ class Api:
 
         return URL(self.base_url).join(URL(path)).path.rstrip("/")
 
-    async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+    async def events(self, path: str, body: Mapping[str, Any], *, anybodys: bool = False) -> AsyncGenerator[Any, None]:
         """POST and give out the data of each server-sent event as it comes, until ``[DONE]``.
 
-        Raises as ``call`` does; ``Broken`` where the stream is cut off.
+        Raises as ``call`` does, and ``anybodys`` means the same; ``Broken`` where the stream is cut off.
         """
         async with self._open(path, body) as response:
             rest = bytearray()
@@ -205,9 +213,8 @@ class Api:
                         return
                     yield parse_event(value, self.who)
             if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-                raise CallFailed(
-                    f"{self.who} answered {path} with no event stream: {rest[:200].decode('utf-8', 'replace')}"
-                )
+                said = f"{self.who} answered {path} with no event stream: {rest[:200].decode('utf-8', 'replace')}"
+                raise BadInput(said) if anybodys else CallFailed(said)
             # Some servers (transformers serve) just end: then a chunked body's own end says that it is whole.
             if response.headers.get("Transfer-Encoding", "").lower() != "chunked":
                 raise Broken(f"{path}: the stream ended without [DONE]")

@@ -31,8 +31,13 @@ from taskrouter.errors import PreflightFailed, SleepFailed
 from taskrouter.memory.estimate import working_bytes
 from taskrouter.types import CPU, Footprint, ModelRequest, Traits
 
-INFERENCE = frozenset({"/v1/", "/tokenize", "/detokenize", "/rerank", "/extras/tokenize", "/extras/detokenize"})
-"""The API that it speaks, and what llama.cpp's servers have beside it."""
+INFERENCE = frozenset(
+    {"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/moderations", "/v1/classify", "/v1/score"}
+    | {"/v1/rerank", "/v1/reranking", "/v1/tokenize", "/v1/detokenize", "/tokenize", "/detokenize", "/classify"}
+    | {"/score", "/rerank", "/reranking", "/pooling", "/extras/tokenize", "/extras/detokenize"}
+)
+"""What servers of that API compute and forget. Not all below /v1: some load and unload models there, by a POST to
+``/v1/models`` or ``/v1/model/load``."""
 FIELDS = ("port", "model_id", "device", "api_key")
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _ANYWHERE = Traits(exclusive_on_device=True, cancellable=True, start_s=10.0)

@@ -14,6 +14,7 @@ from taskrouter.backends.engines import openai
 from taskrouter.backends.engines.adapter import Adapter, KvCache
 from taskrouter.backends.engines.api import Api, Broken
 from taskrouter.backends.engines.launch import Place
+from taskrouter.backends.engines.outside import is_control
 from taskrouter.backends.engines.supervisor import Process, ended, last_words
 from taskrouter.backends.sleep import told
 from taskrouter.errors import BadInput, CallFailed, ModelDied, TaskRouterError, UnsupportedVerb
@@ -117,17 +118,19 @@ class EngineModel:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers in pieces; use stream()")
         path, body = self._asked(verb, await self._inlined(request))
         async with self._telling_death():
-            return openai.answer_of(verb, await self.api.call(path, body), self.request.label)
+            data = await self.api.call(path, body, anybodys=verb == "request")
+            return openai.answer_of(verb, data, self.request.label)
 
     async def stream(self, verb: str, request: Any) -> AsyncGenerator[Any, None]:
         """Answer in pieces, each as it comes."""
         if verb not in STREAMING_VERBS:
             raise UnsupportedVerb(f"{self.request.label}: {verb} answers at once; use call()")
         path, body = self._asked(verb, await self._inlined(request))
-        if verb == "stream_request":
+        raw = verb == "stream_request"
+        if raw:
             body = {"stream": True, **(body or {})}
-        async with self._telling_death(), aclosing(self.api.events(path, body or {})) as events:
-            if verb == "stream_request":
+        async with self._telling_death(), aclosing(self.api.events(path, body or {}, anybodys=raw)) as events:
+            if raw:
                 async for data in events:
                     yield data
             else:
@@ -165,7 +168,7 @@ class EngineModel:
         if self.rest is not Rest.AWAKE:
             raise CallFailed(f"{self.request.label} was asked to {verb} while it is {self.rest.value}")
         path, body = openai.body_of(verb, request, self.name)
-        if isinstance(request, RawRequest) and self.api.path_of(path) in self._adapter.controls(self.request):
+        if isinstance(request, RawRequest) and is_control(self.api.path_of(path), self._adapter.controls(self.request)):
             raise BadInput(f"{self.request.label}: {path} is for taskrouter to call: it changes what the engine serves")
         return path, body
 

@@ -29,6 +29,9 @@ EMBEDDINGS = "/v1/embeddings"
 OWN = frozenset({"model", "messages", "prompt", "input", "stream", "stream_options"})
 """Fields of a body that the verb itself writes."""
 _REMOTE = re.compile(r"\s*([a-z][a-z0-9+.-]*:)?//|\s*file:", re.IGNORECASE)
+SOUND = "input_audio.data"
+"""Where a sound's bytes stand, as base64 without more."""
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]*={0,2}\s*")
 
 
 def body_of(verb: str, request: Any, model: str) -> tuple[str, dict[str, Any] | None]:
@@ -174,8 +177,8 @@ def _refuse_remote(messages: tuple[Mapping[str, Any], ...]) -> None:
         for part in content if isinstance(content, (list, tuple)) else ():
             if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
                 raise BadInput(f"messages[{place}] has a content part without a type")
-            for text in _strings({name: value for name, value in part.items() if name not in ("type", "text")}):
-                if names_remote(text):
+            for name, text in _strings("", {name: it for name, it in part.items() if name not in ("type", "text")}):
+                if names_remote(text) and not (name == SOUND and is_base64(text)):
                     raise BadInput(
                         f"messages[{place}]: {part['type']} names {_short(text)}, which isn't fetched; send the bytes "
                         "as a data: URL"
@@ -187,15 +190,22 @@ def names_remote(text: str) -> bool:
     return _REMOTE.match(text) is not None
 
 
-def _strings(value: Any) -> Iterator[str]:
+def is_base64(text: str) -> bool:
+    """Whether it is nothing but base64's letters. An MP3's begins with ``//``, as a URL without a scheme does."""
+    return _BASE64.fullmatch(text) is not None
+
+
+def _strings(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every text in it, with the names of the last two objects that it stands in."""
     if isinstance(value, str):
-        yield value
+        yield name, value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _strings(item)
+        outer = name.rpartition(".")[2]
+        for inner, item in value.items():
+            yield from _strings(f"{outer}.{inner}", item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _strings(item)
+            yield from _strings(name, item)
 
 
 def _short(value: Any) -> str:
