@@ -6,6 +6,7 @@ import base64
 import struct
 import time
 from collections.abc import AsyncIterator, Mapping
+from types import NoneType
 from typing import Any
 
 from taskrouter.backends.engines.openai import CHAT, COMPLETIONS, EMBEDDINGS
@@ -35,6 +36,8 @@ _OF_COMPLETION = frozenset(
 )
 _OF_EMBEDDING = frozenset({"model", "input", "encoding_format"})
 _MOST_PROMPTS = 64
+_TEXT = (str, NoneType)
+"""What holds no media."""
 
 
 async def chat_completions(state: State, exchange: Exchange) -> None:
@@ -87,9 +90,8 @@ def _passes(it: Asked, body: Mapping[str, Any]) -> bool:
     if not isinstance(messages, list):
         raise BadInput("messages must be a list of messages, each with a role and a content")
     # Media are read here, under media's limits, and URLs are fetched here or not at all.
-    parts = any(isinstance(each, dict) and isinstance(each.get("content"), list) for each in messages)
-    check_passed({**body, "messages": []} if parts else body)
-    return not parts
+    check_passed({**body, "messages": []})
+    return not any(isinstance(each, dict) and not isinstance(each.get("content"), _TEXT) for each in messages)
 
 
 def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
