@@ -31,7 +31,8 @@ class Full(tempfile.SpooledTemporaryFile[bytes]):
         if not self._rolled:  # type: ignore[has-type]
             self._rolled = True
             held, self._file = self._file, open("/dev/full", "r+b")  # noqa: SIM115 - the form closes it
-            self._file.write(held.getvalue())
+            held.seek(0)
+            self._file.write(held.read())
 
 
 def sent(url: str, path: str, form: bytes) -> bytes:
