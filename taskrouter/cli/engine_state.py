@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from taskrouter.backends.engines.interpreter import clean_environment
-from taskrouter.backends.engines.sweep import leftovers, state_folder
+from taskrouter.backends.engines.sweep import leftovers
 from taskrouter.backends.registry import Registry
 from taskrouter.cli.exits import Exit
 from taskrouter.cli.printing import console, print_json, waiting
 from taskrouter.config import Catalog, load_catalog
 from taskrouter.config.identity import interpreter
+from taskrouter.folders import state_folder
 from taskrouter.memory.devices import discover
 from taskrouter.types import CPU, GIB
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from taskrouter import telemetry
-from taskrouter.cli.exits import Exit
+from taskrouter.cli.exits import Exit, problem_data
 from taskrouter.cli.printing import print_json
 from taskrouter.cli.which_file import which_file
 from taskrouter.errors import BadInput, MissingDependency
@@ -39,10 +39,13 @@ def serve(file: Path | None, *, host: str | None, port: int | None, as_json: boo
         found = listening.getsockname()[1]
         shown = f"http://[{host}]:{found}" if ":" in host else f"http://{host}:{found}"
         if as_json:
-            print_json({"ok": True, "url": shown, "file": str(manager.config_path)})
+            warnings = [problem_data(warning) for warning in manager.catalog.warnings]
+            print_json({"ok": True, "url": shown, "file": str(manager.config_path), "warnings": warnings})
         else:
             print(f"listening on {shown}")
             print(f"  an OpenAI client's base URL is {shown}/v1; tasks: {', '.join(manager.tasks)}")
+            for warning in manager.catalog.warnings:
+                print(f"warning: {warning}")
         sys.stdout.flush()
         if traces.otlp_endpoint is None:
             serving.run(manager, keys, listening)

@@ -189,7 +189,9 @@ def _state(state: State, key: Any) -> str:
 async def _tell_problems(exchange: Exchange, error: ConfigError) -> None:
     """All that is wrong with the file."""
     problems = [_problem(each) for each in error.problems]
-    first = f"{problems[0]['path']}: {problems[0]['message']}" if problems else "it can't be used"
+    # What is wrong with the file as a whole, such as that there is none, is at no path in it.
+    where = (problems[0]["path"] or problems[0]["file"]) if problems else ""
+    first = f"{where}: {problems[0]['message']}" if problems else "it can't be used"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     said = {"message": f"the file can't be used, all goes on as it was: {first}{more}", "type": "invalid_request_error",
             "param": None, "code": "config_error", "problems": problems}  # fmt: skip

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import Token
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from taskrouter import telemetry
+from taskrouter.errors import ManagerClosed
 from taskrouter.http import (
     admin,
     anthropic,
@@ -41,6 +42,8 @@ from taskrouter.http.transcriptions import transcriptions
 from taskrouter.manager import ModelManager
 
 logger = logging.getLogger("taskrouter.http")
+
+CUT_OFF = "the server is shutting down, and what was under way had no more time: ask again once it is back"
 
 
 class Endpoint(Protocol):
@@ -106,8 +109,12 @@ class Handler:
             pass
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if not exchange.gone or task is None or task.uncancel():
+            if not (exchange.gone or self._state.ending) or task is None or task.uncancel():
                 raise
+            if not exchange.gone:
+                # The time for what is under way is over. Should its client read nothing, the loop's end cancels again.
+                with suppress(asyncio.CancelledError):
+                    await _tell(exchange, ManagerClosed(CUT_OFF))
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is told something
             await _tell(exchange, error)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -10,6 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+
+TELLING_S = 1.0
+"""Clients whose requests are cut off are given so many seconds to hear of it."""
 
 
 class Server(uvicorn.Server):
@@ -35,3 +39,6 @@ class Server(uvicorn.Server):
         application: Any = self.config.app
         application.state.taskrouter.end()
         await super().shutdown(sockets)
+        # Those whose time was over are cancelled, and tell their clients so; uvicorn itself doesn't wait for that.
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=TELLING_S)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import tempfile
 import threading
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import FormData, Headers, UploadFile
@@ -13,6 +17,8 @@ from taskrouter.errors import BadInput, MediaTooLarge
 from taskrouter.http.exchange import Exchange
 from taskrouter.http.failing import Refused
 
+logger = logging.getLogger("taskrouter.http")
+
 BESIDE = 1 << 20
 """Bytes of a form beside its file: its other fields, and what is between them."""
 _LONGEST_FIELD = 1 << 16
@@ -21,6 +27,8 @@ MOST_SAID = 2 << 20
 """Bytes of all fields that are no files, together: they stay in memory."""
 _IN_MEMORY = 1 << 18
 """Bytes of a file that aren't worth a file on disk."""
+_FULL_S = 10.0
+"""Other uploads have ended by then, perhaps, and made room."""
 
 
 class _Parser(MultiPartParser):
@@ -40,6 +48,12 @@ class _Parser(MultiPartParser):
     def on_end(self) -> None:
         self.ended = True
 
+    def close(self) -> None:
+        """Let go of all files, also where what they still had to write has no room."""
+        for file in self._files_to_close_on_error:
+            with suppress(OSError):
+                file.close()
+
 
 async def form_of(
     exchange: Exchange, most: int, *, files: int = 1, total: int | None = None, longest: int = _LONGEST_FIELD
@@ -48,7 +62,8 @@ async def form_of(
 
     ``total``: bytes of everything; ``longest``: of a field that is no file.
 
-    Raises ``Refused`` (415) for another kind of body, ``BadInput`` for one that is broken, ``MediaTooLarge``, ``Gone``.
+    Raises ``Refused`` (415) for another kind of body, ``BadInput`` for one that is broken, ``MediaTooLarge``, ``Gone``,
+    ``Refused`` (507) where the disk is full.
     """
     kind = exchange.header(b"content-type") or ""
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":
@@ -75,6 +90,11 @@ async def form_of(
             text = f"a field of the form has more than {longest:,} bytes, or all of them more than {MOST_SAID:,}"
             raise MediaTooLarge(f"{text}: send it as a file") from error
         raise BadInput(f"the multipart form can't be read: {error.message}") from error
+    except OSError as error:
+        parser.close()
+        if (refused := _no_room(error)) is None:
+            raise
+        raise refused from error
     try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile) and (value.size or 0) > most:
@@ -84,6 +104,20 @@ async def form_of(
         raise
     exchange.watch()
     return form
+
+
+def _no_room(error: OSError) -> Refused | None:
+    """What is told of a file that could not be kept. Which folder that is stays this machine's, and in its log."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:  # none could be written when one was looked for
+        folder, full = "any folder for temporary files", True
+    if not full:
+        return None
+    logger.warning("an upload was refused: no room is left in %s: %s", folder, error)
+    text = "the server has no room left on its disk for the upload: ask again later, or send less"
+    return Refused(507, f"{text} (its operator: free some, or set TMPDIR)", code="disk_full", retry_after_s=_FULL_S)
 
 
 def close(form: FormData) -> None:

@@ -24,6 +24,11 @@ logger = logging.getLogger("taskrouter")
 
 SECTIONS = ("default_task", "inference", "memory", "pipelines", "engines", "providers", "server", "media", "telemetry")
 
+AT_START = (
+    "memory.share", "server.host", "server.port", "telemetry.service_name", "telemetry.otlp_endpoint",
+)  # fmt: skip
+"""Keys that are read once: what they say later acts after a restart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
@@ -162,9 +167,14 @@ def _difference(before: Catalog, now: Catalog, selected: Mapping[str, str], sele
         selected={
             name: (selected[name], option) for name, option in selects.items() if selected.get(name, option) != option
         },
-        restart=("memory.share",) if before.memory.share != now.memory.share else (),
+        restart=tuple(key for key in AT_START if _value(before, key) != _value(now, key)),
         warnings=now.warnings,
     )
+
+
+def _value(catalog: Catalog, key: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(catalog, section), name)
 
 
 def _options(catalog: Catalog) -> Iterator[tuple[str, object]]:

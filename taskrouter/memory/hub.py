@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def locate_gguf(model_id: str, name: str | None, *, revision: str | None = None,
     ``model_id`` may be the file itself. ``name`` says which, where there are several; it is needed for a model that
     isn't in the cache yet.
     """
-    itself = Path(base_dir) / Path(model_id).expanduser()
+    itself = Path(base_dir) / os.path.expanduser(model_id)
     if name is None and itself.suffix == ".gguf" and itself.is_file():
         return find_gguf(itself.parent, itself.name)
     local = _local(model_id, base_dir)
@@ -73,13 +74,13 @@ def locate_gguf(model_id: str, name: str | None, *, revision: str | None = None,
 
 def on_hub(model_id: str, base_dir: str | Path = ".") -> bool:
     """Whether ``locate`` would look for this in the Hugging Face cache: a hub id that is no file or folder here."""
-    local = Path(base_dir) / Path(model_id).expanduser()
+    local = Path(base_dir) / os.path.expanduser(model_id)
     return _HUB_ID.fullmatch(model_id) is not None and not local.exists()
 
 
 def _local(model_id: str, base_dir: str | Path) -> Path:
     """The folder that a ``model_id`` may name; where there is none, it is the name of a model on the hub."""
-    local = Path(base_dir) / Path(model_id).expanduser()
+    local = Path(base_dir) / os.path.expanduser(model_id)
     if local.is_file():
         hint = " Of a GGUF file write quantization: gguf." if local.suffix == ".gguf" else ""
         raise CheckpointMissing(

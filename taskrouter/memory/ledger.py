@@ -19,6 +19,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from taskrouter.folders import cache_folder
 from taskrouter.types import Footprint, ModelKey
 
 logger = logging.getLogger(__name__)
@@ -115,8 +116,7 @@ class FootprintLedger:
 
 def default_path() -> Path:
     """``$XDG_CACHE_HOME/taskrouter/footprints.json``, by default under ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "taskrouter" / "footprints.json"
+    return cache_folder() / "footprints.json"
 
 
 def _checked(data: Any) -> Entries:

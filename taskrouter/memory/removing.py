@@ -128,7 +128,7 @@ def plan(repo: str, revision: str | None = None, others: Iterable[Needed] = ()) 
     from huggingface_hub.errors import CacheNotFound
 
     others = list(others)
-    folder = Path(constants.HF_HUB_CACHE).expanduser().resolve() / f"models--{repo.replace('/', '--')}"
+    folder = Path(os.path.expanduser(constants.HF_HUB_CACHE)).resolve() / f"models--{repo.replace('/', '--')}"
     try:
         cache = scan_cache_dir(constants.HF_HUB_CACHE)
     except (CacheNotFound, ValueError):

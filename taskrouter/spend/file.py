@@ -21,6 +21,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from taskrouter.errors import TaskRouterError
+from taskrouter.folders import state_folder
 from taskrouter.spend.books import Spent, merged
 
 logger = logging.getLogger("taskrouter")
@@ -72,8 +73,7 @@ class NewerSchema(Exception):
 
 def default_path() -> Path:
     """``$XDG_STATE_HOME/taskrouter/spend.db``, by default under ``~/.local/state``."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "taskrouter" / "spend.db"
+    return state_folder() / "spend.db"
 
 
 def read_spent(path: Path, *, since_day: str | None = None) -> list[Spent]:

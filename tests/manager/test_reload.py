@@ -216,6 +216,11 @@ def test_what_only_a_restart_can_change_is_said(tmp_path: Path) -> None:
         reloaded = await stage.manager.reload()
         assert reloaded.restart == ("memory.share",)
         assert "memory.share acts after a restart" in str(reloaded)
+        edit(stage, THREE, memory={"share": True, "devices": {"cuda:0": {"budget": "9GiB"}}}, server={"port": 8701})
+        assert (await stage.manager.reload()).restart == ("server.port",)
+        edit(stage, THREE, memory={"share": True, "devices": {"cuda:0": {"budget": "9GiB"}}},
+             server={"port": 8701, "api_keys_env": "OTHER"})  # fmt: skip
+        assert (await stage.manager.reload()).restart == (), "keys are read again"
 
     play(Stage(tmp_path, THREE), main)
 

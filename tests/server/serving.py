@@ -68,10 +68,12 @@ def serving(
     *,
     fake: FakeBackend | None = None,
     backends: Mapping[str, Backend] | None = None,
+    drain_s: int = 5,
 ) -> Iterator[Served]:
     """Serve a file; ended, and all its models unloaded, on the way out.
 
-    ``fake`` stands for ``framework: fake``, ``backends`` for other frameworks.
+    ``fake`` stands for ``framework: fake``, ``backends`` for other frameworks. ``drain_s``: what is under way at
+    the end is given so many seconds.
     """
     registry = Registry()
     for name, backend in {**(backends or {}), **({} if fake is None else {"fake": fake})}.items():
@@ -79,7 +81,7 @@ def serving(
     manager = ModelManager(file, machine=StillMachine({"cpu": 16 * GIB}), registry=registry)
     listening = listen("127.0.0.1", 0)
     app = create_app(manager, known if known is not None else Keys())
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5)
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=drain_s)
     begun = threading.Event()
 
     class Told(Server):

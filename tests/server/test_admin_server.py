@@ -34,6 +34,7 @@ def test_a_reload_answers_what_changed_or_all_that_is_wrong(served: Served, file
     status, wrong, _ = call(served, "/admin/reload", {})
     assert status == 400
     assert str(file.parent) not in json.dumps(wrong)
+    assert wrong["error"]["message"].endswith("as it was: models.yaml: there is no such file")
     assert "more" in ok(served, "/admin/status")["tasks"]
 
 

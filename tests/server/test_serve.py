@@ -149,6 +149,15 @@ def test_others_may_not_reach_a_server_that_asks_nobody_for_a_key(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_it_starts_with_what_can_not_be_asked_and_says_so(tmp_path: Path) -> None:
+    lost: Any = {"selected": "l", "options": {"l": {"framework": "nowhere", "model_id": "l", "vram_gb": 1}}}
+    with program(written(tmp_path, {**TASKS, "lost": lost}), "--port", "0") as server:
+        assert server.get("/health")[0] == 200
+        seen(lambda: [line for line in server.lines if line.startswith("warning: ") and "tasks.lost.options.l" in line])
+        server.end()
+
+
+@pytest.mark.slow
 def test_what_is_under_way_is_answered_before_it_ends(tmp_path: Path) -> None:
     with program(written(tmp_path, TASKS), "--port", "0") as server, Raw(server.url) as client:
         client.ask(CHAT, chat("slow"))

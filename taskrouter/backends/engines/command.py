@@ -11,6 +11,7 @@ has moved to RAM when it answers is taken at its word, and measured.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -160,7 +161,7 @@ def _named(start: Start) -> bool:
 def _which(program: str, base_dir: str) -> str | None:
     """The program's absolute path: on the PATH, or relative to the file's folder."""
     if "/" in program:
-        return shutil.which(str(Path(base_dir) / Path(program).expanduser()))
+        return shutil.which(str(Path(base_dir) / os.path.expanduser(program)))
     return shutil.which(program)
 
 

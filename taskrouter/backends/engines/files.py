@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def find(request: ModelRequest) -> Checkpoint:
 
     A single GGUF file is taken as it is.
     """
-    file = Path(request.base_dir) / Path(request.model_id).expanduser()
+    file = Path(request.base_dir) / os.path.expanduser(request.model_id)
     if file.is_file() and file.suffix == ".gguf":
         return Checkpoint(str(file.resolve()), file.stat().st_size, showing=showing_of(request))
     load_format = str(request.engine_args.get("load_format", request.engine_args.get("load-format", "auto")))

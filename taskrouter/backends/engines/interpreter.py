@@ -20,6 +20,7 @@ from pathlib import Path
 from taskrouter.backends.engines.launch import Launch
 from taskrouter.backends.engines.supervisor import Supervisor, ended
 from taskrouter.errors import MissingDependency, PreflightFailed
+from taskrouter.folders import cache_folder
 from taskrouter.types import ModelRequest
 
 PARSERS = Path(__file__).parent / "parsers"
@@ -126,8 +127,7 @@ async def check_arguments(
 
 def accepted_folder() -> Path:
     """``$XDG_CACHE_HOME/taskrouter/accepted``, by default under ``~/.cache``: a file for each command line."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "taskrouter" / "accepted"
+    return cache_folder() / "accepted"
 
 
 def clean_environment() -> dict[str, str]:

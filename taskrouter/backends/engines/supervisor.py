@@ -21,6 +21,7 @@ from taskrouter.backends.engines import guardian, sweep
 from taskrouter.backends.engines.output import Output, prune_logs
 from taskrouter.backends.engines.warden import Warden
 from taskrouter.errors import LoadFailed, ManagerClosed
+from taskrouter.folders import state_folder
 
 logger = logging.getLogger("taskrouter")
 
@@ -127,7 +128,7 @@ class Supervisor:
 
     @property
     def folder(self) -> Path:
-        return self._given if self._given is not None else sweep.state_folder()
+        return self._given if self._given is not None else state_folder()
 
     @property
     def guardian_pid(self) -> int | None:

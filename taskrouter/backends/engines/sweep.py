@@ -25,12 +25,6 @@ logger = logging.getLogger("taskrouter")
 BOUND_S = 5.0
 
 
-def state_folder() -> Path:
-    """``$XDG_STATE_HOME/taskrouter``, by default under ``~/.local/state``."""
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "taskrouter"
-
-
 def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
