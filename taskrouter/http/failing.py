@@ -37,6 +37,7 @@ TOLD: tuple[type[Exception], ...] = (
 
 _LONGEST = 2000
 """Letters of a message."""
+_LONGEST_NAME = 200
 _OPENAI_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     405: "invalid_request_error", 409: "conflict_error", 413: "invalid_request_error", 422: "invalid_request_error",
@@ -83,7 +84,8 @@ def failure_of(error: BaseException, style: str, request_id: str) -> Failure:
         body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
     else:
         kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-        body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+        param = error.param[:_LONGEST_NAME] if isinstance(error, errors.UnsupportedInput) and error.param else None
+        body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return Failure(status, tuple(headers), body)
 
 
