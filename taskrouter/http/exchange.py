@@ -224,7 +224,11 @@ class Exchange:
 
     async def fail(self, error: BaseException) -> None:
         """Tell an error, as far as that can still be done."""
-        failure = failure_of(error, self.style, self.id)
+        asked = self.asked
+        model = "" if asked is None else f"{asked.named.task}/{asked.option}"
+        # Of what fails on an admin's path only its guard's refusal comes without the admin's key. Callers have theirs.
+        to_admin = self.caller is None and "/admin/" in self.path
+        failure = failure_of(error, self.style, self.id, model=model, to_admin=to_admin)
         if not self.started:
             data = orjson.dumps(failure.body)
             await self.answer_bytes(data, JSON, failure.status, failure.headers)
