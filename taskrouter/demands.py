@@ -50,6 +50,11 @@ def demands_of(request: Any) -> frozenset[str]:
     return kinds | found
 
 
+def fields_of(request: Any) -> tuple[str, ...]:
+    """The names of what a request asks for by ``extra``."""
+    return tuple(str(name) for name in getattr(request, "extra", None) or ())
+
+
 def least_tokens(request: Any) -> int:
     """How many tokens its text has at least, whatever the tokenizer."""
     return sum(map(len, _texts(request))) // CHARACTERS_PER_TOKEN

@@ -116,9 +116,16 @@ class MediaTooLarge(BadInput):
 
 
 class UnsupportedInput(BadInput):
-    """The option can't take this kind of input (an image for a model of text, tools, a schema); another one may."""
+    """The option can't take this kind of input (an image for a model of text, tools, a schema); another one may.
+
+    ``param`` is the request's field that it is about, where that is one.
+    """
 
     status_hint = 422
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, param: str | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.param = param
 
 
 class ContextTooLong(UnsupportedInput):

@@ -223,7 +223,10 @@ def _silent(error: TimeoutError) -> str:
 
 
 def checked_url(url: str) -> str:
-    """A server's address without a slash at its end. Raises ``BadInput``."""
+    """A server's address without a slash at its end, and without the ``/v1`` that an OpenAI client's has there.
+
+    Raises ``BadInput``.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -236,7 +239,7 @@ def checked_url(url: str) -> str:
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         # Not the URL itself: it may hold a secret.
         raise BadInput("a server's address holds no user, query or fragment: keys are given as api_key and admin_key")
-    return url.rstrip("/")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
 def _checked_key(key: str | None) -> str | None:

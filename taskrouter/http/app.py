@@ -36,6 +36,7 @@ from taskrouter.http import (
 from taskrouter.http.exchange import Exchange, Gone, Receive, Scope, Send
 from taskrouter.http.failing import Refused, failure_of
 from taskrouter.http.keys import Keys
+from taskrouter.http.missing import meant, style_of
 from taskrouter.http.models import VERSION
 from taskrouter.http.state import State
 from taskrouter.http.transcriptions import transcriptions
@@ -170,15 +171,16 @@ async def _tell(exchange: Exchange, error: Exception) -> None:
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     exchange = Exchange(scope, receive, send)
-    await exchange.fail(Refused(404, f"there is nothing at {exchange.path[:200]!r}", code="not_found"))
+    exchange.style = style_of(exchange.path, theirs=VERSION in exchange.headers)
+    text = f"there is nothing at {exchange.path[:200]!r}{meant(exchange.path, scope['app'].routes)}"
+    await exchange.fail(Refused(404, text, code="not_found"))
 
 
 async def _by_starlette(request: Request, error: Exception) -> Response:
     """What Starlette's router refuses: a method that a path doesn't have."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     refused = Refused(status, f"{request.method} isn't what {request.url.path[:200]!r} is asked with", code="method")
-    theirs = VERSION.decode() in request.headers or request.url.path.startswith("/v1/messages")
-    style = "anthropic" if theirs else "openai"
+    style = style_of(request.url.path, theirs=VERSION.decode() in request.headers)
     return JSONResponse(failure_of(refused, style, "-").body, status, getattr(error, "headers", None))
 
 

@@ -24,7 +24,7 @@ _SECURITY: dict[str | None, list[dict[str, list[str]]]] = {
 }  # fmt: skip
 _TIMEOUT = {
     "name": "x-taskrouter-timeout", "in": "header", "required": False,
-    "schema": {"type": "number", "minimum": 0, "exclusiveMaximum": 1e9},
+    "schema": {"type": "number", "minimum": 0},
     "description": "Seconds that the request may wait for its model.",
 }  # fmt: skip
 _INSIDE = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ STALLED_S = 30.0
 """An upload of which nothing comes for so long is over."""
 AT_ONCE = 1 << 18
 """Bytes that are parsed at once; more are for a thread, so that other requests go on."""
+LONGEST_WAIT_S = 1e9
+"""Whoever would wait for longer waits for so long: some 30 years."""
 JSON = b"application/json"
 EVENTS = b"text/event-stream; charset=utf-8"
 _START = f"{os.getpid():x}-{int.from_bytes(os.urandom(4), 'big'):08x}"
@@ -224,7 +227,11 @@ class Exchange:
 
     async def fail(self, error: BaseException) -> None:
         """Tell an error, as far as that can still be done."""
-        failure = failure_of(error, self.style, self.id)
+        asked = self.asked
+        model = "" if asked is None else f"{asked.named.task}/{asked.option}"
+        # Of what fails on an admin's path only its guard's refusal comes without the admin's key. Callers have theirs.
+        to_admin = self.caller is None and "/admin/" in self.path
+        failure = failure_of(error, self.style, self.id, model=model, to_admin=to_admin)
         if not self.started:
             data = orjson.dumps(failure.body)
             await self.answer_bytes(data, JSON, failure.status, failure.headers)
@@ -261,6 +268,6 @@ def timeout_of(exchange: Exchange) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < 1e9:
+    if not 0 <= seconds < math.inf:
         raise BadInput(f"x-taskrouter-timeout is {text[:40]!r}; it must be a number of seconds, 0 or more")
-    return seconds
+    return min(seconds, LONGEST_WAIT_S)

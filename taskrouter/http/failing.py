@@ -1,7 +1,7 @@
 """The one place where errors become responses: a status, headers, and a body in the shape that the client knows.
 
-What a caller can mend is told in full. What only the operator can (a log's last lines, a folder, a stack) stays in the
-log, under the request's id.
+What a caller can mend is told in full. What only the operator can (a log's last lines, a folder, a variable) is told to
+the admin, and stays in the log for others, under the request's id.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from typing import Any, NamedTuple
 
 from taskrouter import errors
+from taskrouter.http.telling import told_of
 from taskrouter.verbs import Passed
 
 logger = logging.getLogger("taskrouter.http")
@@ -33,10 +34,11 @@ TOLD: tuple[type[Exception], ...] = (
     errors.ManagerClosed,
     errors.ReaderGone,
 )
-"""Errors whose message is for whoever asked; of the others their class is said."""
+"""Errors whose message is for whoever asked; of the others ``telling`` says what is."""
 
 _LONGEST = 2000
 """Letters of a message."""
+_LONGEST_NAME = 200
 _OPENAI_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
     405: "invalid_request_error", 409: "conflict_error", 413: "invalid_request_error", 422: "invalid_request_error",
@@ -66,9 +68,14 @@ class Failure(NamedTuple):
     body: dict[str, Any]
 
 
-def failure_of(error: BaseException, style: str, request_id: str) -> Failure:
-    """How an error is told, in the ``openai`` or ``anthropic`` shape. Logs what isn't told."""
-    status, code, message = _told(error, request_id)
+def failure_of(
+    error: BaseException, style: str, request_id: str, *, model: str = "", to_admin: bool = False
+) -> Failure:
+    """How an error is told, in the ``openai`` or ``anthropic`` shape. Logs what isn't told to every caller.
+
+    ``model``: the task and option that was asked, where that is known. ``to_admin``: our errors are told in full.
+    """
+    status, code, message = _told(error, request_id, model, to_admin=to_admin)
     if len(message) > _LONGEST:
         # What a caller sent is quoted in some of them.
         message = f"{message[:_LONGEST]}…"
@@ -83,11 +90,12 @@ def failure_of(error: BaseException, style: str, request_id: str) -> Failure:
         body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
     else:
         kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-        body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
+        param = error.param[:_LONGEST_NAME] if isinstance(error, errors.UnsupportedInput) and error.param else None
+        body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return Failure(status, tuple(headers), body)
 
 
-def _told(error: BaseException, request_id: str) -> tuple[int, str, str]:
+def _told(error: BaseException, request_id: str, model: str, *, to_admin: bool) -> tuple[int, str, str]:
     """Status, code and message."""
     if isinstance(error, Refused):
         return error.status, error.code, str(error)
@@ -96,11 +104,13 @@ def _told(error: BaseException, request_id: str) -> tuple[int, str, str]:
         if isinstance(error, errors.NoOptionLeft):
             passed = "; ".join(f"{each.option}: {each.why.value}" for each in error.passed if isinstance(each, Passed))
             logger.warning("request %s: %s", request_id, error)
-            return status, code, f"every option of this task was passed over or failed ({passed})"
+            of = f"task {model.partition('/')[0]}" if model else "this task"
+            return status, code, f"every option of {of} was passed over or failed ({passed})"
         if isinstance(error, TOLD):
             return status, code, str(error)
         logger.warning("request %s: %s: %s", request_id, type(error).__name__, error)
-        said = (type(error).__doc__ or "").partition("\n")[0].strip()
-        return status, code, f"{said} The server's log says more, under {request_id}."
+        if to_admin:
+            return status, code, str(error)
+        return status, code, f"{told_of(error, model)}. The server's log says more, under {request_id}."
     logger.error("request %s failed", request_id, exc_info=error)
     return 500, "internal_error", f"the server failed to answer; its log says more, under {request_id}."

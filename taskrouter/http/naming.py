@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from taskrouter.errors import BadInput, UnknownTask
 from taskrouter.http.failing import Refused
 from taskrouter.http.keys import Caller
+from taskrouter.http.strict_json import kind_of
 from taskrouter.manager import ModelManager
 from taskrouter.manager.targets import Target
 
@@ -30,7 +31,8 @@ def named(manager: ModelManager, caller: Caller, model: Any) -> tuple[Named, Tar
     A task that isn't there and one that a caller may not ask are told apart only for who may ask all.
     """
     if not isinstance(model, str) or not model:
-        raise BadInput(f"model is {type(model).__name__}; it must name a task, as GET /v1/models lists them")
+        wrong = "missing" if model is None else "empty" if model == "" else kind_of(model)
+        raise BadInput(f"model is {wrong}; it must name a task, as GET /v1/models lists them")
     if len(model) > _LONGEST:
         raise BadInput(f"model has {len(model):,} letters; it must name a task, as GET /v1/models lists them")
     task, option = model, None
@@ -41,6 +43,8 @@ def named(manager: ModelManager, caller: Caller, model: Any) -> tuple[Named, Tar
     except UnknownTask:
         if caller.tasks is not None:
             raise _not_allowed(model) from None
+        if task == "default":
+            raise UnknownTask("'default' is no task's name here: no default_task is set in models.yaml") from None
         raise UnknownTask(f"there is no task {task!r}; GET /v1/models lists them") from None
     if not caller.may_ask(found.task):
         raise _not_allowed(model)

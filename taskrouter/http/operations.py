@@ -71,7 +71,7 @@ class Operations:
             operation.error = {"code": "cancelled", "message": "whoever asked for it gave it up"}
             raise
         except Exception as error:
-            told = failure_of(error, "openai", operation.id).body["error"]
+            told = failure_of(error, "openai", operation.id, to_admin=True).body["error"]
             operation.error = {"code": told["code"], "message": told["message"]}
             raise
         finally:

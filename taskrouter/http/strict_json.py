@@ -36,8 +36,17 @@ def strict_object(data: bytes, what: str = "the body") -> dict[str, Any]:
     """Parse a JSON object. Raises ``BadInput``."""
     found = strict(data, what)
     if not isinstance(found, dict):
-        raise BadInput(f"{what} is a JSON {type(found).__name__}; an object is wanted")
+        raise BadInput(f"{what} is {kind_of(found)}; an object is wanted")
     return found
+
+
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, in JSON's words."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (int, float)):
+        return "a number"
+    return "a text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
 
 
 def _check_depth(found: Any, what: str) -> None:

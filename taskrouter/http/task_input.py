@@ -86,7 +86,10 @@ async def call_of(exchange: Exchange, can: Can, *, most: int) -> AsyncIterator[T
     else:
         said = f"{sort[:80]!r}" if sort else "nothing"
         raise Refused(
-            415, f"content-type says {said}; a task takes application/json and multipart/form-data", code="content_type"
+            415,
+            f"content-type says {said}; a task takes application/json and multipart/form-data. JSON is sent with "
+            "content-type: application/json, by curl with --json in place of -d",
+            code="content_type",
         )
 
 

@@ -16,11 +16,14 @@ _OF_CHAT = frozenset(
 )
 _IDLE = frozenset({"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier"})
 """Fields that only say something to OpenAI's own service."""
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,), "presence_penalty": (0,), "frequency_penalty": (0,), "logprobs": (False,), "logit_bias": ({},),
-    "parallel_tool_calls": (True,), "tools": ([],), "best_of": (1,), "echo": (False,),
+_NEUTRAL: Mapping[str, Any] = {
+    "n": 1, "presence_penalty": 0, "frequency_penalty": 0, "logprobs": False, "top_logprobs": 0, "logit_bias": {},
+    "parallel_tool_calls": True, "tools": [], "best_of": 1, "echo": False, "response_format": {"type": "text"},
+    "modalities": ["text"],
 }  # fmt: skip
 """Fields that ask for nothing at these values."""
+_OF_NO_TOOLS: Mapping[str, tuple[Any, ...]] = {"tool_choice": ("none", "auto"), "parallel_tool_calls": (False,)}
+"""The same, where no tools are given."""
 
 
 def sampling_of(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,11 +47,16 @@ def extra_of(body: Mapping[str, Any], known: frozenset[str] = _OF_CHAT) -> dict[
     return {
         name: value
         for name, value in body.items()
-        if name not in known
-        and name not in _IDLE
-        and value is not None
-        and not (name in _NEUTRAL and any(value == each and type(value) is type(each) for each in _NEUTRAL[name]))
+        if name not in known and name not in _IDLE and value is not None and not _asks_nothing(name, value, body)
     }
+
+
+def _asks_nothing(name: str, value: Any, body: Mapping[str, Any]) -> bool:
+    """Numbers are compared without their type, as JSON has one of them only; yes and no are no numbers."""
+    if not body.get("tools") and value in _OF_NO_TOOLS.get(name, ()):
+        return True
+    neutral = _NEUTRAL.get(name)
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def chat_of(body: Mapping[str, Any]) -> ChatRequest:

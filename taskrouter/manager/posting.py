@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from taskrouter import errors
 from taskrouter.backends.base import Preflight
-from taskrouter.demands import demands_of, surely_longer
+from taskrouter.demands import demands_of, fields_of, surely_longer
 from taskrouter.manager.pipelines import Pipelines
 from taskrouter.manager.recording import Recorder
 from taskrouter.manager.refusals import error_of
@@ -195,7 +195,12 @@ class Posting:
         if known.lacks and (lacking := demands_of(request) & known.lacks.keys()):
             # Tools and the like are asked for by ``extra`` too, which would say less.
             first = min(lacking, key=lambda each: (each == "extra", each))
-            return errors.UnsupportedInput(f"{self.requests[key].label} takes no {first}: {known.lacks[first]}")
+            fields = fields_of(request) if first == "extra" else ()
+            takes_no = ", ".join(fields)[:200] or first
+            return errors.UnsupportedInput(
+                f"{self.requests[key].label} takes no {takes_no}: {known.lacks[first]}",
+                param=fields[0] if len(fields) == 1 else None,
+            )
         if known.context is not None and (least := surely_longer(request, known.context)) is not None:
             return errors.ContextTooLong(
                 f"the request has at least {least} tokens, and the context of {self.requests[key].label} is "

@@ -877,7 +877,7 @@ PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk=
     [
         ({"lacks": ["image"]}, [{"role": "user", "content": [PICTURE]}], None, "takes no image: it is scripted so"),
         ({"lacks": ["tools"]}, "hi", {"tools": [{"type": "function"}]}, "takes no tools: it is scripted so"),
-        ({"lacks": ["extra"]}, "hi", {"response_format": {}}, "takes no extra: it is scripted so"),
+        ({"lacks": ["extra"]}, "hi", {"response_format": {}}, "takes no response_format: it is scripted so"),
         ({"lacks": ["extra", "tools"]}, "hi", {"tools": [{"type": "function"}]}, "takes no tools: it is scripted so"),
         ({"context": 10}, "ab" * 44, None, "has at least 11 tokens, and the context of near is 10"),
     ],

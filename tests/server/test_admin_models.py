@@ -170,3 +170,15 @@ def test_a_change_is_made_whole_though_whoever_asked_goes_away(file: Path) -> No
         wait_for(lambda: ("", "", "gone", 1) in shared(served).metrics.requests())
         served.loop.call_soon_threadsafe(backend.resume, "two")
         wait_for(lambda: ok(served, "/admin/status")["tasks"]["say"]["selected"] == "two")
+
+
+def test_what_failed_is_told_the_admin_in_full_and_callers_in_their_own_terms(served: Served) -> None:
+    status, found, _ = call(served, "/admin/tasks/bad/load", {"wait": True})
+    assert (status, found["error"]["code"]) == (502, "load_failed")
+    assert "scripted to fail" in found["error"]["message"]
+    status, found, headers = ask(served, "bad")
+    said = found["error"]["message"]
+    assert (status, found["error"]["code"]) == (502, "load_failed")
+    assert said.startswith("bad/broken failed to load: ask again later, ask for another option")
+    assert "scripted to fail" not in said
+    assert said.endswith(f"The server's log says more, under {headers['x-request-id']}.")

@@ -34,7 +34,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stop_sequences": [""]}, "stop_sequences"),
     ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking can't be asked for"),
     ({"container": "c", "mcp_servers": []}, "container, mcp_servers: this server can't do"),
-    ({"model": None}, "model is NoneType"),
+    ({"model": None}, "model is missing"),
     ({"messages": None}, "messages must be a list"),
     ({"messages": []}, "messages must be a list"),
     ({"messages": {}}, "messages must be a list"),

@@ -44,13 +44,16 @@ def asked(served: Served, path: str, body: Any, headers: dict[str, str] | None =
     [
         (b"", "no JSON"),
         (b"{", "no JSON"),
-        (b"[]", "an object is wanted"),
-        (b'"text"', "an object is wanted"),
+        (b"[]", "the body is a list; an object is wanted"),
+        (b"null", "the body is null; an object is wanted"),
+        (b"true", "the body is true; an object is wanted"),
+        (b'"text"', "the body is a text; an object is wanted"),
+        (b"0.5", "the body is a number; an object is wanted"),
         (b"nan", "no JSON"),
         (b'{"model": "say", "messages": "\xff"}', "no JSON"),
-        ({}, "model is NoneType"),
-        ({"model": 3}, "model is int"),
-        ({"model": ["say"]}, "model is list"),
+        ({}, "model is missing"),
+        ({"model": 3}, "model is a number"),
+        ({"model": ["say"]}, "model is a list"),
         ({"model": "say"}, "messages must be a list"),
         ({"model": "say", "messages": "hello"}, "messages must be a list"),
         ({"model": "say", "messages": []}, "messages is empty"),
@@ -78,6 +81,13 @@ def test_a_chat_that_is_none_is_told_what_is_wrong(served: Served, body: Any, sa
 def test_a_model_that_is_none_is_not_found(served: Served, model: str) -> None:
     status, data = asked(served, CHAT, chat(model))
     assert status in (400, 404), data
+
+
+def test_a_default_that_no_file_names_is_told(served: Served) -> None:
+    for model in ("default", "default/parrot"):
+        status, data = asked(served, CHAT, chat(model))
+        assert (status, data["error"]["code"]) == (404, "unknown_task")
+        assert "no default_task is set in models.yaml" in data["error"]["message"]
 
 
 def test_embeddings_of_nonsense_are_refused(served: Served) -> None:
@@ -194,6 +204,35 @@ def test_what_is_not_there_is_said_in_the_same_shape(served: Served, method: str
     found, data = asked(served, path, b"", method=method)
     assert found == status, data
     assert data["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/chat/completions", "did you mean /v1/chat/completions? The base URL of this client ends in /v1"),
+        ("/tasks/say", "did you mean /v1/tasks/say?"),
+        ("/v1/v1/messages", "did you mean /v1/messages? Leave out the /v1 at the end of the base URL"),
+        ("/v1/admin/reload", "did you mean /admin/reload? Leave out the /v1"),
+        ("/v1/nothing", ""),
+        ("/nothing", ""),
+    ],
+)
+def test_a_base_url_with_a_v1_too_much_or_too_little_is_told(served: Served, path: str, says: str) -> None:
+    status, data = asked(served, path, b"{}")
+    assert status == 404
+    assert data["error"]["message"].startswith(f"there is nothing at {path!r}")
+    assert says in data["error"]["message"]
+    assert bool(says) == ("did you mean" in data["error"]["message"])
+
+
+@pytest.mark.parametrize(
+    ("path", "theirs"),
+    [("/v1/messages/batches", True), ("/v1/v1/messages", True), ("/messages", True), ("/v1/messagesx", False)],
+)
+def test_what_is_not_there_below_anthropics_paths_is_said_in_its_shape(served: Served, path: str, theirs: bool) -> None:
+    status, data = asked(served, path, b"{}")
+    assert status == 404
+    assert (data.get("type") == "error") == theirs
 
 
 def test_nothing_is_logged_that_should_not_be(served: Served, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from taskrouter import connect, errors
 from taskrouter.client import Client
+from taskrouter.client.transport import checked_url
 from taskrouter.verbs import (
     ChatChunk,
     Usage,
@@ -97,6 +98,13 @@ def test_something_else_that_answers_there_is_told_apart(server: Stub, answer: w
     server.answer = strange
     with pytest.raises(errors.ServerUnreachable, match=server.url):
         run(server, lambda client: client.handle("t").generate("x"))
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_an_address_may_be_that_of_an_openai_client(end: str) -> None:
+    assert checked_url(f"http://127.0.0.1:8733{end}") == "http://127.0.0.1:8733"
+    assert checked_url(f"https://host/behind{end}") == "https://host/behind"
+    assert checked_url(f"http://host/v10{end}") == "http://host/v10"
 
 
 def test_nobody_there_is_one_short_sentence() -> None:

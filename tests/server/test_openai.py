@@ -17,6 +17,7 @@ TASKS: dict[str, Any] = {
         "options": {
             "parrot": {"framework": "fake", "model_id": "p", "vram_gb": 1},
             "giant": {"framework": "fake", "model_id": "g", "vram_gb": 100},
+            "plain": {"framework": "fake", "model_id": "t", "vram_gb": 1, "engine_args": {"lacks": ["extra", "tools"]}},
         },
     },
     "write": {
@@ -44,7 +45,8 @@ def ask(client: openai.OpenAI, model: str = "say", text: str = "hello there", **
 
 
 def test_tasks_and_their_options_are_models(client: openai.OpenAI) -> None:
-    assert [each.id for each in client.models.list()] == ["say", "say/parrot", "say/giant", "write", "write/it"]
+    names = ["say", "say/parrot", "say/giant", "say/plain", "write", "write/it"]
+    assert [each.id for each in client.models.list()] == names
     assert client.models.retrieve("say/parrot").id == "say/parrot"
     with pytest.raises(openai.NotFoundError, match="there is no task 'nobody'"):
         client.models.retrieve("nobody")
@@ -108,3 +110,37 @@ def test_a_timeout_of_the_callers_own_is_held(client: openai.OpenAI, served: Ser
     for text in ("soon", "-1", "nan", "inf"):
         with pytest.raises(openai.BadRequestError, match="x-taskrouter-timeout"):
             ask(client, extra_headers={"x-taskrouter-timeout": text})
+    assert ask(client, extra_headers={"x-taskrouter-timeout": "1e12"}).choices  # as the library's own timeout may be
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"presence_penalty": 0.0, "frequency_penalty": 0.0, "n": 1.0},
+        {"logprobs": False, "top_logprobs": 0, "logit_bias": {}},
+        {"response_format": {"type": "text"}, "modalities": ["text"]},
+        {"tool_choice": "auto", "parallel_tool_calls": False},
+        {"tool_choice": "none", "tools": []},
+    ],
+)
+def test_fields_that_ask_for_nothing_are_asked_of_no_model(client: openai.OpenAI, more: dict[str, Any]) -> None:
+    assert ask(client, "say/plain", extra_body=more).choices[0].message.content == "plain: hello there"
+
+
+@pytest.mark.parametrize(
+    ("more", "said", "param"),
+    [
+        ({"n": 2}, "takes no n: ", "n"),
+        ({"n": True}, "takes no n: ", "n"),
+        ({"logprobs": 0}, "takes no logprobs: ", "logprobs"),
+        ({"tool_choice": "required"}, "takes no tool_choice: ", "tool_choice"),
+        ({"n": 2, "seeds": [1], "presence_penalty": 0}, "takes no n, seeds: ", None),
+        ({"tools": [{"type": "function"}], "tool_choice": "none"}, "takes no tools, tool_choice: ", None),
+    ],
+)
+def test_fields_that_a_model_does_not_know_are_named(
+    client: openai.OpenAI, more: dict[str, Any], said: str, param: str | None
+) -> None:
+    with pytest.raises(openai.UnprocessableEntityError, match=said) as caught:
+        ask(client, "say/plain", extra_body=more)
+    assert caught.value.param == param

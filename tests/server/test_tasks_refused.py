@@ -87,7 +87,7 @@ def test_what_is_wrong_with_a_form_is_said(served: Served, fields: tuple[str, ..
     [
         ("text/plain", b"x", 415, "'text/plain'"),
         ("", b"x", 415, "says nothing"),
-        ("application/x-www-form-urlencoded", b"image=x", 415, "a task takes"),
+        ("application/x-www-form-urlencoded", b"image=x", 415, "curl with --json in place of -d"),
         ("multipart/form-data", b"x", 400, "boundary"),
         ("multipart/form-data; boundary=" + "b" * 300, b"x", 400, "can't be read"),
         ("multipart/form-data; boundary=b", b"no form", 400, "can't be read"),

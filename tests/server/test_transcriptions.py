@@ -220,7 +220,7 @@ FILE, MODEL = ('name="file"; filename="a.wav"', SOUND), ('name="model"', b"hear"
         (form(FILE, *[MODEL] * 70), FORM, 400, b"Too many fields"),
         (form(("filename=x", b"")), FORM, 400, b"can't be read"),
         (form((f'name="{"x" * 100_000}"', b"")), FORM, 400, b"can't be read"),
-        (form(FILE), FORM, 400, b"model is NoneType"),
+        (form(FILE), FORM, 400, b"model is missing"),
         (form(MODEL, FILE), "multipart/form-data; boundary=" + "e" * 5000, 400, b""),
     ],
 )  # fmt: skip
