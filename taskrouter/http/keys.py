@@ -168,13 +168,14 @@ def _of_file(
                 path = ".".join(map(str, (number, *each["loc"])))
                 problems.append(Problem(where, 0, 0, path, each["msg"]))
             continue
-        key = read.key if read.key_env is None else environ.get(read.key_env)
-        if (read.key, read.key_env, read.sha256).count(None) != 2 or (key is None and read.sha256 is None):
-            problems.append(
-                Problem(
-                    where, 0, 0, str(number), "wants exactly one of key, key_env (a variable that is set) or sha256"
-                )
-            )
+        if (read.key, read.key_env, read.sha256).count(None) != 2:
+            problems.append(Problem(where, 0, 0, str(number), "wants exactly one of key, key_env or sha256"))
+            continue
+        key = read.key if read.key_env is None else environ.get(read.key_env, "")
+        if key is not None and len(key) < SHORTEST:
+            # An empty or short one would let anybody in.
+            has = f"has less than {SHORTEST} letters" if key else "isn't set, or is empty"
+            problems.append(Problem(where, 0, 0, f"{number}.key_env", f"the variable {read.key_env!r} {has}"))
             continue
         secret = _digest(key.encode()) if key is not None else bytes.fromhex(read.sha256 or "")
         tasks = None if read.tasks is None else frozenset(read.tasks)
@@ -182,12 +183,12 @@ def _of_file(
 
 
 def _shown(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The key of a request: a bearer token, or Anthropic's ``x-api-key``."""
+    """The key of a request: a bearer token, or Anthropic's ``x-api-key``. An empty one is none."""
     value = headers.get(b"authorization")
     if value is not None:
         scheme, _, token = value.partition(b" ")
-        return token.strip() if scheme.lower() == b"bearer" else None
-    return headers.get(b"x-api-key")
+        return (token.strip() or None) if scheme.lower() == b"bearer" else None
+    return headers.get(b"x-api-key") or None
 
 
 def _digest(key: bytes) -> bytes:

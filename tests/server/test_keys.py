@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_keys_of_a_file_are_bounded(tmp_path: Path) -> None:
         ("[{name: a, key: short}]", "0.key"),
         (f"[{{name: a, key: {ONE}}}, {{name: b, key: {ONE}}}]", "the key of 'b' is there twice"),
         ("[{name: a}]", "exactly one of key, key_env"),
-        ("[{name: a, key_env: UNSET}]", "exactly one of key, key_env"),
+        ("[{name: a, key_env: UNSET}]", "0.key_env: the variable 'UNSET' isn't set, or is empty"),
         (f"[{{name: a, key: {ONE}, requests_per_minute: 0}}]", "0.requests_per_minute"),
     ],
 )
@@ -95,6 +96,23 @@ def test_a_file_that_is_wrong_says_where_and_never_shows_a_key(tmp_path: Path, r
         read(file)
     assert says in str(caught.value)
     assert ONE not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "says"), [("", "'WEB_KEY' isn't set, or is empty"), ("x", "has less than 16 letters")])
+def test_an_empty_or_short_variable_is_no_key(tmp_path: Path, key: str, says: str) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text("[{name: web, key_env: WEB_KEY}]")
+    with pytest.raises(ConfigError, match=says):
+        read(file, WEB_KEY=key)
+
+
+def test_an_empty_key_is_never_the_one_that_is_looked_up() -> None:
+    keys = Keys({hashlib.sha256(b"").digest(): Caller("nobody")}, hashlib.sha256(b"").digest())
+    for headers in (bearer(""), {b"authorization": b"Bearer"}, {b"x-api-key": b""}):
+        for check in (keys.caller, keys.check_admin, keys.check_reader):
+            with pytest.raises(Refused) as caught:
+                check(headers)
+            assert caught.value.status == 401
 
 
 def test_short_keys_and_missing_files_are_refused(tmp_path: Path) -> None:
