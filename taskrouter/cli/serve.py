@@ -24,11 +24,15 @@ def serve(file: Path | None, *, host: str | None, port: int | None, as_json: boo
             f"the server needs {', '.join(missing)}, which isn't installed: pip install 'taskrouter[server]'"
         )
     from taskrouter.http import serving
+    from taskrouter.http.keys_file import check_tasks
 
     path = which_file(file)
     manager = ModelManager(path)
     settings, traces = manager.catalog.server, manager.catalog.telemetry
     keys = serving.keys_of(manager)
+    if settings.api_keys_file is not None:
+        # Only now: a reload that takes a task away must not keep a key that was taken away, too.
+        check_tasks(Path(manager.config_path).parent / settings.api_keys_file, manager.tasks)
     host, port = settings.host if host is None else host, settings.port if port is None else port
     serving.check_address(host, keys, Path(manager.config_path))
     try:

@@ -9,35 +9,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taskrouter.errors import ConfigError, Problem
 from taskrouter.http.failing import Refused
-
-SHORTEST = 16
-"""Letters of a key: shorter ones can be guessed."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class KeyFields(BaseModel):
-    """One key of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$")]
-    key: Annotated[str, Field(min_length=SHORTEST)] | None = None
-    key_env: str | None = None
-    sha256: Annotated[str, Field(pattern=_SHA256.pattern)] | None = None
-    tasks: tuple[str, ...] | None = None
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    max_concurrency: Annotated[int, Field(ge=1)] | None = None
-    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+from taskrouter.http.keys_file import SHORTEST, read_keys_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,39 +125,20 @@ def _of_environment(
 
 def _of_file(
     file: Path | None, environ: Mapping[str, str], problems: list[Problem]
-) -> Iterable[tuple[str, bytes, Caller]]:
+) -> Iterator[tuple[str, bytes, Caller]]:
     if file is None:
         return
-    where = str(file)
     try:
-        data: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        # Not the error's own words: those of YAML quote the line.
-        problems.append(Problem(where, 0, 0, "", f"can't be read ({type(error).__name__})"))
+        found = read_keys_file(file, environ)
+    except ConfigError as error:
+        problems += error.problems
         return
-    if not isinstance(data, list):
-        problems.append(Problem(where, 0, 0, "", "wants a list of keys, each with a name and a key, key_env or sha256"))
-        return
-    for number, entry in enumerate(data):
-        try:
-            read = KeyFields.model_validate(entry)
-        except ValidationError as error:
-            for each in error.errors(include_input=False, include_url=False):
-                path = ".".join(map(str, (number, *each["loc"])))
-                problems.append(Problem(where, 0, 0, path, each["msg"]))
-            continue
-        if (read.key, read.key_env, read.sha256).count(None) != 2:
-            problems.append(Problem(where, 0, 0, str(number), "wants exactly one of key, key_env or sha256"))
-            continue
-        key = read.key if read.key_env is None else environ.get(read.key_env, "")
-        if key is not None and len(key) < SHORTEST:
-            # An empty or short one would let anybody in.
-            has = f"has less than {SHORTEST} letters" if key else "isn't set, or is empty"
-            problems.append(Problem(where, 0, 0, f"{number}.key_env", f"the variable {read.key_env!r} {has}"))
-            continue
-        secret = _digest(key.encode()) if key is not None else bytes.fromhex(read.sha256 or "")
+    for secret, read in found:
         tasks = None if read.tasks is None else frozenset(read.tasks)
-        yield where, secret, Caller(read.name, tasks, read.requests_per_minute, read.max_concurrency, read.priority)
+        yield (
+            str(file), secret,
+            Caller(read.name, tasks, read.requests_per_minute, read.max_concurrency, read.priority),
+        )  # fmt: skip
 
 
 def _shown(headers: Mapping[bytes, bytes]) -> bytes | None:

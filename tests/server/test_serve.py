@@ -141,6 +141,13 @@ def test_a_key_that_was_taken_out_of_its_file_opens_nothing_after_a_reload(tmp_p
         assert server.get("/v1/models", OTHER)[0] == 200, "those that were go on"
 
 
+def test_a_key_for_a_task_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys.yaml").write_text(json.dumps([{"name": "other", "key": OTHER, "tasks": ["sai"]}]))
+    status, text = refused(written(tmp_path, TASKS, server={"port": 0, "api_keys_file": "keys.yaml"}))
+    assert status == 2
+    assert "there is no task 'sai' (did you mean 'say'?)" in text
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
 def test_others_may_not_reach_a_server_that_asks_nobody_for_a_key(tmp_path: Path, host: str) -> None:
     status, text = refused(written(tmp_path, TASKS), "--host", host, "--port", "0")
