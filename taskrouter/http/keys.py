@@ -38,10 +38,14 @@ ANYBODY = Caller("anybody")
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """All keys, by the SHA-256 of each: looking one up tells by its time nothing of the key. ``admin`` is a hash."""
+    """All keys, by the SHA-256 of each: looking one up tells by its time nothing of the key.
+
+    ``admin`` is a hash; ``admin_key_env`` names the variable that holds it, for messages.
+    """
 
     callers: Mapping[bytes, Caller] = field(default_factory=dict)
     admin: bytes | None = None
+    admin_key_env: str = "TASKROUTER_ADMIN_KEY"
 
     def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
         """Whose key a request shows. Raises ``Refused`` (401)."""
@@ -61,17 +65,20 @@ class Keys:
             digest: known if (known := before.callers.get(digest)) == caller else caller
             for digest, caller in self.callers.items()
         }
-        return Keys(callers, self.admin)
+        return Keys(callers, self.admin, self.admin_key_env)
 
     def check_admin(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises ``Refused``: 403 where no admin key is set, 401 for another one."""
+        """Raises ``Refused``: 403 where no admin key is set, 401 where none was sent, or another one."""
         if self.admin is None:
-            raise Refused(
-                403, "the admin API is off: no admin key is in the server's environment", code="admin_api_off"
-            )
+            text = f"the admin API is off: set {self.admin_key_env} in the server's environment, and start it again"
+            raise Refused(403, text, code="admin_api_off")
         shown = _shown(headers)
-        if shown is None or not hmac.compare_digest(_digest(shown), self.admin):
-            raise Refused(401, "that is not the admin key", code="invalid_admin_key")
+        if shown is None:
+            text = "no admin key was sent: send Authorization: Bearer <key>, the one of the server's "
+            raise Refused(401, text + self.admin_key_env, code="no_admin_key")
+        if not hmac.compare_digest(_digest(shown), self.admin):
+            text = f"that is not the admin key: it is the one of {self.admin_key_env} in the server's environment"
+            raise Refused(401, text, code="invalid_admin_key")
 
     def check_reader(self, headers: Mapping[bytes, bytes]) -> None:
         """Whether a request may read what is counted of all tasks: the admin, and callers that may ask all.
@@ -107,7 +114,7 @@ def read_keys(environ: Mapping[str, str], *, api_keys_env: str, admin_key_env: s
         problems.append(Problem(f"${admin_key_env}", 0, 0, "", "the admin key is a caller's key, too"))
     if problems:
         raise ConfigError(problems)
-    return Keys(callers, None if admin is None else _digest(admin.encode()))
+    return Keys(callers, None if admin is None else _digest(admin.encode()), admin_key_env)
 
 
 def _of_environment(

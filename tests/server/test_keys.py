@@ -44,7 +44,7 @@ def test_keys_of_the_environment_have_names_or_numbers() -> None:
 def test_without_keys_anybody_may_ask_and_nobody_may_administer() -> None:
     keys = read()
     assert keys.caller({}) is ANYBODY
-    with pytest.raises(Refused, match="the admin API is off") as caught:
+    with pytest.raises(Refused, match="the admin API is off: set ADMIN in the server's environment") as caught:
         keys.check_admin(bearer(ADMIN))
     assert caught.value.status == 403
 
@@ -52,10 +52,14 @@ def test_without_keys_anybody_may_ask_and_nobody_may_administer() -> None:
 def test_the_admin_key_is_another() -> None:
     keys = read(KEYS=ONE, ADMIN=ADMIN)
     keys.check_admin(bearer(ADMIN))
-    for headers in ({}, bearer(ONE)):
-        with pytest.raises(Refused) as caught:
-            keys.check_admin(headers)
-        assert caught.value.status == 401
+    for headers, code, says in (
+        ({}, "no_admin_key", "no admin key was sent"), (bearer(""), "no_admin_key", "no admin key was sent"),
+        (bearer(ONE), "invalid_admin_key", "that is not the admin key"),
+    ):  # fmt: skip
+        for each in (keys, keys.with_callers_of(Keys())):
+            with pytest.raises(Refused, match=f"{says}.* ADMIN") as caught:
+                each.check_admin(headers)
+            assert (caught.value.status, caught.value.code) == (401, code)
     with pytest.raises(Refused):
         keys.caller(bearer(ADMIN))
 
