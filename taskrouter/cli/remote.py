@@ -97,7 +97,8 @@ def unload(url: str, task: str, option: str | None, *, force: bool, as_json: boo
         url, task, option, lambda client, task, option: client.unload_model(task, force=force, option=option),
         f"unloading {task}", None,
     )  # fmt: skip
-    return _told(done, f"{_name(done, task, option)} is unloaded", as_json=as_json)
+    how = "was not loaded" if done.get("unloaded") is False else "is unloaded"
+    return _told(done, f"{_name(done, task, option)} {how}", as_json=as_json)
 
 
 def remove(url: str, task: str, option: str | None, *, force: bool, dry_run: bool, as_json: bool) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import socket
 import sys
 from pathlib import Path
 
@@ -38,10 +40,13 @@ def serve(file: Path | None, *, host: str | None, port: int | None, as_json: boo
     try:
         listening = serving.listen(host, port)
     except OSError as error:
-        raise BadInput(f"can't listen on {host}:{port}: {error.strerror or error}; choose another --port") from error
+        # Where the name is looked up, or isn't this machine's, no port would do.
+        other = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        text = f"can't listen on {_at(host, port)}: {error.strerror or error}"
+        raise BadInput(f"{text}; choose another {'--host' if other else '--port'}") from error
     with listening:
         found = listening.getsockname()[1]
-        shown = f"http://[{host}]:{found}" if ":" in host else f"http://{host}:{found}"
+        shown = f"http://{_at(host, found)}"
         if as_json:
             print_json({"ok": True, "url": shown, "file": str(manager.config_path)})
         else:
@@ -57,3 +62,9 @@ def serve(file: Path | None, *, host: str | None, port: int | None, as_json: boo
         finally:
             provider.shutdown()
     return Exit.OK
+
+
+def _at(host: str, port: int) -> str:
+    """An address as URLs have it: IPv6 in brackets, with which it may have been given."""
+    bare = host.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"

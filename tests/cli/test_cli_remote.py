@@ -89,6 +89,8 @@ def test_a_server_in_which_nothing_moves_is_no_success(server: Stub, cli: Cli, a
          {"wait": True, "option": "giant", "timeout_s": 5.0}, {}, "say/giant is ready"),
         (("load", "say", "--no-wait"), "load", {"wait": False}, {"operation": "7-1"}, "say loads (operation 7-1)"),
         (("unload", "say"), "unload", {"force": False}, {"option": "parrot"}, "say/parrot is unloaded"),
+        (("unload", "say"), "unload", {"force": False}, {"option": "parrot", "unloaded": False},
+         "say/parrot was not loaded"),
         (("unload", "say", "--force", "--option", "giant"), "unload", {"force": True, "option": "giant"}, {},
          "say/giant is unloaded"),
         (("remove", "say"), "remove", {"force": False, "dry_run": False},
