@@ -21,6 +21,7 @@ from taskrouter.errors import (
     BadInput,
     ConfigError,
     NotExternal,
+    ServerRefused,
     TaskRouterError,
     UnknownOption,
     UnknownTask,
@@ -56,7 +57,9 @@ def exit_code(error: TaskRouterError) -> Exit:
 
 def error_data(error: TaskRouterError) -> dict[str, Any]:
     """An error for programs."""
-    data: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "status": error.status_hint}
+    # What another server said is told as it said it.
+    status = error.status if isinstance(error, ServerRefused) else error.status_hint
+    data: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "status": status}
     if error.retry_after_s is not None:
         data["retry_after_s"] = error.retry_after_s
     if isinstance(error, ConfigError):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from taskrouter.cli.exits import Exit
 from taskrouter.cli.printing import amount, console, print_json, waiting
 from taskrouter.client import Client, connect
-from taskrouter.errors import ServerUnreachable
+from taskrouter.client.client import ADMIN_KEY
+from taskrouter.errors import BadInput, ServerRefused, ServerUnreachable, UnknownTask
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,17 +18,45 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+READ_S = 10.0
+"""How long the server may be silent where it only tells what it knows."""
 QUICK_S = 60.0
-"""How long the server may be silent where it has nothing to wait for; what waits for a model is ended by a person."""
+"""How long where it changes something, and has nothing to wait for; what waits for a model is ended by a person."""
 
 
-def _asked(url: str, ask: Callable[[Client], Awaitable[T]], what: str, silent_s: float | None = QUICK_S) -> T:
+def _asked(url: str, ask: Callable[[Client], Awaitable[T]], what: str, silent_s: float | None) -> T:
     async def main() -> T:
         async with connect(url, timeout_s=silent_s) as client:
             return await ask(client)
 
     with waiting(what):
-        return asyncio.run(main())
+        try:
+            return asyncio.run(main())
+        except ServerRefused as error:
+            if error.code != "no_admin_key":
+                raise
+            text = f"{url} wants its admin key, and none was sent: set {ADMIN_KEY} here to the server's"
+            raise ServerRefused(text, status=error.status, code=error.code) from error
+
+
+def _asked_of(
+    url: str, task: str, option: str | None, ask: Callable[[Client, str, str | None], Awaitable[T]], what: str,
+    silent_s: float | None,
+) -> tuple[T, str, str | None]:  # fmt: skip
+    """Ask of a task and an option of it; what was answered, and whose names these are.
+
+    ``task/option`` names both, where the server has no task of that whole name.
+    """
+    try:
+        return _asked(url, lambda client: ask(client, task, option), what, silent_s), task, option
+    except (UnknownTask, ServerRefused) as error:
+        of, slash, named = task.partition("/")
+        nothing_there = isinstance(error, UnknownTask) or error.status == 404
+        if not (nothing_there and of and slash and named):
+            raise
+        if option is not None and option != named:
+            raise BadInput(f"{task} names the option {named!r}, and another one is given: {option!r}") from error
+    return _asked(url, lambda client: ask(client, of, named), what, silent_s), of, named
 
 
 def status(url: str, *, as_json: bool) -> int:
@@ -37,7 +66,7 @@ def status(url: str, *, as_json: bool) -> int:
         return await client.status(), (await client.models())["models"]
 
     try:
-        seen, options = _asked(url, both, "asking the server")
+        seen, options = _asked(url, both, "asking the server", READ_S)
         healthy = bool(seen["healthy"])
         if as_json:
             print_json({"ok": healthy, "url": url, "status": seen, "models": options})
@@ -52,8 +81,10 @@ def status(url: str, *, as_json: bool) -> int:
 
 def load(url: str, task: str, option: str | None, timeout: float | None, *, wait: bool, as_json: bool) -> int:
     """Load a model. Raises what loading raises."""
-    done = _asked(
-        url, lambda client: client.load_model(task, option=option, wait=wait, timeout=timeout), f"loading {task}", None
+    done, task, option = _asked_of(
+        url, task, option, lambda client, task, option: client.load_model(
+            task, option=option, wait=wait, timeout=timeout
+        ), f"loading {task}", None,
     )  # fmt: skip
     if wait:
         return _told(done, f"{_name(done, task, option)} is ready{_seconds(done)}", as_json=as_json)
@@ -62,17 +93,20 @@ def load(url: str, task: str, option: str | None, timeout: float | None, *, wait
 
 def unload(url: str, task: str, option: str | None, *, force: bool, as_json: bool) -> int:
     """Unload a model."""
-    done = _asked(
-        url, lambda client: client.unload_model(task, force=force, option=option), f"unloading {task}", None
+    done, task, option = _asked_of(
+        url, task, option, lambda client, task, option: client.unload_model(task, force=force, option=option),
+        f"unloading {task}", None,
     )  # fmt: skip
-    return _told(done, f"{_name(done, task, option)} is unloaded", as_json=as_json)
+    how = "was not loaded" if done.get("unloaded") is False else "is unloaded"
+    return _told(done, f"{_name(done, task, option)} {how}", as_json=as_json)
 
 
 def remove(url: str, task: str, option: str | None, *, force: bool, dry_run: bool, as_json: bool) -> int:
     """Delete a model's files. Raises ``FilesKept`` and its kin, ``RemovalFailed``."""
-    done = _asked(
-        url, lambda client: client.remove_files(task, option=option, force=force, dry_run=dry_run),
-        f"deleting the files of {task}", None,
+    done, task, option = _asked_of(
+        url, task, option, lambda client, task, option: client.remove_files(
+            task, option=option, force=force, dry_run=dry_run
+        ), f"deleting the files of {task}", None,
     )  # fmt: skip
     return _told(done, _removed(done, task, option), as_json=as_json)
 
@@ -98,13 +132,16 @@ def select(url: str, task: str, option: str, *, persist: bool, as_json: bool) ->
 
 def pin(url: str, task: str, option: str | None, *, off: bool, as_json: bool) -> int:
     """Pin a model, or unpin it."""
-    done = _asked(url, lambda client: client.pin_model(task, not off, option=option), "asking the server")
+    done, task, option = _asked_of(
+        url, task, option, lambda client, task, option: client.pin_model(task, not off, option=option),
+        "asking the server", QUICK_S,
+    )  # fmt: skip
     return _told(done, f"{_name(done, task, option)} is {'no longer ' if off else ''}pinned", as_json=as_json)
 
 
 def explain(url: str, task: str, *, as_json: bool) -> int:
     """Print what was decided."""
-    text = _asked(url, lambda client: client.explain(task), "asking the server")
+    text = _asked(url, lambda client: client.explain(task), "asking the server", READ_S)
     return _told({"task": task, "text": text}, text, as_json=as_json)
 
 

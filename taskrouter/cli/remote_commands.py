@@ -17,6 +17,7 @@ _Url = Annotated[
 ]
 _HERE = "http://127.0.0.1:8700"
 _Task = Annotated[str, typer.Argument(help="A task of the server.")]
+_TaskOrOption = Annotated[str, typer.Argument(metavar="TASK[/OPTION]", help="A task of the server.")]
 _Option = Annotated[str | None, typer.Option("--option", help="Another option of the task than the selected one.")]
 
 
@@ -35,7 +36,7 @@ def status(url: _Url = _HERE, as_json: Json = False) -> int:
 @remote.command(epilog=EPILOG)
 @guarded
 def load(
-    task: _Task,
+    task: _TaskOrOption,
     option: _Option = None,
     timeout: Annotated[
         float | None, typer.Option(min=0, help="Seconds to wait for the model to be ready; default max_wait_s.")
@@ -53,7 +54,7 @@ def load(
 @remote.command(epilog=EPILOG)
 @guarded
 def unload(
-    task: _Task,
+    task: _TaskOrOption,
     option: _Option = None,
     force: Annotated[bool, typer.Option("--force", help="Calls at work are told to stop, not waited for.")] = False,
     url: _Url = _HERE,
@@ -68,7 +69,7 @@ def unload(
 @remote.command(epilog=EPILOG)
 @guarded
 def remove(
-    task: _Task,
+    task: _TaskOrOption,
     option: _Option = None,
     force: Annotated[bool, typer.Option("--force", help="Unload it first, its calls stopped.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
@@ -102,7 +103,7 @@ def select(
 @remote.command(epilog=EPILOG)
 @guarded
 def pin(
-    task: _Task,
+    task: _TaskOrOption,
     option: _Option = None,
     off: Annotated[bool, typer.Option("--off", help="Unpin it.")] = False,
     url: _Url = _HERE,

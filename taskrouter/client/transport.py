@@ -176,7 +176,7 @@ class Transport:
         except TaskRouterError:
             raise  # some are a TimeoutError or a ConnectionError, too
         except TimeoutError as error:
-            raise ServerUnreachable(f"{self.url} {_silent(error)}") from error
+            raise ServerUnreachable(f"{self.url} {_silent(error, silence_s or self._timeout_s)}") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise self._unreachable(error) from error
 
@@ -214,12 +214,13 @@ def _reason(error: Exception) -> str:
     return os.strerror(number) if number > 0 else getattr(cause, "strerror", None) or "no connection"
 
 
-def _silent(error: TimeoutError) -> str:
+def _silent(error: TimeoutError, silence_s: float | None) -> str:
     import aiohttp
 
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return f"can't be reached: no connection within {CONNECT_S:g} s"
-    return "has said nothing for longer than the client's timeout_s: raise it, or look at the server"
+    long = "too long" if silence_s is None else f"{silence_s:g} s"
+    return f"has said nothing for {long} (the client's timeout_s): is that a taskrouter server, and does it still work?"
 
 
 def checked_url(url: str) -> str:

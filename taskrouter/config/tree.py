@@ -63,20 +63,23 @@ class Node:
         return self.text if isinstance(self.value, bool) and self.text.lower() in YAML_BOOLEANS else ""
 
 
-def read_tree(data: bytes, *, file: str) -> tuple[Node, list[Problem]]:
+def read_tree(
+    data: bytes, *, file: str, what: str = "models.yaml", begin: str = "write at least one task under tasks:"
+) -> tuple[Node, list[Problem]]:
     """Parse one document; return its tree and the problems that don't keep it from being read further.
 
-    Raises ``ConfigError`` for what can't be read at all.
+    ``what`` it should be, and how to ``begin`` an empty one, stand in messages. Raises ``ConfigError`` for what can't
+    be read at all.
     """
-    return _Reader(file).read(decode(data, file=file))
+    return _Reader(file, what, begin).read(decode(data, file=file, what=what, begin=begin))
 
 
-def decode(data: bytes, *, file: str) -> str:
+def decode(data: bytes, *, file: str, what: str, begin: str) -> str:
     """Text of the file; raises ``ConfigError`` for anything that isn't a small UTF-8 text."""
     if len(data) > MAX_BYTES:
-        raise refuse(file, f"the file is over {MAX_BYTES // 1024} KiB: this is no models.yaml")
+        raise refuse(file, f"the file is over {MAX_BYTES // 1024} KiB: this is no {what}")
     if not data.strip():
-        raise refuse(file, "the file is empty", "write at least one task under tasks:")
+        raise refuse(file, "the file is empty", begin)
     if b"\0" in data:
         raise refuse(file, "the file holds NUL bytes: it is binary or UTF-16", "save it as UTF-8 text")
     try:
@@ -107,8 +110,10 @@ class _Open:
 class _Reader:
     """One pass over the events of one document."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, what: str, begin: str) -> None:
         self._file = file
+        self._what = what
+        self._begin = begin
         self._problems: list[Problem] = []
         self._anchors: dict[str, Node | None] = {}
         self._stack: list[_Open] = []
@@ -134,7 +139,7 @@ class _Reader:
             elif isinstance(event, yaml.CollectionEndEvent):
                 self._end()
         if self._root is None or (self._root.kind == "scalar" and self._root.value is None):
-            raise refuse(self._file, "the file is empty but for comments", "write at least one task under tasks:")
+            raise refuse(self._file, "the file is empty but for comments", self._begin)
         return self._root, self._problems
 
     def _events(self, text: str) -> Iterator[Any]:
@@ -275,7 +280,7 @@ class _Reader:
     def _count(self, line: int, column: int) -> None:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise refuse(self._file, f"more than {MAX_NODES:,} values: this is no models.yaml", "", line, column)
+            raise refuse(self._file, f"more than {MAX_NODES:,} values: this is no {self._what}", "", line, column)
 
     def _problem(self, line: int, column: int, message: str, hint: str = "") -> None:
         self._problems.append(Problem(self._file, line, column, join(self._path()), message, hint))

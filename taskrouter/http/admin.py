@@ -19,6 +19,8 @@ from taskrouter.spend import SpendUnreadable, default_path, read_spent
 from taskrouter.spend.grouping import COLUMNS, first_day, grouped, rows_of, summed
 
 MOST_DAYS = 36_500
+_NOT_THERE = ("disk", "cooldown")
+"""States of a model of which nothing is loaded."""
 
 
 # --- what is there ----------------------------------------------------------------------------------------------------
@@ -85,11 +87,15 @@ async def operation(state: State, exchange: Exchange, name: str) -> None:
 
 
 async def unload(state: State, exchange: Exchange, task: str) -> None:
-    """``POST /admin/tasks/{task}/unload``: answers once its bytes are free."""
+    """``POST /admin/tasks/{task}/unload``: answers once its bytes are free. ``unloaded``: it was there before."""
     body = await body_of(exchange, bodies.Unload)
-    found = state.manager.target(task, body.option)
+    found = state.manager.local_target(task, body.option)
+    was = _state(state, found.key)
     await _whole(state, state.manager.unload_model(task, force=body.force, option=found.option))
-    await exchange.answer({"task": found.task, "option": found.option, "state": _state(state, found.key)})
+    await exchange.answer(
+        {"task": found.task, "option": found.option, "state": _state(state, found.key),
+         "unloaded": was not in _NOT_THERE}
+    )  # fmt: skip
 
 
 async def remove(state: State, exchange: Exchange, task: str) -> None:

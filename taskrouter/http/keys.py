@@ -9,35 +9,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taskrouter.errors import ConfigError, Problem
 from taskrouter.http.failing import Refused
-
-SHORTEST = 16
-"""Letters of a key: shorter ones can be guessed."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class KeyFields(BaseModel):
-    """One key of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[\w.@-]+$")]
-    key: Annotated[str, Field(min_length=SHORTEST)] | None = None
-    key_env: str | None = None
-    sha256: Annotated[str, Field(pattern=_SHA256.pattern)] | None = None
-    tasks: tuple[str, ...] | None = None
-    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
-    max_concurrency: Annotated[int, Field(ge=1)] | None = None
-    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+from taskrouter.http.keys_file import SHORTEST, read_keys_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +38,14 @@ ANYBODY = Caller("anybody")
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """All keys, by the SHA-256 of each: looking one up tells by its time nothing of the key. ``admin`` is a hash."""
+    """All keys, by the SHA-256 of each: looking one up tells by its time nothing of the key.
+
+    ``admin`` is a hash; ``admin_key_env`` names the variable that holds it, for messages.
+    """
 
     callers: Mapping[bytes, Caller] = field(default_factory=dict)
     admin: bytes | None = None
+    admin_key_env: str = "TASKROUTER_ADMIN_KEY"
 
     def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
         """Whose key a request shows. Raises ``Refused`` (401)."""
@@ -83,17 +65,20 @@ class Keys:
             digest: known if (known := before.callers.get(digest)) == caller else caller
             for digest, caller in self.callers.items()
         }
-        return Keys(callers, self.admin)
+        return Keys(callers, self.admin, self.admin_key_env)
 
     def check_admin(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises ``Refused``: 403 where no admin key is set, 401 for another one."""
+        """Raises ``Refused``: 403 where no admin key is set, 401 where none was sent, or another one."""
         if self.admin is None:
-            raise Refused(
-                403, "the admin API is off: no admin key is in the server's environment", code="admin_api_off"
-            )
+            text = f"the admin API is off: set {self.admin_key_env} in the server's environment, and start it again"
+            raise Refused(403, text, code="admin_api_off")
         shown = _shown(headers)
-        if shown is None or not hmac.compare_digest(_digest(shown), self.admin):
-            raise Refused(401, "that is not the admin key", code="invalid_admin_key")
+        if shown is None:
+            text = "no admin key was sent: send Authorization: Bearer <key>, the one of the server's "
+            raise Refused(401, text + self.admin_key_env, code="no_admin_key")
+        if not hmac.compare_digest(_digest(shown), self.admin):
+            text = f"that is not the admin key: it is the one of {self.admin_key_env} in the server's environment"
+            raise Refused(401, text, code="invalid_admin_key")
 
     def check_reader(self, headers: Mapping[bytes, bytes]) -> None:
         """Whether a request may read what is counted of all tasks: the admin, and callers that may ask all.
@@ -129,7 +114,7 @@ def read_keys(environ: Mapping[str, str], *, api_keys_env: str, admin_key_env: s
         problems.append(Problem(f"${admin_key_env}", 0, 0, "", "the admin key is a caller's key, too"))
     if problems:
         raise ConfigError(problems)
-    return Keys(callers, None if admin is None else _digest(admin.encode()))
+    return Keys(callers, None if admin is None else _digest(admin.encode()), admin_key_env)
 
 
 def _of_environment(
@@ -147,47 +132,29 @@ def _of_environment(
 
 def _of_file(
     file: Path | None, environ: Mapping[str, str], problems: list[Problem]
-) -> Iterable[tuple[str, bytes, Caller]]:
+) -> Iterator[tuple[str, bytes, Caller]]:
     if file is None:
         return
-    where = str(file)
     try:
-        data: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        # Not the error's own words: those of YAML quote the line.
-        problems.append(Problem(where, 0, 0, "", f"can't be read ({type(error).__name__})"))
+        found = read_keys_file(file, environ)
+    except ConfigError as error:
+        problems += error.problems
         return
-    if not isinstance(data, list):
-        problems.append(Problem(where, 0, 0, "", "wants a list of keys, each with a name and a key, key_env or sha256"))
-        return
-    for number, entry in enumerate(data):
-        try:
-            read = KeyFields.model_validate(entry)
-        except ValidationError as error:
-            for each in error.errors(include_input=False, include_url=False):
-                path = ".".join(map(str, (number, *each["loc"])))
-                problems.append(Problem(where, 0, 0, path, each["msg"]))
-            continue
-        key = read.key if read.key_env is None else environ.get(read.key_env)
-        if (read.key, read.key_env, read.sha256).count(None) != 2 or (key is None and read.sha256 is None):
-            problems.append(
-                Problem(
-                    where, 0, 0, str(number), "wants exactly one of key, key_env (a variable that is set) or sha256"
-                )
-            )
-            continue
-        secret = _digest(key.encode()) if key is not None else bytes.fromhex(read.sha256 or "")
+    for secret, read in found:
         tasks = None if read.tasks is None else frozenset(read.tasks)
-        yield where, secret, Caller(read.name, tasks, read.requests_per_minute, read.max_concurrency, read.priority)
+        yield (
+            str(file), secret,
+            Caller(read.name, tasks, read.requests_per_minute, read.max_concurrency, read.priority),
+        )  # fmt: skip
 
 
 def _shown(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """The key of a request: a bearer token, or Anthropic's ``x-api-key``."""
+    """The key of a request: a bearer token, or Anthropic's ``x-api-key``. An empty one is none."""
     value = headers.get(b"authorization")
     if value is not None:
         scheme, _, token = value.partition(b" ")
-        return token.strip() if scheme.lower() == b"bearer" else None
-    return headers.get(b"x-api-key")
+        return (token.strip() or None) if scheme.lower() == b"bearer" else None
+    return headers.get(b"x-api-key") or None
 
 
 def _digest(key: bytes) -> bytes:

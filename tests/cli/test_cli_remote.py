@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,6 +89,8 @@ def test_a_server_in_which_nothing_moves_is_no_success(server: Stub, cli: Cli, a
          {"wait": True, "option": "giant", "timeout_s": 5.0}, {}, "say/giant is ready"),
         (("load", "say", "--no-wait"), "load", {"wait": False}, {"operation": "7-1"}, "say loads (operation 7-1)"),
         (("unload", "say"), "unload", {"force": False}, {"option": "parrot"}, "say/parrot is unloaded"),
+        (("unload", "say"), "unload", {"force": False}, {"option": "parrot", "unloaded": False},
+         "say/parrot was not loaded"),
         (("unload", "say", "--force", "--option", "giant"), "unload", {"force": True, "option": "giant"}, {},
          "say/giant is unloaded"),
         (("remove", "say"), "remove", {"force": False, "dry_run": False},
@@ -151,6 +154,67 @@ def test_what_the_server_refuses_is_said(server: Stub, cli: Cli, command: tuple[
         result = cli(*command, "--json")
         assert (result.code, result.err) == (exit_code, "taskrouter: so it is\n")
         assert result.data["error"]["type"] == kind
+        if kind == "ServerRefused":
+            assert result.data["error"]["status"] == status
+
+
+def test_a_key_that_was_not_sent_is_said_to_be_none(server: Stub, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(request: web.Request) -> web.Response:
+        return web.json_response({"error": {"message": "none", "code": "no_admin_key"}}, status=401)
+
+    server.answer = refuse
+    monkeypatch.delenv("TASKROUTER_ADMIN_KEY")
+    result = cli("status", "--json")
+    text = f"{server.url} wants its admin key, and none was sent: set TASKROUTER_ADMIN_KEY here to the server's"
+    assert (result.code, result.err) == (1, f"taskrouter: {text}\n")
+    assert result.data["error"] == {"type": "ServerRefused", "message": text, "status": 401}
+
+
+@pytest.mark.parametrize(
+    ("command", "body"),
+    [
+        (("load", "--option", "parrot"), {"wait": True, "option": "parrot"}),
+        (("load",), {"wait": True, "option": "parrot"}), (("unload",), {"force": False, "option": "parrot"}),
+        (("remove",), {"force": False, "dry_run": False, "option": "parrot"}),
+        (("pin",), {"pinned": True, "option": "parrot"}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("code", ["unknown_task", "not_found"])
+def test_a_task_and_its_option_may_be_one_name(
+    server: Stub, cli: Cli, command: tuple[str, ...], body: Any, code: str
+) -> None:
+    name, *more = command
+    gone = {"error": {"message": "there is nothing", "code": code}}
+    answering(server, {f"tasks/say/{name}": {"repo": "o/p"}})
+    known = server.answer
+    assert known is not None
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        whole = request.raw_path == f"/admin/tasks/say%2Fparrot/{name}"
+        return web.json_response(gone, status=404) if whole else await known(request)
+
+    server.answer = answer
+    result = cli(name, "say/parrot", *more)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("say/parrot")
+    assert told(server) == ("POST", f"/admin/tasks/say/{name}", body)
+    assert cli(name, "say/parrot", "--option", "giant").code == 2
+    assert cli(name, "say/", *more).code in (1, 2)
+
+
+@pytest.mark.parametrize("command", [("status",), ("explain", "say")])
+def test_a_server_that_never_answers_is_given_up(
+    server: Stub, cli: Cli, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    async def never(request: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    server.answer = never
+    monkeypatch.setattr("taskrouter.cli.remote.READ_S", 0.1)
+    result = cli(*command)
+    assert result.code == 1
+    assert result.err.startswith(f"taskrouter: {server.url} has said nothing for 0.1 s")
 
 
 @pytest.mark.parametrize("answer", [{}, {"status": 7}, {**STATUS, "devices": 7}, {**STATUS, "devices": {"cpu": {}}}])

@@ -75,7 +75,8 @@ def test_unloading_waits_for_calls_at_work_unless_it_is_forced(file: Path) -> No
         return [what for what, _ in backend.events].count("call-start")
 
     with serving(file, keys(), fake=backend) as served:
-        assert ok(served, unload, {}) == {"task": "say", "option": "one", "state": "disk"}
+        done = {"task": "say", "option": "one", "state": "disk"}
+        assert ok(served, unload, {}) == {**done, "unloaded": False}
         with beside(ask, served) as first:
             wait_for(lambda: calls() == 1)
             with beside(ok, served, unload, {}) as gone:
@@ -83,7 +84,7 @@ def test_unloading_waits_for_calls_at_work_unless_it_is_forced(file: Path) -> No
                 assert not gone.done()
                 served.loop.call_soon_threadsafe(backend.resume, "one")
                 assert first.result(20)[0] == 200
-                assert gone.result(20) == {"task": "say", "option": "one", "state": "disk"}
+                assert gone.result(20) == {**done, "unloaded": True}
         with beside(ask, served) as second:
             wait_for(lambda: calls() == 2)
             assert ok(served, unload, {"force": True})["state"] == "disk"
@@ -96,7 +97,8 @@ def test_another_option_than_the_selected_one_is_unloaded_where_it_is_named(serv
     ok(served, "/admin/tasks/say/load", {"option": "one", "wait": True})
     ok(served, "/admin/tasks/say/unload", {"option": "one"})
     assert (state(served, "it"), state(served, "one")) == ("ready", "disk")
-    assert ok(served, "/admin/tasks/say/unload", {"option": "out"})["state"] == "external"
+    status, found, _ = call(served, "/admin/tasks/say/unload", {"option": "out"})
+    assert (status, found["error"]["message"]) == (400, "say/out is an external API: it has no model here")
 
 
 def test_the_least_recently_used_is_evicted(served: Served) -> None:

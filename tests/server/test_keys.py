@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from taskrouter.errors import ConfigError
 from taskrouter.http.failing import Refused
 from taskrouter.http.keys import ANYBODY, Caller, Keys, read_keys
+from taskrouter.http.keys_file import check_tasks
 from taskrouter.http.limits import MOST_STEPS, Limits
 
 ONE, TWO, ADMIN = "one-long-enough-key", "two-long-enough-key", "admin-long-enough-key"
@@ -42,7 +44,7 @@ def test_keys_of_the_environment_have_names_or_numbers() -> None:
 def test_without_keys_anybody_may_ask_and_nobody_may_administer() -> None:
     keys = read()
     assert keys.caller({}) is ANYBODY
-    with pytest.raises(Refused, match="the admin API is off") as caught:
+    with pytest.raises(Refused, match="the admin API is off: set ADMIN in the server's environment") as caught:
         keys.check_admin(bearer(ADMIN))
     assert caught.value.status == 403
 
@@ -50,10 +52,14 @@ def test_without_keys_anybody_may_ask_and_nobody_may_administer() -> None:
 def test_the_admin_key_is_another() -> None:
     keys = read(KEYS=ONE, ADMIN=ADMIN)
     keys.check_admin(bearer(ADMIN))
-    for headers in ({}, bearer(ONE)):
-        with pytest.raises(Refused) as caught:
-            keys.check_admin(headers)
-        assert caught.value.status == 401
+    for headers, code, says in (
+        ({}, "no_admin_key", "no admin key was sent"), (bearer(""), "no_admin_key", "no admin key was sent"),
+        (bearer(ONE), "invalid_admin_key", "that is not the admin key"),
+    ):  # fmt: skip
+        for each in (keys, keys.with_callers_of(Keys())):
+            with pytest.raises(Refused, match=f"{says}.* ADMIN") as caught:
+                each.check_admin(headers)
+            assert (caught.value.status, caught.value.code) == (401, code)
     with pytest.raises(Refused):
         keys.caller(bearer(ADMIN))
 
@@ -78,14 +84,24 @@ def test_keys_of_a_file_are_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ("{", "can't be read"),
-        ("{name: a}", "wants a list"),
-        (f"[{{name: a, key: {ONE}, task: [x]}}]", "0.task"),
-        ("[{name: a, key: short}]", "0.key"),
-        (f"[{{name: a, key: {ONE}}}, {{name: b, key: {ONE}}}]", "the key of 'b' is there twice"),
+        ("{", "keys.yaml:2:1: this is not YAML"),
+        ("{name: a}", "keys.yaml:1:1: the file is no list (write a list of keys"),
+        ("[]", "the file holds no key"),
+        ("# none yet", "the file is empty but for comments (write a list of keys"),
+        (f"[{ONE}]", "expected a mapping"),
+        (f"- name: a\n  key: {ONE}\n  task: [x]", "keys.yaml:3:3: 0.task: unknown key (did you mean 'tasks'?)"),
+        (f"- name: a\n  key: {ONE}\n  tasks: []", "keys.yaml:3:3: 0.tasks: expected at least one entry"),
+        (f"- name: a\n  key: {ONE}\n  key: {TWO}", "keys.yaml:3:3: 0.key: the key stands twice: first in line 2"),
+        ("[{name: a, key: short}]", "0.key: expected text of at least 16 letters"),
+        ("[{name: a, key: 12345678901234567}]", "letters (put it in quotes)"),
+        (f"[{{name: {ONE} and, key: {TWO}}}]", "0.name: expected 1 to 64 letters"),
+        (f"[{{name: a, sha256: {ONE}}}]", "0.sha256: expected the 64 hex digits"),
+        (f"- {{name: a, key: {ONE}}}\n- {{name: b, key: {ONE}}}", "keys.yaml:2:3: 1: the key of 'b' is there twice"),
+        (f"- {{name: a, key: {ONE}}}\n- {{name: a, key: {TWO}}}", "there is another key of the name 'a', in line 1"),
         ("[{name: a}]", "exactly one of key, key_env"),
-        ("[{name: a, key_env: UNSET}]", "exactly one of key, key_env"),
-        (f"[{{name: a, key: {ONE}, requests_per_minute: 0}}]", "0.requests_per_minute"),
+        ("[{name: a, key_env: UNSET}]", "0.key_env: the variable UNSET isn't set, or is empty"),
+        (f"[{{name: a, key_env: {ONE}}}]", "0.key_env: the variable that it names isn't set"),
+        (f"[{{name: a, key: {ONE}, requests_per_minute: 0}}]", "0.requests_per_minute: expected a number of 1 or more"),
     ],
 )
 def test_a_file_that_is_wrong_says_where_and_never_shows_a_key(tmp_path: Path, rows: str, says: str) -> None:
@@ -95,6 +111,32 @@ def test_a_file_that_is_wrong_says_where_and_never_shows_a_key(tmp_path: Path, r
         read(file)
     assert says in str(caught.value)
     assert ONE not in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "says"), [("", "WEB_KEY isn't set, or is empty"), ("x", "has less than 16 letters")])
+def test_an_empty_or_short_variable_is_no_key(tmp_path: Path, key: str, says: str) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text("[{name: web, key_env: WEB_KEY}]")
+    with pytest.raises(ConfigError, match=says):
+        read(file, WEB_KEY=key)
+
+
+def test_an_empty_key_is_never_the_one_that_is_looked_up() -> None:
+    keys = Keys({hashlib.sha256(b"").digest(): Caller("nobody")}, hashlib.sha256(b"").digest())
+    for headers in (bearer(""), {b"authorization": b"Bearer"}, {b"x-api-key": b""}):
+        for check in (keys.caller, keys.check_admin, keys.check_reader):
+            with pytest.raises(Refused) as caught:
+                check(headers)
+            assert caught.value.status == 401
+
+
+def test_tasks_that_are_none_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text(f"- name: a\n  key: {ONE}\n  tasks: [say, sya]\n- {{name: b, key: {TWO}}}")
+    with pytest.raises(ConfigError) as caught:
+        check_tasks(file, ("say", "look"))
+    assert str(caught.value) == f"{file}:3:16: 0.tasks.1: there is no task 'sya' (did you mean 'say'?)"
+    check_tasks(file, ("say", "sya"))
 
 
 def test_short_keys_and_missing_files_are_refused(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_model_is_loaded_pinned_replaced_and_unloaded(served: Served, capsys: 
     assert row(capsys, "parrot")["state"] == "ready"
     assert cli(capsys, "pin", "say")[:2] == (0, "say/parrot is pinned\n")
     assert row(capsys, "parrot")["pinned"] is True
-    assert cli(capsys, "pin", "say", "--off")[0] == 0
+    assert cli(capsys, "pin", "say/parrot", "--off")[:2] == (0, "say/parrot is no longer pinned\n")
     assert row(capsys, "parrot")["pinned"] is False
     assert cli(capsys, "select", "say", "mouse", "--persist")[0] == 0
     assert yaml.safe_load(Path(served.manager.config_path).read_text())["tasks"]["say"]["selected"] == "mouse"

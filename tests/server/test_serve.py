@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -141,11 +142,44 @@ def test_a_key_that_was_taken_out_of_its_file_opens_nothing_after_a_reload(tmp_p
         assert server.get("/v1/models", OTHER)[0] == 200, "those that were go on"
 
 
+def test_a_key_for_a_task_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys.yaml").write_text(json.dumps([{"name": "other", "key": OTHER, "tasks": ["sai"]}]))
+    status, text = refused(written(tmp_path, TASKS, server={"port": 0, "api_keys_file": "keys.yaml"}))
+    assert status == 2
+    assert "there is no task 'sai' (did you mean 'say'?)" in text
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
 def test_others_may_not_reach_a_server_that_asks_nobody_for_a_key(tmp_path: Path, host: str) -> None:
     status, text = refused(written(tmp_path, TASKS), "--host", host, "--port", "0")
     assert status == 2
     assert "no API keys are set" in text
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as tried:
+            tried.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_is_shown_as_urls_have_it(tmp_path: Path, host: str) -> None:
+    with program(written(tmp_path, TASKS), "--host", host, "--port", "0") as server:
+        assert server.url.startswith("http://[::1]:")
+        assert server.get("/health")[0] == 200
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "192.0.2.1"])
+def test_a_host_that_is_not_this_machine_is_said_to_be_wrong_and_not_the_port(tmp_path: Path, host: str) -> None:
+    status, text = refused(written(tmp_path, TASKS), "--host", host, "--port", "0", TASKROUTER_API_KEYS=f"one={KEY}")
+    assert status == 2
+    assert f"can't listen on {host}:0: " in text
+    assert text.endswith("; choose another --host\n")
 
 
 @pytest.mark.slow
