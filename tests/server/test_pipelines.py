@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from taskrouter import connect, errors
 from taskrouter.backends.fake import FakeBackend
 from taskrouter.client import Client
 from taskrouter.http import streaming
+from taskrouter.http.pipelines import MOST_DEEP
 
 from .administering import ok, shared
 from .client_holding import run, until
@@ -132,6 +134,31 @@ def test_how_long_it_lasted_is_no_answers_time(served: Served) -> None:
     counts = shared(served).metrics
     seen(lambda: list(counts.requests()) == [("", "", "2xx", 1)])
     assert not counts.answers
+
+
+def test_only_so_many_are_inside_each_other(served: Served) -> None:
+    with ExitStack() as entered:
+        said: dict[str, str] = {}
+        for _ in range(MOST_DEEP):
+            holder = entered.enter_context(opened(served, "/v1/pipelines", {"tasks": STEPS}, headers=said))
+            said = {PIPELINE: holder.event()["pipeline"]}
+        assert refused(post(served, "/v1/pipelines", {"tasks": STEPS}, pipeline=said[PIPELINE])) == (400, "bad_input")
+        assert post(served, "/v1/tasks/hear", pipeline=said[PIPELINE])[0] == 200
+        assert left(served) == ["<Pipeline see → tell>"] * MOST_DEEP
+
+
+def test_those_that_have_ended_do_not_count(served: Served) -> None:
+    holder, said = None, dict[str, str]()
+    for _ in range(MOST_DEEP + 2):
+        with ExitStack() as entered:
+            inner = entered.enter_context(opened(served, "/v1/pipelines", {"tasks": STEPS}, headers=said))
+            said = {PIPELINE: inner.event()["pipeline"]}
+            if holder is not None:
+                holder.close()
+                seen(lambda: len(left(served)) == 1)
+            holder = entered.pop_all()
+    assert holder is not None
+    holder.close()
 
 
 # --- by the client ----------------------------------------------------------------------------------------------------
