@@ -47,6 +47,7 @@ class Comings(Lastings[Coming]):
 
 async def pipelines(state: State, exchange: Exchange) -> None:
     """``POST /v1/pipelines``."""
+    state.check_outside(exchange)
     body = await body_of(exchange, bodies.Pipeline)
     caller = exchange.caller
     assert caller is not None
