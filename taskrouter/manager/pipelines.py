@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, Token
 from math import inf
 from types import TracebackType
@@ -21,6 +21,21 @@ PATIENCE_S = 300.0
 
 _RUN: ContextVar[Pipeline | None] = ContextVar("_RUN", default=None)
 """The pipeline that the caller is in."""
+
+
+def current() -> Pipeline | None:
+    """The pipeline that the caller is in, the innermost."""
+    return _RUN.get()
+
+
+@contextmanager
+def inside(run: Pipeline | None) -> Iterator[None]:
+    """What is asked in this block counts for this pipeline, or for none, whatever the caller's context says."""
+    token = _RUN.set(run)
+    try:
+        yield
+    finally:
+        _RUN.reset(token)
 
 
 class Pipelines:
@@ -132,17 +147,12 @@ class Pipeline:
             with suppress(ValueError):
                 _RUN.reset(token)
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> AbstractContextManager[None]:
         """What is asked in this block counts, too: for whoever is in another context than the one that entered.
 
         Any number of such blocks may be open at once, also after the end: then they say nothing.
         """
-        token = _RUN.set(self)
-        try:
-            yield
-        finally:
-            _RUN.reset(token)
+        return inside(self)
 
     def tell(self) -> None:
         """Say what is left, on the manager's loop."""
