@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from opentelemetry import propagate, trace
-from opentelemetry.context import Context, get_current
+from opentelemetry.context import Context, attach, create_key, get_current, set_value
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer, TracerProvider
 
 from taskrouter.errors import BadInput, CallFailed, MissingDependency
@@ -44,6 +44,9 @@ EVICT_LRU_MODEL = "evict_lru_model"
 
 GAVE_UP = "gave_up"
 """The event of a waiting span whose caller went away."""
+
+_REQUEST = create_key("taskrouter-request")
+"""The server's span of the request that a context is of."""
 
 EXPORT_TIMEOUT_S = 3.0
 FLUSH_TIMEOUT_S = 5.0
@@ -140,7 +143,16 @@ def start_request_span(tracer: Tracer, headers: Mapping[bytes, bytes], method: s
         f"{method} {route}", parent, kind=SpanKind.SERVER,
         attributes={"http.request.method": method, "http.route": route},
     )  # fmt: skip
-    return span, trace.set_span_in_context(span, parent)
+    return span, set_value(_REQUEST, span, trace.set_span_in_context(span, parent))
+
+
+def leave_request() -> None:
+    """A request begins. Servers may begin it in the context of the one before it on the same connection, whose span is
+    none of its own; what a middleware has begun for it is.
+    """
+    current = get_current()
+    if current and trace.get_current_span(current) is current.get(_REQUEST):
+        attach(Context())
 
 
 def end_request_span(span: Span, status: int, **facts: Unpack[Facts]) -> None:

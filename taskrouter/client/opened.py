@@ -65,6 +65,16 @@ class Opened:
             self.lost = error
             if not first.done():
                 first.set_exception(error)
+        except BaseException as error:
+            # Whatever it was, whoever waits for the first event mustn't wait for ever.
+            broken = ServerUnreachable(f"{self._what} at {where} ended before it was left: {error!r}")
+            broken.__cause__ = error
+            if isinstance(error, Exception):
+                self.lost = broken
+            if not first.done():
+                first.set_exception(broken)
+            if not isinstance(error, Exception):
+                raise
 
     async def ended(self, within_s: float) -> None:
         """Wait until it has ended, for so many seconds at most."""

@@ -41,6 +41,7 @@ from taskrouter.http.models import VERSION
 from taskrouter.http.state import State
 from taskrouter.http.transcriptions import transcriptions
 from taskrouter.manager import ModelManager
+from taskrouter.manager import pipelines as coming
 
 logger = logging.getLogger("taskrouter.http")
 
@@ -101,10 +102,11 @@ class Handler:
                 self._state.enter(exchange, exchange.caller, asyncio.get_running_loop().time())
                 entered = True
             fields = {name: str(value) for name, value in (scope.get("path_params") or {}).items()}
-            if exchange.pipeline is None:
+            # The server may begin a request in the context of the one before it on the same connection.
+            if exchange.pipeline is coming.current():
                 await self._endpoint(self._state, exchange, **fields)
             else:
-                with exchange.pipeline.inside():
+                with coming.inside(exchange.pipeline):
                     await self._endpoint(self._state, exchange, **fields)
         except Gone:
             pass
@@ -133,6 +135,7 @@ class Handler:
 
     def _traced(self, exchange: Exchange) -> tuple[Span | None, Token[Context] | None]:
         """Where anybody traces: the request's span, current from here on."""
+        telemetry.leave_request()
         tracing = self._state.tracing
         if not tracing.wants(exchange.headers):
             return None, None

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from taskrouter.http.state import State
 
 HEADER = b"x-taskrouter-pipeline"
+MOST_DEEP = 8
+"""Pipelines that may be inside each other: a request in the innermost moves all of them."""
 
 
 class Coming(Lasting):
@@ -45,10 +47,13 @@ class Comings(Lastings[Coming]):
 
 async def pipelines(state: State, exchange: Exchange) -> None:
     """``POST /v1/pipelines``."""
+    state.check_outside(exchange)
     body = await body_of(exchange, bodies.Pipeline)
     caller = exchange.caller
     assert caller is not None
     tasks = [_task(state.manager, caller, each) for each in body.tasks]
+    if exchange.pipeline is not None and exchange.pipeline.depth >= MOST_DEEP:
+        raise BadInput(f"{MOST_DEEP} pipelines are inside each other already, the most there may be: end one first")
     async with state.manager.pipeline(tasks) as pipeline:
         with state.pipelines.kept(Coming(caller, pipeline)) as coming:
             exchange.lasts = True

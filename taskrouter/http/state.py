@@ -27,6 +27,8 @@ _BASE64 = 4 / 3
 _BESIDE = 1 << 20
 RETRY_S = 10.0
 """When to ask again a server that is being drained: another one answers then, or this one does."""
+LEAST_PRIORITY = -1000
+"""What a caller may ask with at least: one that is there already goes no further back."""
 REFUSES = frozenset({409, 429, 500, 501, 502, 503, 504, 507})
 """What a request is answered where it wasn't the request's fault."""
 
@@ -102,20 +104,26 @@ class State:
         held, holds = exchange.lease, exchange.holds
         if held is not None:
             held.call_ended()
-            if held.left and not held.calls:
+            # Whichever of the calls it was that began first: one of those that are left has the lease's own place.
+            if held.left or held.calls:
                 self.limits.leave(caller)
+            return
         if holds is not None:
             holds.left = True
             if holds.calls:
                 return  # a call inside has its place
-        if exchange.counts:
-            self.limits.leave(caller)
+        self.limits.leave(caller)
 
     def check_open(self, exchange: Exchange) -> None:
         """Raises ``Refused`` (503) for new work while none is taken. To read what is there is no work."""
         if self.draining and exchange.scope["method"] == "POST":
             text = "the server takes no new work: it is being drained"
             raise Refused(503, text, code="draining", retry_after_s=RETRY_S)
+
+    def check_outside(self, exchange: Exchange) -> None:
+        """Raises ``BadInput`` for a request that says it is inside a lease, where that can't be."""
+        if exchange.lease is not None:
+            raise BadInput("x-taskrouter-lease goes with POST /v1/tasks/{task} and nothing else")
 
     def ended(self, exchange: Exchange, seconds: float) -> None:
         """A request has ended, however it did."""
@@ -134,12 +142,11 @@ class State:
 
     def asked(self, exchange: Exchange, model: Any) -> Asked:
         """Who is to answer a request that names this model; where there are several keys, each in its turn."""
-        if exchange.lease is not None:
-            raise BadInput("x-taskrouter-lease goes with POST /v1/tasks/{task} and nothing else")
+        self.check_outside(exchange)
         found = asked(self.manager, exchange, model)
         caller, task = exchange.caller, found.named.task
         if caller is not None and len(self.keys.callers) > 1 and not exchange.queued:
             exchange.queued = True
             own = self.manager.tasks[task].priority if found.priority is None else found.priority
-            found.priority = own - self.limits.queue(caller, task)
+            found.priority = max(own - self.limits.queue(caller, task), LEAST_PRIORITY)
         return found

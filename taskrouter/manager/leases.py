@@ -212,18 +212,19 @@ class Lease(Verbs):
             )
             # A ready model is granted in this very step; as a coroutine of its own that would cost half as much again.
             actions = performer.core.handle(event, now=now)
-            if len(actions) == 1 and type(actions[0]) is Grant:
+            granted = len(actions) == 1 and type(actions[0]) is Grant
+            if granted:
                 self.resident = performer.residents[target.key]
                 if performer.recorder is not None:
                     performer.recorder.open[ticket] = now, target.task, target.option, event.priority, now
-                if performer.pipelines is not None:
-                    performer.pipelines.asked(target.task)
             else:
                 self.resident = await performer.wait(event, actions, task=target.task, option=target.option)
                 now = performer.time()
             self.ticket = ticket
             # Not the lease itself: it must be collectable while it is held.
             self.manager.leases[ticket] = (now, self.where, target)
+            if granted and performer.pipelines is not None:
+                self._say_what_comes(performer)
         _HELD.set((*held, weakref.ref(self)))
         if get_current():
             telemetry.annotate_current(target.attributes)
@@ -259,6 +260,16 @@ class Lease(Verbs):
         release_from_anywhere(self._performer, self.ticket)
         # Last: where warnings are errors it raises.
         warnings.warn(f"{self!r}, taken {told_of(self.where)}, was never released", ResourceWarning, stacklevel=2)
+
+    def _say_what_comes(self, performer: Performer) -> None:
+        # Only now that the ticket is known: whatever goes wrong here mustn't cost the model its slot.
+        try:
+            if performer.pipelines is not None:
+                performer.pipelines.asked(self._target.task)
+        except BaseException:
+            self._release()
+            self.resident = None
+            raise
 
     def _release(self) -> None:
         ticket, self.ticket = self.ticket, None

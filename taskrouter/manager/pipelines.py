@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, Token
 from math import inf
 from types import TracebackType
@@ -21,6 +21,21 @@ PATIENCE_S = 300.0
 
 _RUN: ContextVar[Pipeline | None] = ContextVar("_RUN", default=None)
 """The pipeline that the caller is in."""
+
+
+def current() -> Pipeline | None:
+    """The pipeline that the caller is in, the innermost."""
+    return _RUN.get()
+
+
+@contextmanager
+def inside(run: Pipeline | None) -> Iterator[None]:
+    """What is asked in this block counts for this pipeline, or for none, whatever the caller's context says."""
+    token = _RUN.set(run)
+    try:
+        yield
+    finally:
+        _RUN.reset(token)
 
 
 class Pipelines:
@@ -100,6 +115,7 @@ class Pipeline:
         self._left = tasks
         self._current: str | None = None
         self._token: Token[Pipeline | None] | None = None
+        self._entered = self._ended = False
         self._outer: Pipeline | None = None
 
     def __repr__(self) -> str:
@@ -118,28 +134,25 @@ class Pipeline:
 
     def enter(self) -> None:
         """The caller, in its own context, is inside now. Raises ``RuntimeError`` for who enters twice."""
-        if self._token is not None:
+        if self._entered:
             raise RuntimeError("a pipeline is entered once; ask the manager for another one")
-        self._outer = _RUN.get()
+        self._entered = True
+        self._outer = _lasting(_RUN.get())
         self._token = _RUN.set(self)
 
     def leave(self) -> None:
         """The caller has left. In another context than it entered in (a generator's), that one is gone anyway."""
-        if self._token is not None:
+        token, self._token = self._token, None  # it would keep what was around this one
+        if token is not None:
             with suppress(ValueError):
-                _RUN.reset(self._token)
+                _RUN.reset(token)
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
+    def inside(self) -> AbstractContextManager[None]:
         """What is asked in this block counts, too: for whoever is in another context than the one that entered.
 
         Any number of such blocks may be open at once, also after the end: then they say nothing.
         """
-        token = _RUN.set(self)
-        try:
-            yield
-        finally:
-            _RUN.reset(token)
+        return inside(self)
 
     def tell(self) -> None:
         """Say what is left, on the manager's loop."""
@@ -148,7 +161,22 @@ class Pipeline:
     def end(self) -> None:
         """Nothing more is coming, on the manager's loop."""
         self._left = ()
+        self._ended = True
+        self._outer = _lasting(self._outer)
         self.pipelines.tell(self._source, (), 0.0)
+
+    @property
+    def depth(self) -> int:
+        """How many that last are inside each other here, this one the innermost."""
+        return sum(1 for _ in self._chain())
+
+    def _chain(self) -> Iterator[Pipeline]:
+        """This one and those around it that last, from the inside out."""
+        run: Pipeline | None = self
+        while run is not None:
+            yield run
+            run._outer = _lasting(run._outer)
+            run = run._outer
 
     def asked(self, task: str) -> None:
         """Go on behind the next step that is this task. The step it is at, and tasks of none, say nothing new.
@@ -156,9 +184,18 @@ class Pipeline:
         A step may take several tickets: ``get_model`` and then a call, a retry. Of a pipeline inside another one both
         go on.
         """
-        if self._outer is not None:
-            self._outer.asked(task)
+        for run in self._chain():
+            run._go_on(task)
+
+    def _go_on(self, task: str) -> None:
         if task != self._current and task in self._left:
             self._current = task
             self._left = self._left[self._left.index(task) + 1 :]
             self.tell()
+
+
+def _lasting(run: Pipeline | None) -> Pipeline | None:
+    """The first that hasn't ended, from here outwards: one that has is kept by none that is inside of it."""
+    while run is not None and run._ended:
+        run = run._outer
+    return run

@@ -135,11 +135,15 @@ class Posting:
         now = self.time()
         actions = self.core.handle(event, now=now)
         if len(actions) == 1 and type(actions[0]) is Grant:
-            if self.recorder is not None:
-                self.recorder.began(event, now if event.arrival is None else event.arrival, now, task, option)
-            if self.pipelines is not None and not event.background:
-                self.pipelines.asked(task)
-            return self.residents[event.key]
+            try:
+                if self.recorder is not None:
+                    self.recorder.began(event, now if event.arrival is None else event.arrival, now, task, option)
+                if self.pipelines is not None and not event.background:
+                    self.pipelines.asked(task)
+                return self.residents[event.key]
+            except BaseException:
+                self.release(event.ticket)  # nobody else knows of it yet
+                raise
         return await self.wait(event, actions, task=task, option=option, verb=verb, request=request)
 
     async def wait(
@@ -153,14 +157,16 @@ class Posting:
         traced = self.spans.on and self.spans.waiting(ticket, event.key, task=task, option=option)
         recorder = self.recorder
         since = self.time() if traced or recorder is not None else 0.0
-        if actions:
-            self.perform(actions)
-        if self.pipelines is not None and not event.background:
-            self.pipelines.asked(task)
+        waits = False
         try:
+            if actions:
+                self.perform(actions)
+            if self.pipelines is not None and not event.background:
+                self.pipelines.asked(task)
+            waits = True
             resident = await future
         except BaseException as error:
-            if self._waiters.pop(ticket, None) or not isinstance(error, errors.TaskRouterError):
+            if self._waiters.pop(ticket, None) or not waits or not isinstance(error, errors.TaskRouterError):
                 self.post(GiveUp(ticket))
             if traced:
                 self.spans.waited(ticket, error, waited_s=self.time() - since)

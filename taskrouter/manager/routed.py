@@ -244,10 +244,10 @@ class Router:
         if task.options[option].is_external:
             outside = self.externals.resident(task.task_name, option)
             turns = None if claim else self.externals.turns(task.task_name, option)
-            if turns is not None:
-                await turns.take(tried.ready_by)
             if self._performer.pipelines is not None:
                 self._performer.pipelines.asked(task.task_name)
+            if turns is not None:
+                await turns.take(tried.ready_by)
             return Taken(outside, None, target, routed, turns, self._performer.time() if turns is not None else 0.0)
         performer = self._performer
         event = Acquire(

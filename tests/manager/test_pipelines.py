@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 
 from taskrouter import ModelManager, errors
 from taskrouter.manager.handles import Model
-from taskrouter.manager.pipelines import Pipeline
+from taskrouter.manager.pipelines import Pipeline, Pipelines
 from tests.manager.acme import OPTION, Acme, Purse
 from tests.manager.stage import Stage, now, option, play, until
 
@@ -216,6 +219,109 @@ def test_external_steps_are_passed_by(tmp_path: Path) -> None:
         assert loaded(stage) == ["see"]
 
     stage = Stage(tmp_path, {**STEPS, "far": far}, pipelines={"p": ["far", "see"]})
+    stage.registry.register_provider("acme", Acme())
+    stage.manager = ModelManager(
+        stage.file, registry=stage.registry, machine=stage.machine, spend=Purse(), tracer_provider=None
+    )
+    play(stage, main)
+
+
+def test_any_number_inside_each_other_costs_no_stack(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        async with stage.manager.pipeline(["hear"]) as outermost, AsyncExitStack() as entered:
+            for _ in range(1500):
+                innermost = await entered.enter_async_context(stage.manager.pipeline([]))
+            assert innermost.depth == 1501
+            await Model(stage.manager, "hear").chat("hi")
+            assert repr(outermost) == "<Pipeline at its end>"
+            await entered.aclose()
+            assert (outermost.depth, innermost.depth) == (1, 2), "those between have ended"
+
+    play(staged(tmp_path), main)
+
+
+def test_one_that_has_ended_is_kept_by_none_inside_of_it(tmp_path: Path) -> None:
+    async def main(stage: Stage) -> None:
+        async def inside(outer: Pipeline, over: asyncio.Event, begun: asyncio.Future[Pipeline]) -> None:
+            with outer.inside():
+                async with stage.manager.pipeline(["hear"]) as inner:
+                    begun.set_result(inner)
+                    del outer, inner, begun
+                    await over.wait()
+
+        async with stage.manager.pipeline(["hear", "see"]) as first:
+            kept: list[weakref.ref[Pipeline]] = []
+            latest, earlier = first, None
+            for _ in range(5):
+                over, begun = asyncio.Event(), asyncio.get_running_loop().create_future()
+                task = asyncio.ensure_future(inside(latest, over, begun))
+                latest = await begun
+                kept.append(weakref.ref(latest))
+                if earlier is not None:
+                    earlier[1].set()
+                    await earlier[0]
+                earlier = task, over
+            del begun, task
+            assert latest.depth == 2
+            gc.collect()
+            assert [each() for each in kept[:3]] == [None] * 3  # who is inside of the next keeps that themselves
+            with latest.inside():
+                await Model(stage.manager, "hear").chat("hi")
+            assert repr(first) == "<Pipeline see>"
+            assert earlier is not None
+            earlier[1].set()
+            await earlier[0]
+
+    play(staged(tmp_path), main)
+
+
+@pytest.mark.parametrize("error", [RecursionError, errors.BadInput])
+def test_who_can_not_say_what_comes_keeps_no_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fails(self: Pipelines, task: str) -> None:
+        raise error("on purpose")
+
+    async def main(stage: Stage) -> None:
+        manager = stage.manager
+        handle, lease = Model(manager, "one", timeout=0), manager.lease("one", timeout=0)
+        async with manager.pipeline([]):
+            with monkeypatch.context() as broken:
+                broken.setattr(Pipelines, "asked", fails)
+                with pytest.raises(error):
+                    await Model(manager, "one").chat("hi")  # it would wait for the load
+            await Model(manager, "one").chat("hi")
+            with monkeypatch.context() as broken:
+                broken.setattr(Pipelines, "asked", fails)
+                for asked in (handle.chat("hi"), lease.__aenter__(), manager.lease("one").__aenter__()):
+                    with pytest.raises(error):
+                        await asked
+            assert stage.leases() == 0
+            with pytest.raises(RuntimeError, match="inside"):
+                await lease.chat("hi")
+            assert (await handle.chat("hi")).text == "one: hi"
+
+    play(Stage(tmp_path, {"one": {"kind": "chat", "vram_gb": 4, "load_s": 10, "slots": 1}}), main)
+
+
+def test_who_can_not_say_what_comes_keeps_no_turn_of_a_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Pipelines, task: str) -> None:
+        raise RecursionError("on purpose")
+
+    far = {"kind": "chat", "selected": "far", "options": {"far": {**OPTION, "max_concurrency": 1}}}
+
+    async def main(stage: Stage) -> None:
+        handle = Model(stage.manager, "far", timeout=1)
+        async with stage.manager.pipeline([]):
+            with monkeypatch.context() as broken:
+                broken.setattr(Pipelines, "asked", fails)
+                with pytest.raises(RecursionError):
+                    await handle.chat("hi")
+            await handle.chat("hi")
+
+    stage = Stage(tmp_path, {"far": far})
     stage.registry.register_provider("acme", Acme())
     stage.manager = ModelManager(
         stage.file, registry=stage.registry, machine=stage.machine, spend=Purse(), tracer_provider=None

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from .clients import CHAT, chat
+from taskrouter.backends.fake import FakeBackend
+
+from .clients import CHAT, Raw, chat, status_of
+from .holding import resume, task
 from .serving import keys, serving, written
 from .test_streams import seen
 
@@ -44,3 +48,17 @@ def test_a_key_with_one_request_waits_for_one_turn_of_a_key_with_many(tmp_path: 
     # By then at most ten were answered, and two at work or granted; of the rest each of the two waits for a few.
     assert places[1] < 16, places
     assert places[2] < 20, places
+
+
+def test_a_key_of_the_least_priority_may_have_several_under_way(tmp_path: Path) -> None:
+    known = tmp_path / "keys.yaml"
+    known.write_text(json.dumps([{"name": "least", "key": FEW, "priority": -1000}]))
+    file = written(tmp_path, {"say": task("slug", hang="call", slots=2)})
+    asking = {"authorization": f"Bearer {FEW}"}
+    with serving(file, keys(file=known), fake=FakeBackend()) as served, Raw(served.url) as one, Raw(served.url) as two:
+        one.ask(CHAT, chat(), asking)
+        two.ask(CHAT, chat(), asking)
+        assert served.backend is not None
+        seen(lambda: served.backend is not None and len(served.backend.labels("call-start")) == 2)
+        resume(served, "slug")
+        assert [status_of(each.until(b"}}")) for each in (one, two)] == [200, 200]

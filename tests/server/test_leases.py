@@ -158,6 +158,39 @@ def test_a_lease_and_a_call_inside_are_one_of_what_a_key_may_have_under_way(serv
     assert post(served, "/v1/tasks/say", key=ONE_ONLY)[0] == 200
 
 
+def test_whichever_call_inside_ends_first_those_left_count_as_so_many(served: Served) -> None:
+    def at_work() -> dict[str, int]:
+        return dict(shared(served).limits._at_work)
+
+    def started() -> int:
+        assert served.backend is not None
+        return len(served.backend.labels("call-start"))
+
+    asking = {"authorization": f"Bearer {API_KEY}"}
+    with Raw(served.url) as first, Raw(served.url) as second:
+        with leased(served, "slow") as (_, name):
+            (held,) = list(shared(served).leases)
+            first.ask("/v1/tasks/slow", CHAT, {**asking, LEASE: name})
+            seen(lambda: started() == 1)
+            second.ask("/v1/tasks/slow", CHAT, {**asking, LEASE: name})
+            seen(lambda: held.calls == 2)
+            assert at_work() == {"tests": 2}
+            resume(served, "slug")
+            first.until(b"}}")
+            seen(lambda: held.calls == 1)
+            assert at_work() == {"tests": 1}
+            seen(lambda: started() == 2)
+            first.ask("/v1/tasks/slow", CHAT, {**asking, LEASE: name})
+            seen(lambda: held.calls == 2)
+        seen(lambda: held.left)
+        assert at_work() == {"tests": 2}
+        resume(served, "slug")
+        assert status_of(second.until(b"}}")) == 200
+        # The other waited for its turn in a lease that was left meanwhile.
+        assert status_of(first.until(b"}}")) >= 400
+    seen(lambda: at_work() == {})
+
+
 def _forget(served: Served, name: str) -> None:
     """End a lease from the server's side, and wait until its own request has ended."""
     (held,) = list(shared(served).leases)

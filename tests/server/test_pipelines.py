@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from taskrouter import connect, errors
 from taskrouter.backends.fake import FakeBackend
 from taskrouter.client import Client
 from taskrouter.http import streaming
+from taskrouter.http.pipelines import MOST_DEEP
 
 from .administering import ok, shared
 from .client_holding import run, until
 from .clients import CHAT as CHAT_PATH
-from .clients import chat
-from .holding import PIPELINE, leased, leases, opened, post, refused, task
+from .clients import Raw, chat
+from .holding import CHAT, PIPELINE, leased, leases, opened, post, refused, task
 from .serving import API_KEY, Served, keys, serving, written
 from .test_streams import seen
 from .wire_stub import HEADERS, RESULTS, Stub
@@ -132,6 +134,54 @@ def test_how_long_it_lasted_is_no_answers_time(served: Served) -> None:
     counts = shared(served).metrics
     seen(lambda: list(counts.requests()) == [("", "", "2xx", 1)])
     assert not counts.answers
+
+
+def test_none_is_inside_a_lease(served: Served) -> None:
+    """It would have the lease's place, and begin while the server is drained."""
+    with leased(served, "hear") as (_, name):
+        for _ in range(2):
+            assert refused(post(served, "/v1/pipelines", {"tasks": STEPS}, lease=name)) == (400, "bad_input")
+            ok(served, "/admin/drain", {"draining": True})
+    seen(lambda: leases(served) == 0)
+
+
+def test_the_next_request_on_the_connection_is_not_inside(served: Served) -> None:
+    """It is sent at once, and the server begins it from within the end of the one before it."""
+    asking = {"authorization": f"Bearer {API_KEY}"}
+    with opened(served, "/v1/pipelines", {"tasks": STEPS}) as holder, Raw(served.url) as client:
+        said = {PIPELINE: holder.event()["pipeline"]}
+        client.ask("/v1/tasks/hear", CHAT, {**asking, **said})
+        client.ask("/v1/tasks/see", CHAT, asking)
+        client.ask("/v1/tasks/see/see", CHAT, asking)
+        assert b" 200 " in client.until(b'"verb":"chat","result":{"text":"see: hello"')
+        assert left(served) == ["<Pipeline see → tell>"]
+        client.ask("/v1/tasks/see", CHAT, {**asking, **said})
+        seen(lambda: left(served) == ["<Pipeline tell>"])
+
+
+def test_only_so_many_are_inside_each_other(served: Served) -> None:
+    with ExitStack() as entered:
+        said: dict[str, str] = {}
+        for _ in range(MOST_DEEP):
+            holder = entered.enter_context(opened(served, "/v1/pipelines", {"tasks": STEPS}, headers=said))
+            said = {PIPELINE: holder.event()["pipeline"]}
+        assert refused(post(served, "/v1/pipelines", {"tasks": STEPS}, pipeline=said[PIPELINE])) == (400, "bad_input")
+        assert post(served, "/v1/tasks/hear", pipeline=said[PIPELINE])[0] == 200
+        assert left(served) == ["<Pipeline see → tell>"] * MOST_DEEP
+
+
+def test_those_that_have_ended_do_not_count(served: Served) -> None:
+    holder, said = None, dict[str, str]()
+    for _ in range(MOST_DEEP + 2):
+        with ExitStack() as entered:
+            inner = entered.enter_context(opened(served, "/v1/pipelines", {"tasks": STEPS}, headers=said))
+            said = {PIPELINE: inner.event()["pipeline"]}
+            if holder is not None:
+                holder.close()
+                seen(lambda: len(left(served)) == 1)
+            holder = entered.pop_all()
+    assert holder is not None
+    holder.close()
 
 
 # --- by the client ----------------------------------------------------------------------------------------------------
@@ -252,6 +302,48 @@ def test_calls_inside_go_on_where_its_connection_breaks(server: Stub) -> None:
     run(server, work)
     said = [each["headers"].get(PIPELINE) for each in server.seen]
     assert said == [None, "it", None]
+
+
+def test_what_nobody_expected_is_raised_to_who_begins(server: Stub) -> None:
+    """A name that can be no header's: nobody waits for ever for what can't be asked."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b'data: {"pipeline": "a\\nb"}\n\n')
+        await asyncio.to_thread(server.closed.wait, 20)
+        return response
+
+    server.answer = answer
+
+    async def work(client: Client) -> None:
+        async with client.pipeline(["t"]):
+            with pytest.raises(errors.ServerUnreachable, match="the lease on"):
+                async with asyncio.timeout(20):
+                    await client.lease("t").__aenter__()
+        server.closed.set()
+
+    run(server, work)
+
+
+def test_who_begins_is_told_that_it_was_closed_meanwhile(server: Stub) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await asyncio.to_thread(server.closed.wait, 20)
+        return web.StreamResponse()
+
+    server.answer = answer
+
+    async def work(client: Client) -> None:
+        pipeline = client.pipeline(["t"])
+        beginning = asyncio.create_task(pipeline.begin())
+        await until(lambda: len(server.seen) == 1)
+        await pipeline.end()
+        with pytest.raises(errors.ServerUnreachable, match="the pipeline t"):
+            async with asyncio.timeout(20):
+                await beginning
+        server.closed.set()
+
+    run(server, work)
 
 
 def test_a_pipeline_without_a_name_is_none(server: Stub) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry import trace
+from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from taskrouter import telemetry
 from taskrouter.http import serving as serves
@@ -14,7 +18,9 @@ from taskrouter.http.keys import Keys
 from taskrouter.http.tracing import Tracing
 from taskrouter.manager import ModelManager
 
-from .serving import written
+from .administering import shared
+from .clients import CHAT, Raw, chat
+from .serving import API_KEY, keys, serving, written
 
 SENT = {b"traceparent": b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
@@ -84,3 +90,38 @@ async def test_a_server_bounds_them_unless_a_sampler_is_named(
     with serves.listen("127.0.0.1", 0) as listening, pytest.raises(Stop):
         await serves.serve(ModelManager(file), Keys(), listening)
     assert made == [bound]
+
+
+def test_the_next_request_on_the_connection_is_a_trace_of_its_own(file: Path) -> None:
+    """Both are sent at once: the server begins the second from within the end of the first, whose span is current."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    with serving(file, keys()) as served:
+        traced = shared(served).tracing
+        traced.tracer, traced._on = provider.get_tracer("test"), True
+        with Raw(served.url) as client:
+            for model in ("say", "nobody"):
+                client.ask(CHAT, chat(model), {"authorization": f"Bearer {API_KEY}"})
+            client.until(b"unknown_task")
+    spans: tuple[ReadableSpan, ...] = exporter.get_finished_spans()
+    assert [(each.name, each.parent) for each in spans] == [(f"POST {CHAT}", None)] * 2
+
+
+def test_only_the_span_of_another_request_is_left() -> None:
+    """What isn't a span has none either, and what a middleware began for it counts."""
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("test")
+    token = attach(Context())
+    try:
+        span, context = telemetry.start_request_span(tracer, {}, "POST", "/there")
+        attach(context)
+        assert trace.get_current_span() is span
+        telemetry.leave_request()
+        assert not get_current()
+        attach(context)
+        outer = tracer.start_span("a middleware's")
+        attach(trace.set_span_in_context(outer))
+        telemetry.leave_request()
+        assert trace.get_current_span() is outer
+    finally:
+        detach(token)
