@@ -55,7 +55,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_receive", "_room", "_send", "_task", "_watcher", "_watching", "asked", "caller", "counts", "gone", "headers",
+        "_receive", "_room", "_send", "_task", "_watcher", "_watching", "asked", "caller", "gone", "headers",
         "held", "holds", "id", "lasts", "lease", "path", "pipeline", "queued", "scope", "started", "status", "style",
     )  # fmt: skip
 
@@ -78,8 +78,6 @@ class Exchange:
         says nothing."""
         self.pipeline: Pipeline | None = None
         """The pipeline that it counts for."""
-        self.counts = False
-        """Whether it is one of what its key may have under way."""
         self.id = f"{_START}-{next(_NUMBERS)}"
         self.started = False
         self.status = 0

@@ -93,9 +93,7 @@ class State:
         if held is None or self.ending:
             self.check_open(exchange)
         # The first call inside a lease has the lease's own place.
-        counts = held is None or held.calls > 0
-        self.limits.enter(caller, now, counts=counts)
-        exchange.counts = counts
+        self.limits.enter(caller, now, counts=held is None or held.calls > 0)
         if held is not None:
             held.calls += 1
 

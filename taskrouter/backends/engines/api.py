@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import re
@@ -38,6 +39,8 @@ KEEP_ALIVE_S = 3.0
 AT_ONCE_S = 1.0
 """A connection that had been closed while it was idle is noticed within so long."""
 LONGEST_LINE = 64 << 20
+LARGE = 1 << 18
+"""Bytes that are written at once."""
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -229,11 +232,11 @@ class Api:
         begun = time.monotonic()
         try:
             try:
-                response = await self._session.request("POST", path, data=body, headers=_JSON)
+                response = await self._session.request("POST", path, data=_sent(body), headers=_JSON)
             except self._idle_breaks:
                 if time.monotonic() - begun > AT_ONCE_S:
                     raise  # it was at work on this
-                response = await self._session.request("POST", path, data=body, headers=_JSON)
+                response = await self._session.request("POST", path, data=_sent(body), headers=_JSON)
             data = await response.read()
         except self.breaks as error:
             self.check_broken(path, error)
@@ -265,14 +268,17 @@ class Api:
         import aiohttp
 
         method = "GET" if body is None else "POST"
-        how: dict[str, Any] = {"data": body, "headers": _JSON} if isinstance(body, bytes) else {"json": body}
+
+        def how() -> dict[str, Any]:
+            return {"data": _sent(body), "headers": _JSON} if isinstance(body, bytes) else {"json": body}
+
         start = time.monotonic()
         try:
-            return await self._session.request(method, path, **how)
+            return await self._session.request(method, path, **how())
         except self._idle_breaks:
             if time.monotonic() - start > AT_ONCE_S:
                 raise  # it was at work on this
-            return await self._session.request(method, path, **how)
+            return await self._session.request(method, path, **how())
         except aiohttp.InvalidURL as error:
             raise BadInput(f"{self.who}: {path!r} is no path: {error}") from error
         except (TypeError, ValueError, RecursionError) as error:
@@ -306,6 +312,11 @@ class Api:
         if status in (404, 405, 501):
             return UnsupportedVerb(text)
         return CallFailed(text)
+
+
+def _sent(body: bytes) -> bytes | io.BytesIO:
+    """A body for one request: a large one is written in pieces, so that other calls go on meanwhile."""
+    return body if len(body) <= LARGE else io.BytesIO(body)
 
 
 class _Calling:
