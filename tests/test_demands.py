@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from taskrouter.demands import demands_of, kinds_of, least_tokens, surely_longer
+from taskrouter.demands import demands_of, fields_of, kinds_of, least_tokens, surely_longer
 from taskrouter.memory.senses import lacks
 from taskrouter.verbs import ChatRequest, EmbedRequest, GenerateRequest, Picture, TranscribeRequest
 
@@ -40,6 +40,15 @@ def test_kinds_are_told_without_reading() -> None:
 def test_tools_are_told_apart_by_who_chooses(extra: dict[str, Any], wanted: set[str]) -> None:
     """An engine that can't read calls can still be bound to write one."""
     assert demands_of(ChatRequest(({"role": "user", "content": "x"},), extra=extra)) == wanted | {"extra"}
+
+
+def test_the_fields_that_only_some_models_know_are_named() -> None:
+    assert fields_of(ChatRequest(({"role": "user", "content": "x"},), extra={"top_k": 3, "min_p": 0.1})) == (
+        "top_k",
+        "min_p",
+    )
+    assert fields_of(ChatRequest(({"role": "user", "content": "x"},))) == ()
+    assert fields_of(object()) == ()
 
 
 def test_other_requests_ask_for_nothing_more() -> None:

@@ -180,7 +180,7 @@ def test_what_its_server_does_beside_the_verbs_is_asked_by_a_client_and_nothing_
                     await model.request(path)
                 assert (caught.value.status, caught.value.code) == (403, "path_not_allowed")
             with pytest.raises(errors.UnsupportedVerb, match="404"):
-                await model.request("/v1/nowhere", {})
+                await model.request("/v1/moderations", {})
 
     asyncio.run(asyncio.wait_for(main(), 150))
 
