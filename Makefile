@@ -2,7 +2,7 @@
 #
 #   make demo        the sample models answer real media on a budget that holds two of three
 #   make test        the whole test suite; installs vLLM, SGLang and llama.cpp beside it, for the tests that serve with them
-#   make test-fast   the same without what is slow (≤ 2 minutes)
+#   make test-fast   the same without what is slow (three minutes on two cores; two are the goal)
 #   make check       lint, types, import contracts, then `make test`; what CI runs
 #   make fmt         format
 #   make serve       models.yaml over HTTP
